@@ -1,0 +1,135 @@
+"""Every error that Speechmill raises on purpose.
+
+::
+
+    SpeechmillError
+    ├── JobError                what was asked for makes no sense (exit code 2)
+    │   └── MissingExtraError   an optional dependency is not installed
+    ├── DatasetError            the sink holds something else than this job expects
+    │   ├── RecipeChangedError  the sink's rows were made in another way
+    │   ├── SourceChangedError  the sink's rows come from another source
+    │   └── ReplacedError       a part was replaced while it was being read
+    ├── ModelError              weights cannot be found, read or trusted
+    ├── StorageError            the object store did not do what was asked
+    │   ├── NotFoundError       no such object
+    │   ├── AccessDeniedError   the credentials do not allow it
+    │   ├── ConflictError       the object is not the one the caller has seen
+    │   ├── UnavailableError    still failing after every retry
+    │   └── UnsupportedError    this store lacks something that Speechmill needs
+    └── AudioError              a recording that cannot become a row
+        ├── EmptyAudioError     no bytes, or no samples
+        ├── NotAudioError       the bytes are no audio
+        ├── TruncatedError      the recording ends before it should
+        └── DamagedError        part of it cannot be decoded, or is not finite
+
+An error's text says what was wrong, where, and what to do. Foreign errors (obstore, botocore,
+FFmpeg, pydantic) are mapped to these once, where they enter.
+"""
+
+__all__ = [
+    "AccessDeniedError",
+    "AudioError",
+    "ConflictError",
+    "DamagedError",
+    "DatasetError",
+    "EmptyAudioError",
+    "JobError",
+    "MissingExtraError",
+    "ModelError",
+    "NotAudioError",
+    "NotFoundError",
+    "RecipeChangedError",
+    "ReplacedError",
+    "SourceChangedError",
+    "SpeechmillError",
+    "StorageError",
+    "TruncatedError",
+    "UnavailableError",
+    "UnsupportedError",
+]
+
+
+class SpeechmillError(Exception):
+    """Base of all errors that Speechmill raises on purpose."""
+
+
+class JobError(SpeechmillError):
+    """What was asked for makes no sense."""
+
+
+class MissingExtraError(JobError):
+    """An optional dependency is not installed."""
+
+    def __init__(self, what: str, extra: str) -> None:
+        super().__init__(
+            f"{what} needs the extra {extra!r}: pip install 'speechmill[{extra}]'"
+        )
+        self.what = what
+        self.extra = extra
+
+    def __reduce__(self) -> tuple[type["MissingExtraError"], tuple[str, str]]:
+        return type(self), (self.what, self.extra)
+
+
+class DatasetError(SpeechmillError):
+    """The sink holds something else than this job expects."""
+
+
+class RecipeChangedError(DatasetError):
+    """The sink's rows were made in another way."""
+
+
+class SourceChangedError(DatasetError):
+    """The sink's rows come from another source."""
+
+
+class ReplacedError(DatasetError):
+    """A part was replaced while it was being read."""
+
+
+class ModelError(SpeechmillError):
+    """Weights cannot be found, read or trusted."""
+
+
+class StorageError(SpeechmillError):
+    """The object store did not do what was asked."""
+
+
+class NotFoundError(StorageError):
+    """There is no such object."""
+
+
+class AccessDeniedError(StorageError):
+    """The credentials do not allow it."""
+
+
+class ConflictError(StorageError):
+    """The object is not the one that the caller has seen."""
+
+
+class UnavailableError(StorageError):
+    """The store still fails after every retry."""
+
+
+class UnsupportedError(StorageError):
+    """This store lacks something that Speechmill needs."""
+
+
+class AudioError(SpeechmillError):
+    """A recording that cannot become a row."""
+
+
+class EmptyAudioError(AudioError):
+    """There are no bytes, or no samples."""
+
+
+class NotAudioError(AudioError):
+    """The bytes are no audio."""
+
+
+class TruncatedError(AudioError):
+    """The recording ends before it should."""
+
+
+class DamagedError(AudioError):
+    """Part of the recording cannot be decoded, or its samples are not finite."""

@@ -1,0 +1,55 @@
+"""What every tokenizer does, be it spectral features or a neural codec."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from speechmill.records import Codes
+
+__all__ = ["Tokenizer"]
+
+
+class Tokenizer(Protocol):
+    """Turns waveforms into audio tokens: features or discrete codes.
+
+    What it returns for a waveform does not depend on the other waveforms of the call.
+    ``encode`` may be called from several threads at once.
+    """
+
+    @property
+    def name(self) -> str:
+        """The name users give it, such as ``mfcc``."""
+
+    @property
+    def sample_rate(self) -> int:
+        """The rate, in Hz, that ``encode`` wants."""
+
+    @property
+    def hop_length(self) -> int:
+        """Samples from one frame to the next."""
+
+    @property
+    def frame_rate(self) -> float:
+        """Frames a second, in Hz: ``sample_rate / hop_length``."""
+
+    @property
+    def num_codebooks(self) -> int:
+        """Rows of the output: codebooks, or features a frame."""
+
+    @property
+    def codebook_size(self) -> int | None:
+        """How many different codes there are; None for continuous features (float32)."""
+
+    @property
+    def recipe(self) -> Mapping[str, object]:
+        """Every choice that shapes the tokens, as JSON values: weights' digests, options."""
+
+    def encode(self, waveforms: Sequence[NDArray[np.float32]]) -> list[Codes]:
+        """Encode each waveform (float32 [num_samples], mono, −1..1, at ``sample_rate``).
+
+        Returns one ``Codes`` a waveform, in order: [num_codebooks, num_frames].
+        """
