@@ -20,6 +20,7 @@ __all__ = [
     "ShardReport",
     "Stage",
     "Transcript",
+    "Utterance",
     "Waveform",
     "Word",
     "printable",
@@ -29,7 +30,7 @@ Stage = Literal["list", "fetch", "decode", "transcribe", "tokenize", "commit"]
 
 
 def printable(key: str) -> str:
-    """A store's key as valid Unicode: bytes that are not UTF-8 appear as ``\\xff``."""
+    r"""A store's key as valid Unicode: bytes that are not UTF-8 appear as ``\xff``."""
     try:
         key.encode()
     except UnicodeEncodeError:
@@ -150,6 +151,29 @@ class Codes:
     int16 or int32 [num_codebooks, num_frames] for codes."""
 
     values: NDArray[np.float32] | NDArray[np.int16] | NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Utterance:
+    """A row of the dataset: a recording, or a span of one.
+
+    ``codes`` holds one entry a tokenizer of the job, in its order. ``flags`` name what is
+    suspicious. ``sample_rate`` (Hz) and ``channels`` are the source's.
+    """
+
+    recording: Recording
+    folder_name: str
+    start_s: float
+    end_s: float
+    sample_rate: int
+    channels: int
+    transcript: Transcript
+    codes: tuple[Codes, ...] = ()
+    flags: tuple[str, ...] = ()
+    fetch_s: float = 0.0
+    decode_s: float = 0.0
+    transcribe_s: float = 0.0
+    tokenize_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,285 @@
+"""The columns of a row, and how rows become Arrow tables and Parquet bytes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from speechmill.records import Codes, Failure, Recording, Segment, Utterance, Word
+from speechmill.tokenizers.base import Tokenizer
+
+__all__ = [
+    "FAILURE_SCHEMA",
+    "IDENTITY_COLUMNS",
+    "METADATA_KEY",
+    "SCHEMA_VERSION",
+    "failures_to_table",
+    "row_schema",
+    "sort_rows",
+    "to_parquet",
+    "token_column",
+    "utterances_to_table",
+]
+
+SCHEMA_VERSION = 1
+METADATA_KEY = b"speechmill"
+
+INT16_CODES = 32_768  # codes of a codebook up to this size fit int16
+# Which version of which recording a row is made of, and how.
+IDENTITY_COLUMNS = ("file_name", "source_size", "source_etag", "source_modified", "recipe")
+
+
+def _list(value: pa.DataType) -> pa.DataType:
+    """A list whose items are named as Parquet's specification has them."""
+    return pa.list_(pa.field("element", value))
+
+
+_SEGMENTS = _list(
+    pa.struct(
+        {
+            "start_s": pa.float64(),
+            "end_s": pa.float64(),
+            "text": pa.string(),
+            "avg_logprob": pa.float32(),
+            "no_speech_prob": pa.float32(),
+        }
+    )
+)
+_WORDS = _list(
+    pa.struct(
+        {
+            "word": pa.string(),
+            "start_s": pa.float64(),
+            "end_s": pa.float64(),
+            "probability": pa.float32(),
+        }
+    )
+)
+_TIMESTAMP = pa.timestamp("us", tz="UTC")
+_IDENTITY_FIELDS = [
+    ("file_name", pa.string()),
+    ("source_size", pa.int64()),
+    ("source_etag", pa.string()),
+    ("source_modified", _TIMESTAMP),
+    ("recipe", pa.string()),
+]
+
+FAILURE_SCHEMA = pa.schema(
+    [
+        ("folder_name", pa.string()),
+        *_IDENTITY_FIELDS,
+        ("stage", pa.string()),
+        ("error", pa.string()),
+        ("message", pa.string()),
+        ("attempts", pa.int32()),
+        ("failed_at", _TIMESTAMP),
+    ],
+    metadata={METADATA_KEY: json.dumps({"schema_version": SCHEMA_VERSION}).encode()},
+)
+
+
+def token_column(index: int, name: str) -> str:
+    """The column of the job's tokenizer number ``index``."""
+    return "token" if index == 0 else f"token_{name}"
+
+
+def _token_type(codebook_size: int | None) -> pa.DataType:
+    if codebook_size is None:
+        return _list(_list(pa.float32()))
+    return _list(_list(pa.int16() if codebook_size <= INT16_CODES else pa.int32()))
+
+
+def row_schema(tokenizers: Sequence[Tokenizer]) -> pa.Schema:
+    """The schema of the rows that these tokenizers give, with all that decoding needs in its
+    metadata, as JSON under ``speechmill``."""
+    described = [
+        {
+            "column": token_column(i, t.name),
+            "name": t.name,
+            "sample_rate": t.sample_rate,
+            "hop_length": t.hop_length,
+            "frame_rate": t.frame_rate,
+            "num_codebooks": t.num_codebooks,
+            "codebook_size": t.codebook_size,
+            "recipe": dict(t.recipe),
+        }
+        for i, t in enumerate(tokenizers)
+    ]
+    tokens = [
+        (token_column(i, t.name), _token_type(t.codebook_size)) for i, t in enumerate(tokenizers)
+    ] or [("token", _token_type(None))]
+    metadata = {"schema_version": SCHEMA_VERSION, "tokenizers": described}
+    return pa.schema(
+        [
+            ("folder_name", pa.string()),
+            *_IDENTITY_FIELDS[:1],
+            ("transcription", pa.string()),
+            *tokens,
+            ("start_s", pa.float64()),
+            ("end_s", pa.float64()),
+            ("duration_s", pa.float64()),
+            ("sample_rate", pa.int32()),
+            ("channels", pa.int32()),
+            ("language", pa.string()),
+            ("language_probability", pa.float32()),
+            ("avg_logprob", pa.float32()),
+            ("no_speech_prob", pa.float32()),
+            ("compression_ratio", pa.float32()),
+            ("segments", _SEGMENTS),
+            ("words", _WORDS),
+            ("flags", _list(pa.string())),
+            *_IDENTITY_FIELDS[1:],
+            ("fetch_s", pa.float32()),
+            ("decode_s", pa.float32()),
+            ("transcribe_s", pa.float32()),
+            ("tokenize_s", pa.float32()),
+        ],
+        metadata={METADATA_KEY: json.dumps(metadata, sort_keys=True).encode()},
+    )
+
+
+def _codes_to_array(codes: Sequence[Codes], of_type: pa.DataType) -> pa.Array:
+    """[num_codebooks, num_frames] arrays as list<list<…>>, without a Python object a value."""
+    inner_type = of_type.value_type
+    shapes = [c.values.shape for c in codes]
+    rows = np.concatenate([[0], np.cumsum([s[0] for s in shapes])]).astype(np.int32)
+    frames = np.concatenate([[0], *([s[1]] * s[0] for s in shapes)])
+    flat = np.concatenate([c.values.reshape(-1) for c in codes]) if codes else np.empty(0)
+    values = pa.array(flat, type=inner_type.value_type)
+    inner = pa.ListArray.from_arrays(
+        pa.array(np.cumsum(frames).astype(np.int32)), values, type=inner_type
+    )
+    return pa.ListArray.from_arrays(pa.array(rows), inner, type=of_type)
+
+
+def _segment(segment: Segment) -> dict[str, object]:
+    return {
+        "start_s": segment.start_s,
+        "end_s": segment.end_s,
+        "text": segment.text,
+        "avg_logprob": segment.avg_logprob,
+        "no_speech_prob": segment.no_speech_prob,
+    }
+
+
+def _word(word: Word) -> dict[str, object]:
+    return {
+        "word": word.word,
+        "start_s": word.start_s,
+        "end_s": word.end_s,
+        "probability": word.probability,
+    }
+
+
+def _identity(recordings: Sequence[Recording], recipe: str) -> dict[str, Any]:
+    return {
+        "file_name": [r.file_name for r in recordings],
+        "source_size": [r.size for r in recordings],
+        "source_etag": [r.etag for r in recordings],
+        "source_modified": [r.modified_us for r in recordings],
+        "recipe": [recipe] * len(recordings),
+    }
+
+
+def utterances_to_table(
+    utterances: Sequence[Utterance], schema: pa.Schema, recipe: str
+) -> pa.Table:
+    """Rows as an Arrow table of ``schema``."""
+    transcripts = [u.transcript for u in utterances]
+    columns: dict[str, Any] = {
+        "folder_name": [u.folder_name for u in utterances],
+        **_identity([u.recording for u in utterances], recipe),
+        "transcription": [t.text for t in transcripts],
+        "duration_s": [u.end_s - u.start_s for u in utterances],
+        "segments": [[_segment(s) for s in t.segments] for t in transcripts],
+        "words": [None if t.words is None else [_word(w) for w in t.words] for t in transcripts],
+        "flags": [sorted({*u.flags, *u.transcript.flags}) for u in utterances],
+    }
+    for name in ("start_s", "end_s", "sample_rate", "channels"):
+        columns[name] = [getattr(u, name) for u in utterances]
+    for name in (
+        "language",
+        "language_probability",
+        "avg_logprob",
+        "no_speech_prob",
+        "compression_ratio",
+    ):
+        columns[name] = [getattr(t, name) for t in transcripts]
+    for name in ("fetch_s", "decode_s", "transcribe_s", "tokenize_s"):
+        columns[name] = [getattr(u, name) for u in utterances]
+    token_fields = [f for f in schema if f.name == "token" or f.name.startswith("token_")]
+    num_codes = len(utterances[0].codes) if utterances else 0
+    for i, token_field in enumerate(token_fields):
+        columns[token_field.name] = (
+            _codes_to_array([u.codes[i] for u in utterances], token_field.type)
+            if i < num_codes
+            else pa.nulls(len(utterances), token_field.type)
+        )
+    arrays = [
+        c if isinstance(c := columns[f.name], pa.Array) else pa.array(c, type=f.type)
+        for f in schema
+    ]
+    return pa.table(arrays, schema=schema)
+
+
+def failures_to_table(
+    failures: Sequence[Failure], recipe: str, attempts: Mapping[str, int], failed_at_us: int
+) -> pa.Table:
+    """Failures as a table of ``FAILURE_SCHEMA``; ``attempts`` by file name, 1 where not given."""
+    columns: dict[str, Any] = {
+        "folder_name": [f.folder_name for f in failures],
+        **_identity([f.recording for f in failures], recipe),
+        "stage": [f.stage for f in failures],
+        "error": [f.error for f in failures],
+        "message": [f.message for f in failures],
+        "attempts": [attempts.get(f.recording.file_name, 1) for f in failures],
+        "failed_at": [failed_at_us] * len(failures),
+    }
+    return pa.table(
+        [pa.array(columns[f.name], type=f.type) for f in FAILURE_SCHEMA], schema=FAILURE_SCHEMA
+    )
+
+
+def sort_rows(table: pa.Table) -> pa.Table:
+    """The order of rows in a part: it does not depend on the order of arrival."""
+    keys = [("file_name", "ascending")]
+    if "start_s" in table.column_names:
+        keys.append(("start_s", "ascending"))
+    return table.sort_by(keys)
+
+
+def to_parquet(table: pa.Table) -> bytes:
+    """A part file's bytes.
+
+    Data page 1.0 and plain encodings are what every reader takes, fastparquet's flat columns
+    among them; page checksums tell a torn read from rows.
+    """
+    sink = pa.BufferOutputStream()
+    pq.write_table(
+        table,
+        sink,
+        compression="zstd",
+        data_page_version="1.0",
+        use_dictionary=[
+            name
+            for name in (
+                "folder_name",
+                "language",
+                "recipe",
+                "sample_rate",
+                "channels",
+                "stage",
+                "error",
+            )
+            if name in table.column_names
+        ],
+        write_page_checksum=True,
+        store_schema=True,
+    )
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
