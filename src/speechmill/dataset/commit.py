@@ -1,0 +1,270 @@
+"""Exactly one row: how rows and failures come into a part, and leave it.
+
+All rows of a recording lie in one part, and a part is one object that is replaced as a whole by
+compare-and-swap (``swap.py``). So at every moment each recording that was done is there once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from speechmill.dataset.layout import data_key, failures_key
+from speechmill.dataset.schema import (
+    FAILURE_SCHEMA,
+    failures_to_table,
+    sort_rows,
+    to_parquet,
+)
+from speechmill.dataset.swap import update
+from speechmill.errors import DatasetError, NotFoundError
+from speechmill.records import Failure, Part, Recording
+from speechmill.storage import Store
+
+__all__ = [
+    "Version",
+    "commit",
+    "merge_rows",
+    "read_part",
+    "remove",
+    "versions",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """Which version of a recording a row is made of, and how. ``modified_us``: µs since 1970."""
+
+    size: int
+    etag: str
+    modified_us: int
+    recipe: str
+
+    @staticmethod
+    def of(recording: Recording, recipe: str) -> Version:
+        """The version that a row of this recording, made by this recipe, would have."""
+        return Version(recording.size, recording.etag, recording.modified_us, recipe)
+
+    def newer(self, other: Version) -> bool:
+        """Whether the bytes are of a later time than the other's."""
+        return not self.same_source(other) and self.modified_us > other.modified_us
+
+    def same_source(self, other: Version) -> bool:
+        """Whether both are of the same bytes in the source."""
+        return (self.size, self.etag) == (other.size, other.etag)
+
+
+def versions(table: pa.Table) -> dict[str, Version]:
+    """The version of each recording in a part, by file name."""
+    columns = (
+        table["file_name"],
+        table["source_size"],
+        table["source_etag"],
+        table["source_modified"].cast(pa.int64()),
+        table["recipe"],
+    )
+    return {
+        name: Version(size, etag, modified, recipe)
+        for name, size, etag, modified, recipe in zip(
+            *(c.to_pylist() for c in columns), strict=True
+        )
+    }
+
+
+def read_part(key: str, data: bytes) -> pa.Table:
+    """The table in a part file's bytes.
+
+    Raises:
+        DatasetError: it is no Parquet file, or a page's checksum is wrong.
+    """
+    try:
+        return pq.read_table(
+            pa.BufferReader(data), partitioning=None, page_checksum_verification=True
+        )
+    except (pa.ArrowException, OSError) as error:
+        raise DatasetError(
+            f"{key} of the sink cannot be read ({error}); "
+            "remove the file, and the next build makes it anew"
+        ) from None
+
+
+def _conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The rows as ``schema`` has them: what it does not know is left out; what the rows lack, or
+    have as another type, is null (such rows await being replaced by another recipe's)."""
+    arrays = [
+        table[f.name]
+        if f.name in table.column_names and table.schema.field(f.name).type.equals(f.type)
+        else pa.nulls(table.num_rows, f.type)
+        for f in schema
+    ]
+    return pa.table(arrays, schema=schema)
+
+
+def merge_rows(
+    old: pa.Table | None,
+    new: pa.Table,
+    *,
+    replaces: Mapping[str, str],
+    is_current: Callable[[], bool],
+) -> pa.Table | None:
+    """What a part holds after ``new`` has come; None where that changes nothing.
+
+    All rows of a recording stand or fall together. Rows of the same bytes and recipe stay as they
+    are. The same bytes made by another recipe are replaced if ``is_current()`` says that the new
+    rows' recipe is the sink's. Another version of the bytes is replaced unless it is newer, or
+    when it is the very one that ``replaces`` (etag by file name) says was to be replaced.
+    """
+    there = versions(old) if old is not None else {}
+    coming = versions(new)
+
+    def wins(name: str, mine: Version) -> bool:
+        theirs = there.get(name)
+        if theirs is None:
+            return True
+        if mine.same_source(theirs):
+            return mine.recipe != theirs.recipe and is_current()
+        return mine.modified_us >= theirs.modified_us or replaces.get(name) == theirs.etag
+
+    winners = [name for name, version in coming.items() if wins(name, version)]
+    if not winners:
+        return None
+    added = new.filter(pc.is_in(new["file_name"], pa.array(winners, pa.string())))
+    if old is None:
+        return sort_rows(added)
+    kept = _without(old, winners)
+    return sort_rows(pa.concat_tables([_conform(kept, new.schema), added]))
+
+
+def _without(table: pa.Table, names: Collection[str]) -> pa.Table:
+    return table.filter(pc.invert(pc.is_in(table["file_name"], pa.array(list(names), pa.string()))))
+
+
+def commit(
+    store: Store,
+    part: Part,
+    rows: pa.Table,
+    failures: Sequence[Failure],
+    *,
+    recipe: str,
+    replaces: Mapping[str, str],
+    is_current: Callable[[], bool],
+) -> int:
+    """Commit to a part what became of some of its recordings: rows and failures.
+
+    Rows come before their recordings' old failures go, and failures come before the rows of
+    versions that they put an end to go: whenever it is cut short, each recording is accounted
+    for, and the next build takes away what is left over. Returns the conflicts met.
+
+    Raises:
+        ConflictError: something else kept on changing the part.
+        UnavailableError: the store stays down.
+    """
+    conflicts = 0
+    if rows.num_rows:
+        conflicts += _add_rows(store, data_key(part), rows, replaces, is_current)
+        done = versions(rows)
+        remove(store, failures_key(part), lambda name, v: name in done and not v.newer(done[name]))
+    if failures:
+        conflicts += _add_failures(store, failures_key(part), failures, recipe)
+        _settle(store, part, failures)
+    return conflicts
+
+
+def _add_rows(
+    store: Store,
+    key: str,
+    rows: pa.Table,
+    replaces: Mapping[str, str],
+    is_current: Callable[[], bool],
+) -> int:
+    def change(data: bytes | None) -> bytes | None:
+        old = read_part(key, data) if data is not None else None
+        merged = merge_rows(old, rows, replaces=replaces, is_current=is_current)
+        return None if merged is None else to_parquet(merged)
+
+    return update(store, key, change)
+
+
+def _add_failures(store: Store, key: str, failures: Sequence[Failure], recipe: str) -> int:
+    """At most one a recording. Attempts at the same bytes are counted on."""
+    now_us = time.time_ns() // 1000
+
+    def change(data: bytes | None) -> bytes | None:
+        old = read_part(key, data) if data is not None else FAILURE_SCHEMA.empty_table()
+        known = versions(old)
+        counts = dict(zip(old["file_name"].to_pylist(), old["attempts"].to_pylist(), strict=True))
+        times = dict(
+            zip(
+                old["file_name"].to_pylist(),
+                old["failed_at"].cast(pa.int64()).to_pylist(),
+                strict=True,
+            )
+        )
+        attempts: dict[str, int] = {}
+        news = []
+        for failure in failures:
+            name, mine = failure.recording.file_name, Version.of(failure.recording, recipe)
+            seen = known.get(name)
+            if seen is not None and seen.newer(mine):
+                continue
+            if times.get(name) == now_us:  # ours already: the reply to the put was lost
+                continue
+            if seen is not None and seen.same_source(mine):
+                attempts[name] = counts[name] + 1
+            news.append(failure)
+        if not news:
+            return None
+        table = failures_to_table(news, recipe, attempts, now_us)
+        kept = _without(old, [f.recording.file_name for f in news])
+        return to_parquet(sort_rows(pa.concat_tables([kept, table])))
+
+    return update(store, key, change)
+
+
+def _settle(store: Store, part: Part, failures: Sequence[Failure]) -> None:
+    """Leave no failure beside a row: a row of the same bytes, or of newer ones, takes the failure
+    away; a recording that can no longer be decoded takes its older rows away."""
+    failed = {f.recording.file_name: f for f in failures}
+    try:
+        there = versions(read_part(data_key(part), store.get(data_key(part)).data))
+    except NotFoundError:
+        return
+    outlived, outdated = set(), {}
+    for name, failure in failed.items():
+        if (row := there.get(name)) is None:
+            continue
+        mine = Version.of(failure.recording, row.recipe)
+        if row.same_source(mine) or row.newer(mine):
+            outlived.add(name)
+        elif failure.stage == "decode":
+            outdated[name] = row
+    if outdated:
+        remove(store, data_key(part), lambda name, v: outdated.get(name) == v)
+    if outlived:
+        remove(store, failures_key(part), lambda name, _: name in outlived)
+
+
+def remove(store: Store, key: str, doomed: Callable[[str, Version], bool]) -> int:
+    """Remove the recordings that ``doomed`` names from the part at ``key``, rows or failures.
+
+    Returns how many recordings it were. A part is never deleted, so readers find it where it was.
+    """
+    removed = 0
+
+    def change(data: bytes | None) -> bytes | None:
+        nonlocal removed
+        removed = 0
+        if data is None:
+            return None
+        old = read_part(key, data)
+        names = [name for name, version in versions(old).items() if doomed(name, version)]
+        removed = len(names)
+        return to_parquet(_without(old, names)) if names else None
+
+    update(store, key, change)
+    return removed

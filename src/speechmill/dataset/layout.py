@@ -1,0 +1,152 @@
+"""Where things lie in a sink: folders, parts, and the names of everything else.
+
+A recording belongs to one part for the life of the sink. How many parts a folder has is chosen
+when it is first planned, and kept in ``layout.json``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
+from urllib.parse import quote
+
+from speechmill.dataset.schema import SCHEMA_VERSION
+from speechmill.dataset.swap import update
+from speechmill.errors import DatasetError, NotFoundError
+from speechmill.records import Part
+from speechmill.storage import Store
+
+__all__ = [
+    "DATA",
+    "FAILURES",
+    "LAYOUT_KEY",
+    "OWN_PREFIXES",
+    "ROOT_FOLDER",
+    "SOURCE_KEY",
+    "agree_on_parts",
+    "data_key",
+    "directory",
+    "failures_key",
+    "folder_rule",
+    "read_layout",
+    "recipe_key",
+]
+
+DATA = "data"
+FAILURES = "failures"
+STATE = "_speechmill"
+OWN_PREFIXES = (DATA, FAILURES, STATE)
+SOURCE_KEY = f"{STATE}/source.json"
+LAYOUT_KEY = f"{STATE}/layout.json"
+RUNS = f"{STATE}/runs"
+
+ROOT_FOLDER = "_root"  # the folder of recordings that lie in none
+
+# A local name may have 255 bytes and an S3 key 1,024; this leaves room for SINK and the rest.
+MAX_DIRECTORY_CHARS = 180
+HASH_CHARS = 16
+
+
+def recipe_key(recipe: str) -> str:
+    """Where a recipe is kept in full."""
+    return f"{STATE}/recipes/{recipe}.json"
+
+
+def folder_rule(rule: str) -> Callable[[str], str]:
+    """The function from a file name to its ``folder_name``.
+
+    ``parent`` is the name of the directory that it lies in, ``first`` that of the topmost one,
+    ``path`` all of them, joined by "/"; anything else is a regular expression, searched in the
+    file name, whose first group is the folder's name. Where there is none: ``_root``.
+    """
+
+    def directories(file_name: str) -> list[str]:
+        return [d for d in file_name.split("/")[:-1] if d]
+
+    if rule == "parent":
+        return lambda name: next(reversed(directories(name)), ROOT_FOLDER)
+    if rule == "first":
+        return lambda name: next(iter(directories(name)), ROOT_FOLDER)
+    if rule == "path":
+        return lambda name: "/".join(directories(name)) or ROOT_FOLDER
+    pattern = re.compile(rule)
+
+    def matched(name: str) -> str:
+        found = pattern.search(name)
+        return (found and found[1]) or ROOT_FOLDER
+
+    return matched
+
+
+@lru_cache(maxsize=4096)
+def directory(folder_name: str) -> str:
+    """The folder's directory below ``data``: ``folder=`` and its name, percent-encoded, so that
+    it is one harmless path component; over 180 characters it is cut and given a hash."""
+    encoded = quote(folder_name, safe="")
+    if len(encoded) > MAX_DIRECTORY_CHARS:
+        digest = hashlib.sha256(folder_name.encode()).hexdigest()[:HASH_CHARS]
+        cut = encoded[: MAX_DIRECTORY_CHARS - HASH_CHARS - 1]
+        if "%" in cut[-2:]:  # never half of an escape
+            cut = cut[: cut.rindex("%")]
+        encoded = f"{cut}-{digest}"
+    return f"folder={encoded}"
+
+
+def _part_name(part: Part) -> str:
+    return f"{directory(part.folder_name)}/part-{part.index:02d}-of-{part.count:02d}.parquet"
+
+
+def data_key(part: Part) -> str:
+    """Where the part's rows are."""
+    return f"{DATA}/{_part_name(part)}"
+
+
+def failures_key(part: Part) -> str:
+    """Where the failures of the part's recordings are."""
+    return f"{FAILURES}/{_part_name(part)}"
+
+
+def read_layout(store: Store) -> dict[str, int]:
+    """How many parts each folder has; empty for a new sink."""
+    try:
+        return _parse(store.get(LAYOUT_KEY).data)
+    except NotFoundError:
+        return {}
+
+
+def agree_on_parts(store: Store, wanted: Mapping[str, int]) -> dict[str, int]:
+    """Make every folder of ``wanted`` known, with so many parts where it is new.
+
+    Returns what all builds of this sink have agreed on: who came first decides.
+    """
+    layout: dict[str, int] = {}
+
+    def add(data: bytes | None) -> bytes | None:
+        layout.clear()
+        layout.update(_parse(data) if data is not None else {})
+        if wanted.keys() <= layout.keys():
+            return None
+        layout.update({name: n for name, n in wanted.items() if name not in layout})
+        return _dump(layout.items())
+
+    update(store, LAYOUT_KEY, add)
+    return layout
+
+
+def _dump(folders: Iterable[tuple[str, int]]) -> bytes:
+    state = {"schema_version": SCHEMA_VERSION, "folders": dict(sorted(folders))}
+    return json.dumps(state, ensure_ascii=False, indent=0).encode()
+
+
+def _parse(data: bytes) -> dict[str, int]:
+    try:
+        folders = json.loads(data)["folders"]
+        return {str(name): int(count) for name, count in folders.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DatasetError(
+            f"{LAYOUT_KEY} of the sink cannot be read ({error}); it is needed to know which part "
+            "a recording belongs to: restore it from a backup"
+        ) from None

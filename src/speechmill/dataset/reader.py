@@ -1,0 +1,178 @@
+"""Reading a sink: one version of each part, whole, whatever is being written meanwhile."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.dataset as pads
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from speechmill.dataset.commit import read_part
+from speechmill.dataset.layout import DATA
+from speechmill.dataset.schema import row_schema
+from speechmill.errors import ConflictError, DatasetError, NotFoundError
+from speechmill.storage import Object, Store
+
+__all__ = ["dataset_of", "list_parts", "read_columns", "scan"]
+
+WHOLE_BYTES = 512 * 1024  # a part up to this size is fetched whole, in one request
+TAIL_BYTES = 64 * 1024  # of a larger one the end first: the footer is there
+READERS = 16  # parts read at the same time
+TRIES = 20  # times that a part is begun anew because it was replaced meanwhile
+
+
+def list_parts(store: Store, root: str = DATA) -> list[Object]:
+    """The part files below ``root`` ("data" or "failures"), by key."""
+    return sorted((o for o in store.list(root) if o.key.endswith(".parquet")), key=lambda o: o.key)
+
+
+class _Pinned(io.RawIOBase):
+    """One version of an object as a file that is read by ranges.
+
+    A read raises ``ConflictError`` once the object has been replaced.
+    """
+
+    def __init__(self, store: Store, part: Object) -> None:
+        self._store, self._part = store, part
+        self._at = 0
+        self._tail_start = max(0, part.size - TAIL_BYTES)
+        self._tail = self._fetch(self._tail_start, part.size - self._tail_start)
+
+    def _fetch(self, start: int, length: int) -> bytes:
+        return self._store.read(self._part.key, start, length, etag=self._part.etag)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._part.size}[whence]
+        self._at = base + offset
+        return self._at
+
+    def read(self, size: int = -1) -> bytes:
+        end = self._part.size if size < 0 else min(self._at + size, self._part.size)
+        start, self._at = self._at, max(self._at, end)
+        if end <= start:
+            return b""
+        if start >= self._tail_start:
+            return self._tail[start - self._tail_start : end - self._tail_start]
+        return self._fetch(start, end - start)
+
+
+def read_columns(store: Store, part: Object, columns: Sequence[str]) -> pa.Table:
+    """These columns of one part, all of one version; those that it lacks are left out.
+
+    A part that is replaced while it is read is read again.
+
+    Raises:
+        NotFoundError: the part is gone.
+        DatasetError: it is no Parquet file.
+    """
+    for _ in range(TRIES):
+        if part.size <= WHOLE_BYTES:
+            table = read_part(part.key, store.get(part.key).data)
+            return table.select([c for c in columns if c in table.column_names])
+        try:
+            # Arrow fetches each column chunk by one read of our file.
+            file = pq.ParquetFile(
+                pa.PythonFile(_Pinned(store, part), mode="r"), page_checksum_verification=True
+            )
+            names = file.schema_arrow.names
+            return file.read(columns=[c for c in columns if c in names], use_threads=False)
+        except ConflictError:
+            part = store.head(part.key)
+        except pa.ArrowException as error:
+            raise DatasetError(f"{part.key} of the sink cannot be read ({error})") from None
+    raise ConflictError(f"{part.key} of the sink was replaced {TRIES} times while it was read")
+
+
+def scan(
+    store: Store, columns: Sequence[str], root: str = DATA
+) -> Iterator[tuple[Object, pa.Table]]:
+    """These columns of every part below ``root``, in order, several parts ahead at a time."""
+    parts = list_parts(store, root)
+    with ThreadPoolExecutor(READERS, thread_name_prefix="read") as pool:
+        for start in range(0, len(parts), READERS):
+            some = parts[start : start + READERS]
+            tables = pool.map(lambda p: read_columns(store, p, columns), some)
+            yield from zip(some, tables, strict=True)
+
+
+class _Whole(pafs.FileSystemHandler):  # type: ignore[misc]
+    """A store as a file system for pyarrow: each file is fetched whole, so it is of one version."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Whole) and other._store.url == self._store.url
+
+    def __hash__(self) -> int:
+        return hash(self._store.url)
+
+    def get_type_name(self) -> str:
+        return "speechmill"
+
+    def normalize_path(self, path: str) -> str:
+        return path
+
+    def get_file_info(self, paths: Sequence[str]) -> list[pafs.FileInfo]:
+        return [self._info(path) for path in paths]
+
+    def _info(self, path: str) -> pafs.FileInfo:
+        try:
+            found = self._store.head(path)
+        except NotFoundError:
+            return pafs.FileInfo(path, pafs.FileType.NotFound)
+        return pafs.FileInfo(path, pafs.FileType.File, size=found.size)
+
+    def get_file_info_selector(self, selector: pafs.FileSelector) -> list[pafs.FileInfo]:
+        return [
+            pafs.FileInfo(o.key, pafs.FileType.File, size=o.size)
+            for o in self._store.list(selector.base_dir)
+        ]
+
+    def open_input_file(self, path: str) -> pa.NativeFile:
+        return pa.BufferReader(self._store.get(path).data)
+
+    def open_input_stream(self, path: str) -> pa.NativeFile:
+        return self.open_input_file(path)
+
+    def _read_only(self, *_: Any, **__: Any) -> Any:
+        raise NotImplementedError("a dataset is opened for reading only")
+
+    create_dir = delete_dir = delete_dir_contents = delete_root_dir_contents = _read_only
+    delete_file = move = copy_file = open_output_stream = open_append_stream = _read_only
+
+
+def dataset_of(store: Store) -> pads.Dataset:
+    """The rows as a pyarrow dataset.
+
+    Each part is fetched whole when it is scanned, so what comes of it is of one version.
+
+    Raises:
+        DatasetError: a part cannot be read.
+    """
+    parts = list_parts(store)
+    if not parts:
+        return pads.dataset(row_schema(()).empty_table())
+    filesystem = pafs.PyFileSystem(_Whole(store))
+    paths = [p.key for p in parts]
+    try:
+        schema = pq.read_schema(filesystem.open_input_file(paths[0]))
+        return pads.dataset(
+            paths, schema=schema, filesystem=filesystem, format="parquet", partitioning=None
+        )
+    except pa.ArrowException as error:
+        raise DatasetError(f"the rows of {store.url} cannot be read ({error})") from None

@@ -1,0 +1,127 @@
+"""What all builds of one sink have agreed on: its source, and the recipe of its rows."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from speechmill.dataset.layout import SOURCE_KEY, recipe_key
+from speechmill.dataset.schema import SCHEMA_VERSION
+from speechmill.dataset.swap import update
+from speechmill.errors import (
+    ConflictError,
+    DatasetError,
+    NotFoundError,
+    RecipeChangedError,
+    SourceChangedError,
+)
+from speechmill.job import Recipe
+from speechmill.storage import Store
+
+__all__ = ["agree_on_source", "check_source", "current_recipe", "read_recipe", "read_state"]
+
+
+def read_state(store: Store) -> dict[str, Any] | None:
+    """``source.json``: the keys source, recipe, schema_version, created; None in a new sink."""
+    try:
+        return _parse(store.get(SOURCE_KEY).data)
+    except NotFoundError:
+        return None
+
+
+def _parse(data: bytes) -> dict[str, Any]:
+    try:
+        state = json.loads(data)
+        version, _, _ = state["schema_version"], state["source"], state["recipe"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DatasetError(
+            f"{SOURCE_KEY} of the sink cannot be read ({error!r}); restore it from a backup"
+        ) from None
+    if version != SCHEMA_VERSION:
+        raise DatasetError(
+            f"the sink is of schema version {version}, this Speechmill writes {SCHEMA_VERSION}: "
+            "use the Speechmill that made it, or another sink"
+        )
+    return dict(state)
+
+
+def read_recipe(store: Store, recipe: str) -> Recipe | None:
+    """A recipe that made rows of this sink, in full; None where it is not kept."""
+    try:
+        choices: Mapping[str, Any] = json.loads(store.get(recipe_key(recipe)).data)
+    except (NotFoundError, ValueError):
+        return None
+    return Recipe(choices)
+
+
+def current_recipe(store: Store) -> str | None:
+    """The id of the recipe that the sink's rows are to have; None in a new sink."""
+    state = read_state(store)
+    return None if state is None else str(state["recipe"])
+
+
+def check_source(
+    store: Store,
+    state: Mapping[str, Any] | None,
+    source_url: str,
+    recipe: Recipe,
+    *,
+    rebuild: bool,
+    source_moved: bool,
+) -> bool:
+    """Whether ``source.json`` must be written anew for this source and recipe.
+
+    Raises:
+        SourceChangedError: the rows come from another source, and ``source_moved`` is not set.
+        RecipeChangedError: they were made in another way, and ``rebuild`` is not set.
+    """
+    if state is None:
+        return True
+    if state["source"] != source_url and not source_moved:
+        raise SourceChangedError(
+            f"the sink {store.url} holds recordings of {state['source']}, not of {source_url}; "
+            "use another sink, or --source-moved if it is the same corpus in a new place"
+        )
+    if state["recipe"] != recipe.id and not rebuild:
+        kept = read_recipe(store, str(state["recipe"]))
+        differences = kept.differences(recipe) if kept else ["(its recipe is not kept)"]
+        raise RecipeChangedError(
+            f"the rows of {store.url} were made in another way (sink → this job):\n"
+            + "\n".join(f"  {line}" for line in differences)
+            + "\nuse the sink's options, another sink, or --rebuild to replace its rows"
+        )
+    return bool(state["source"] != source_url or state["recipe"] != recipe.id)
+
+
+def agree_on_source(
+    store: Store, source_url: str, recipe: Recipe, *, rebuild: bool, source_moved: bool
+) -> None:
+    """Record where the rows come from and what makes them, or find that others think otherwise.
+
+    The recipe is written before what names it.
+
+    Raises:
+        SourceChangedError, RecipeChangedError: see ``check_source``.
+    """
+    with contextlib.suppress(ConflictError):  # it is there: its name is its content's hash
+        store.put(recipe_key(recipe.id), recipe.to_json().encode(), if_absent=True)
+
+    def change(data: bytes | None) -> bytes | None:
+        state = _parse(data) if data is not None else None
+        if not check_source(
+            store, state, source_url, recipe, rebuild=rebuild, source_moved=source_moved
+        ):
+            return None
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        new = {
+            "schema_version": SCHEMA_VERSION,
+            "source": source_url,
+            "recipe": recipe.id,
+            "created": state["created"] if state else now,
+        }
+        return json.dumps(new, indent=2, ensure_ascii=False).encode()
+
+    update(store, SOURCE_KEY, change)

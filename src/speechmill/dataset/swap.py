@@ -1,0 +1,55 @@
+"""Compare-and-swap: how every object of a sink is changed.
+
+Read the object with its tag, work out what it should be, put it back on the condition that it is
+still the one that was read; on a conflict do it all again. A put whose reply was lost meets its
+own success as a conflict, finds everything there already, and writes nothing.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+
+from speechmill.errors import ConflictError, NotFoundError
+from speechmill.storage import Store
+
+__all__ = ["update"]
+
+MAX_CONFLICTS = 200
+FIRST_WAIT_S = 0.01
+LONGEST_WAIT_S = 2.0
+
+
+def update(store: Store, key: str, change: Callable[[bytes | None], bytes | None]) -> int:
+    """Compare-and-swap one object.
+
+    ``change`` gets the object's bytes (None where there is no object) and returns what it should
+    be, or None to leave it. It may be called several times. Returns how many conflicts there were.
+
+    Raises:
+        ConflictError: something else kept on changing the object.
+        UnavailableError: the store stays down.
+    """
+    wait_s = FIRST_WAIT_S
+    for conflicts in range(MAX_CONFLICTS):
+        try:
+            blob = store.get(key)
+        except NotFoundError:
+            old, condition = None, {"if_absent": True}
+        else:
+            old, condition = blob.data, {"if_etag": blob.etag}
+        new = change(old)
+        if new is None:
+            return conflicts
+        try:
+            store.put(key, new, **condition)  # type: ignore[arg-type]
+        except ConflictError:
+            time.sleep(wait_s * random.random())  # noqa: S311 - jitter is no secret
+            wait_s = min(2 * wait_s, LONGEST_WAIT_S)
+        else:
+            return conflicts
+    raise ConflictError(
+        f"{store.url}/{key} was changed by others {MAX_CONFLICTS} times while it was being "
+        "written; is another program writing to this sink?"
+    )

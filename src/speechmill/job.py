@@ -1,0 +1,270 @@
+"""A job: everything that one build is told, and the recipe of the rows it makes."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from speechmill.errors import JobError
+
+__all__ = ["Job", "Recipe", "load_job"]
+
+TokenizerOptions = dict[str, dict[str, bool | int | float | str]]
+
+
+class Job(BaseModel):
+    """One build, validated and frozen.
+
+    Every field is a flag of ``speechmill build`` and a key of the job file, of the same name
+    (with ``-`` for ``_`` in flags). Wrong values raise ``JobError``.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    source: Annotated[str, Field(description="Where the recordings are: s3://…, a folder, …")]
+    sink: Annotated[str, Field(description="Where the dataset goes: s3://…, a folder, …")]
+
+    # Storage
+    profile: Annotated[
+        str | None, Field(description="Profile of ~/.aws to read credentials from, such as r2.")
+    ] = None
+    endpoint_url: Annotated[
+        str | None, Field(description="The object store's endpoint, where it is not AWS.")
+    ] = None
+    region: Annotated[str | None, Field(description="The bucket's region.")] = None
+    sink_profile: Annotated[
+        str | None, Field(description="Profile of the sink, where it differs from the source's.")
+    ] = None
+    sink_endpoint_url: Annotated[
+        str | None, Field(description="Endpoint of the sink, where it differs from the source's.")
+    ] = None
+    sink_region: Annotated[
+        str | None, Field(description="Region of the sink, where it differs from the source's.")
+    ] = None
+    store_retry_s: Annotated[
+        float,
+        Field(ge=0, description="How long a failing request to the store is tried again, seconds."),
+    ] = 60.0
+    single_writer: Annotated[
+        bool,
+        Field(
+            description="Vouch that nothing else writes to the sink: "
+            "allows stores without conditional puts."
+        ),
+    ] = False
+
+    # Which recordings
+    extension: Annotated[
+        tuple[str, ...],
+        Field(description="Choose recordings by extension [default: every format we decode]."),
+    ] = ()
+    include: Annotated[
+        tuple[str, ...],
+        Field(description="Choose only paths that match this glob, such as 'p2*/**'."),
+    ] = ()
+    exclude: Annotated[
+        tuple[str, ...], Field(description="Leave out paths that match this glob.")
+    ] = ()
+    limit: Annotated[
+        int | None, Field(ge=1, description="Take at most so many recordings that are to be done.")
+    ] = None
+    folder: Annotated[
+        str,
+        Field(
+            description="What folder_name is: parent, first, path, or a regular expression "
+            "over the path whose first group it is."
+        ),
+    ] = "parent"
+    keep_damaged: Annotated[
+        bool,
+        Field(
+            description="Make rows of what can be decoded of truncated and damaged recordings, "
+            "flagged, instead of failures."
+        ),
+    ] = False
+
+    # Transcription
+    transcriber: Annotated[str, Field(description="Transcription backend: whisper or fake.")] = (
+        "whisper"
+    )
+    model: Annotated[
+        str,
+        Field(description="Whisper model: tiny … large-v3, turbo, a folder or a hub id."),
+    ] = "base"
+    language: Annotated[
+        str | None,
+        Field(description="Language spoken, such as en [default: detected per recording]."),
+    ] = None
+    beam_size: Annotated[int, Field(ge=1, description="Beams of the decoder; 1 is greedy.")] = 5
+    device: Annotated[str, Field(description="Where the model runs: auto, cpu or cuda.")] = "auto"
+    compute_type: Annotated[
+        str,
+        Field(description="Number format of the model: auto, int8, float16, float32, …"),
+    ] = "auto"
+
+    # Tokens
+    tokenizer: Annotated[
+        tuple[str, ...],
+        Field(description="Audio tokens to make: mfcc or none; may be given several times."),
+    ] = ("mfcc",)
+    tokenizer_option: Annotated[
+        TokenizerOptions,
+        Field(description="A tokenizer's option, such as mfcc.n_mfcc=13."),
+    ] = {}
+
+    # The run
+    part_minutes: Annotated[
+        float,
+        Field(gt=0, description="About how many minutes of audio a part file holds."),
+    ] = 30.0
+    batch_size: Annotated[
+        int, Field(ge=1, description="Recordings that are handed to the model together.")
+    ] = 16
+    fetchers: Annotated[
+        int, Field(ge=1, description="Recordings that are fetched at the same time.")
+    ] = 16
+    threads: Annotated[
+        int, Field(ge=0, description="Processor threads of the model; 0 is one a core.")
+    ] = 0
+    engine: Annotated[Literal["local"], Field(description="What runs the shards.")] = "local"
+    rebuild: Annotated[
+        bool, Field(description="Replace rows that were made by another recipe.")
+    ] = False
+    retry_failed: Annotated[
+        bool, Field(description="Try again what could not be decoded before.")
+    ] = False
+    prune: Annotated[
+        bool, Field(description="Remove rows of recordings that are gone from the source.")
+    ] = False
+    source_moved: Annotated[
+        bool, Field(description="The sink's source has moved: this is its new place.")
+    ] = False
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise JobError(_explain(error)) from None
+
+    @field_validator("extension", "include", "exclude", "tokenizer", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: object) -> object:
+        if isinstance(value, str):
+            return (value,)
+        return tuple(value) if isinstance(value, list) else value
+
+    @field_validator("source", "sink", "model", "folder")
+    @classmethod
+    def _not_empty(cls, value: str) -> str:
+        if not value.strip():
+            raise ValueError("must not be empty")
+        return value
+
+    @field_validator("extension")
+    @classmethod
+    def _bare(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(e.lower().lstrip(".") for e in value)
+
+    @field_validator("tokenizer")
+    @classmethod
+    def _no_tokenizer(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        names = [spec.partition(":")[0] for spec in value]
+        if "none" in names and len(names) > 1:
+            raise ValueError("'none' stands alone")
+        if twice := {n for n in names if names.count(n) > 1}:
+            raise ValueError(f"{min(twice)!r} is given twice")
+        return value
+
+    @field_validator("folder")
+    @classmethod
+    def _folder_rule(cls, value: str) -> str:
+        if value not in ("parent", "first", "path"):
+            try:
+                groups = re.compile(value).groups
+            except re.error as error:
+                raise ValueError(f"is no regular expression: {error}") from None
+            if groups < 1:
+                raise ValueError(
+                    "must be parent, first, path, or a regular expression with a group, "
+                    f"such as '^([^/]+)/'; {value!r} has no group"
+                )
+        return value
+
+
+def _explain(error: ValidationError) -> str:
+    """Pydantic's findings as one line each."""
+    lines = []
+    for found in error.errors():
+        key = str(found["loc"][0]) if found["loc"] else "job"
+        text = found["msg"].removeprefix("Value error, ")
+        if found["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(key, Job.model_fields, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            text = f"there is no such key{hint}"
+        elif found["type"] == "missing":
+            text = "is missing"
+        elif found["type"] != "value_error":
+            text = f"{text} (it is {found['input']!r})"
+        lines.append(f"{key}: {text}")
+    return "\n".join(lines)
+
+
+def load_job(path: Path | None, overrides: Mapping[str, Any]) -> Job:
+    """The job of a TOML file, with ``overrides`` (the flags that were given) on top.
+
+    Raises:
+        JobError: the file cannot be read, is no TOML, or a value is wrong.
+    """
+    values: dict[str, Any] = {}
+    if path is not None:
+        try:
+            values = tomllib.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise JobError(f"cannot read the job file {path}: {error.strerror}") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise JobError(f"the job file {path} is no valid TOML: {error}") from None
+    return Job(**{**values, **overrides})
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Every choice that shapes the rows' values, as JSON values."""
+
+    choices: Mapping[str, Any]
+
+    @property
+    def id(self) -> str:
+        """What the rows' column ``recipe`` holds: 16 hexadecimal digits."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
+
+    def to_json(self) -> str:
+        """The choices as canonical JSON."""
+        return json.dumps(self.choices, sort_keys=True, indent=2, ensure_ascii=False)
+
+    def differences(self, other: Recipe) -> list[str]:
+        """What differs, one line a choice, as ``path: this → other``."""
+        mine, theirs = dict(_flat(self.choices)), dict(_flat(other.choices))
+        return [
+            f"{path}: {json.dumps(mine.get(path))} → {json.dumps(theirs.get(path))}"
+            for path in sorted(mine.keys() | theirs.keys())
+            if mine.get(path) != theirs.get(path)
+        ]
+
+
+def _flat(value: Any, path: str = "") -> list[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        return [
+            leaf
+            for key, inner in value.items()
+            for leaf in _flat(inner, f"{path}.{key}" if path else str(key))
+        ]
+    return [(path, value)]

@@ -1,0 +1,386 @@
+"""Planning: list the recordings, take away what is done, cut the rest into shards.
+
+The listing streams. Recordings are looked up in the dataset some ten thousand at a time, by the
+parts they belong to; what is done is forgotten again, so planning holds what is to be done only.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import posixpath
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from speechmill import audio
+from speechmill.dataset.commit import Version, remove, versions
+from speechmill.dataset.layout import (
+    DATA,
+    FAILURES,
+    OWN_PREFIXES,
+    agree_on_parts,
+    data_key,
+    failures_key,
+    folder_rule,
+    read_layout,
+)
+from speechmill.dataset.reader import list_parts, read_columns, scan
+from speechmill.dataset.schema import IDENTITY_COLUMNS
+from speechmill.errors import ConflictError, JobError, NotFoundError
+from speechmill.job import Job
+from speechmill.records import Part, Recording, Shard, printable
+from speechmill.storage import Store, inside
+
+__all__ = ["Plan", "estimate_s", "make_plan", "prune", "tidy"]
+
+LOOK_UP = 50_000  # recordings that are looked up in the dataset together
+LOOKERS = 16  # requests at the same time while planning
+HEAD_BYTES = 64  # of a file without extension, to see whether it is audio
+LIMIT_OVERHANG = 10_000  # recordings of other folders after --limit is reached: then listing ends
+
+# Typical sizes of speech, bytes a second, to guess how much audio a folder holds. Only the number
+# of parts hangs on it.
+BYTES_PER_SECOND = {
+    "wav": 64_000, "aif": 64_000, "aiff": 64_000, "aifc": 64_000, "au": 32_000, "caf": 64_000,
+    "flac": 40_000, "mp3": 16_000, "m4a": 16_000, "mp4": 16_000, "aac": 16_000, "wma": 16_000,
+    "ogg": 10_000, "oga": 10_000, "opus": 5_000, "webm": 6_000, "mka": 10_000,
+}  # fmt: skip
+OTHER_BYTES_PER_SECOND = 32_000
+SHORTEST_S = 1.0
+
+
+@dataclass(slots=True)
+class _Folder:
+    """What planning knows of a folder that has something to be done."""
+
+    recordings: list[Recording] = field(default_factory=list)
+    estimated_s: float = 0.0  # of all that is listed, also beyond --limit
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a build would do. ``shards`` are lists of recordings by part.
+
+    Of the ``listed`` objects, ``left_out`` were not chosen (counted by reason), and the others
+    are ``done``, to be done (``new`` or ``changed``), or ``failed`` before and not to be tried
+    again. ``same_name`` shows folders whose recordings lie in different directories: folder_name
+    to two of these.
+    """
+
+    shards: tuple[Shard, ...]
+    listed: int
+    left_out: Mapping[str, int]
+    done: int
+    new: int
+    changed: int
+    failed: int
+    same_name: Mapping[str, tuple[str, str]]
+    parts: Mapping[str, int]
+    stale_failures: tuple[tuple[Part, str], ...] = ()
+    outdated_rows: tuple[tuple[Part, str, Version], ...] = ()
+    listing_ended: bool = True
+    names: frozenset[bytes] = frozenset()
+
+    @property
+    def num_recordings(self) -> int:
+        """How many recordings are to be done."""
+        return sum(s.num_recordings for s in self.shards)
+
+    @property
+    def num_bytes(self) -> int:
+        """Their size in the source, in bytes."""
+        return sum(s.num_bytes for s in self.shards)
+
+
+def estimate_s(recording: Recording) -> float:
+    """A guess of the recording's duration, in seconds, from its size and extension."""
+    rate = BYTES_PER_SECOND.get(_extension(recording.key), OTHER_BYTES_PER_SECOND)
+    return max(SHORTEST_S, recording.size / rate)
+
+
+def _extension(key: str) -> str:
+    return posixpath.splitext(key)[1].lower().lstrip(".")
+
+
+def _digest(file_name: str) -> bytes:
+    return hashlib.blake2b(file_name.encode(), digest_size=16).digest()
+
+
+def make_plan(job: Job, source: Store, sink: Store, recipe: str, *, agree: bool = True) -> Plan:
+    """List the source and plan what the sink lacks.
+
+    With ``agree`` the number of parts of new folders is agreed on with other builds and kept;
+    without, nothing is written.
+
+    Raises:
+        StorageError: the source or the sink cannot be listed or read.
+        JobError: ``prune`` together with ``limit``.
+    """
+    if job.prune and job.limit is not None:
+        raise JobError("--prune needs the whole listing; leave out --limit")
+    return _Planner(job, source, sink, recipe).plan(agree=agree)
+
+
+class _Planner:
+    """The state of one planning."""
+
+    def __init__(self, job: Job, source: Store, sink: Store, recipe: str) -> None:
+        self.job, self.source, self.sink, self.recipe = job, source, sink, recipe
+        self.folder_of = folder_rule(job.folder)
+        self.layout = read_layout(sink)
+        self.parts_there = {o.key: o for o in list_parts(sink)}
+        self.failures = _read_failures(sink)
+        self.folders: defaultdict[str, _Folder] = defaultdict(_Folder)
+        self.directories: dict[str, str] = {}
+        self.same_name: dict[str, tuple[str, str]] = {}
+        self.left_out: Counter[str] = Counter()
+        self.listed = self.done = self.new = self.changed = self.failed = 0
+        self.planned = 0
+        self.stale_failures: list[tuple[Part, str]] = []
+        self.outdated_rows: list[tuple[Part, str, Version]] = []
+        self.names: set[bytes] = set()
+        self.listing_ended = True
+
+    def plan(self, *, agree: bool) -> Plan:
+        with ThreadPoolExecutor(LOOKERS, thread_name_prefix="plan") as pool:
+            for batch in _batches(self._chosen(), LOOK_UP):
+                self._look_up(self._sniffed(batch, pool), pool)
+                if self._enough(batch):
+                    self.listing_ended = False
+                    break
+        wanted = {
+            name: max(1, round(f.estimated_s / (60 * self.job.part_minutes)))
+            for name, f in self.folders.items()
+            if name not in self.layout
+        }
+        if agree and wanted:
+            self.layout = agree_on_parts(self.sink, wanted)
+        return Plan(
+            shards=tuple(self._shards({**wanted, **self.layout})),
+            listed=self.listed,
+            left_out=dict(self.left_out.most_common()),
+            done=self.done,
+            new=self.new,
+            changed=self.changed,
+            failed=self.failed,
+            same_name=self.same_name,
+            parts={**wanted, **self.layout},
+            stale_failures=tuple(self.stale_failures),
+            outdated_rows=tuple(self.outdated_rows),
+            listing_ended=self.listing_ended,
+            names=frozenset(self.names),
+        )
+
+    def _chosen(self) -> Iterator[Recording]:
+        """The listed objects that the job's selection takes."""
+        chosen = _selection(self.job)
+        sink_prefix = inside(self.source.url, self.sink.url)
+        for listed in self.source.list():
+            if sink_prefix is not None and _below_sink(listed.key, sink_prefix):
+                continue
+            self.listed += 1
+            name = printable(listed.key)
+            if self.job.prune:
+                self.names.add(_digest(name))
+            if (reason := chosen(name)) is not None:
+                self.left_out[reason] += 1
+            else:
+                yield Recording(listed.key, listed.size, listed.etag, listed.modified_us)
+
+    def _sniffed(self, batch: list[Recording], pool: ThreadPoolExecutor) -> list[Recording]:
+        """Without the files that have no extension and are no audio by their first bytes."""
+        if self.job.extension:
+            return batch
+        bare = [r for r in batch if not _extension(r.key) and not self._known(r)]
+        if not bare:
+            return batch
+        no_audio = {
+            r.key
+            for r, is_audio in zip(bare, pool.map(self._is_audio, bare), strict=True)
+            if not is_audio
+        }
+        self.left_out["no extension, no audio"] += len(no_audio)
+        return [r for r in batch if r.key not in no_audio]
+
+    def _known(self, recording: Recording) -> bool:
+        name = recording.file_name
+        return self.folder_of(name) in self.layout and name in self.failures
+
+    def _is_audio(self, recording: Recording) -> bool:
+        try:
+            head = self.source.read(
+                recording.key, 0, min(HEAD_BYTES, recording.size), etag=recording.etag
+            )
+        except (NotFoundError, ConflictError):  # gone or changed meanwhile: the next build's
+            return False
+        return audio.looks_like_audio(head)
+
+    def _look_up(self, batch: list[Recording], pool: ThreadPoolExecutor) -> None:
+        """Sort a batch into what is done, what failed, and what is to be done."""
+        by_part: defaultdict[Part, list[Recording]] = defaultdict(list)
+        for recording in batch:
+            folder_name = self._folder(recording)
+            if (count := self.layout.get(folder_name)) is None:
+                self._add(folder_name, recording)
+            else:
+                part = Part.of(folder_name, recording.file_name, count)
+                by_part[part].append(recording)
+        parts = list(by_part)
+        for part, known in zip(parts, pool.map(self._versions, parts), strict=True):
+            for recording in by_part[part]:
+                self._sort(part, recording, known.get(recording.file_name))
+
+    def _folder(self, recording: Recording) -> str:
+        name = recording.file_name
+        folder_name = self.folder_of(name)
+        directory = posixpath.dirname(name)
+        seen = self.directories.setdefault(folder_name, directory)
+        if seen != directory and self.job.folder == "parent":
+            self.same_name.setdefault(folder_name, (seen, directory))
+        return folder_name
+
+    def _versions(self, part: Part) -> dict[str, Version]:
+        there = self.parts_there.get(data_key(part))
+        if there is None:
+            return {}
+        return versions(read_columns(self.sink, there, IDENTITY_COLUMNS))
+
+    def _sort(self, part: Part, recording: Recording, row: Version | None) -> None:
+        name = recording.file_name
+        listed = Version.of(recording, self.recipe)
+        failure, stage = self.failures.get(name, (None, ""))
+        if row is not None and row.same_source(listed) and row.recipe == self.recipe:
+            self.done += 1
+            if failure is not None:
+                self.stale_failures.append((part, name))
+        elif stage == "decode" and failure == listed and not self.job.retry_failed:
+            self.failed += 1
+            if row is not None:
+                self.outdated_rows.append((part, name, row))
+        else:
+            if row is not None:
+                recording = Recording(
+                    recording.key, recording.size, recording.etag, recording.modified_us, row.etag
+                )
+            self._add(part.folder_name, recording)
+
+    def _add(self, folder_name: str, recording: Recording) -> None:
+        folder = self.folders[folder_name]
+        folder.estimated_s += estimate_s(recording)
+        if self.job.limit is not None and self.planned >= self.job.limit:
+            return
+        folder.recordings.append(recording)
+        self.planned += 1
+        if recording.replaces:
+            self.changed += 1
+        else:
+            self.new += 1
+
+    def _enough(self, batch: list[Recording]) -> bool:
+        """Whether --limit is reached, and the folders that it took from are listed to the end."""
+        if self.job.limit is None or self.planned < self.job.limit:
+            return False
+        tail = batch[-LIMIT_OVERHANG:]
+        return not any(self.folders[self._folder(r)].recordings for r in tail)
+
+    def _shards(self, counts: Mapping[str, int]) -> Iterator[Shard]:
+        """Parts in order of their names, several together until a shard is worth its while."""
+        target_s = 60 * self.job.part_minutes
+        index, waiting, waiting_s = 0, [], 0.0
+        for folder_name in sorted(self.folders):
+            by_part: defaultdict[Part, list[Recording]] = defaultdict(list)
+            for recording in self.folders.pop(folder_name).recordings:
+                part = Part.of(folder_name, recording.file_name, counts[folder_name])
+                by_part[part].append(recording)
+            for part in sorted(by_part):
+                recordings = by_part[part]
+                part_s = sum(map(estimate_s, recordings))
+                if waiting and waiting_s + part_s > 1.5 * target_s:
+                    yield Shard(index, tuple(waiting))
+                    index, waiting, waiting_s = index + 1, [], 0.0
+                waiting.append((part, tuple(recordings)))
+                waiting_s += part_s
+        if waiting:
+            yield Shard(index, tuple(waiting))
+
+
+def _batches(recordings: Iterable[Recording], size: int) -> Iterator[list[Recording]]:
+    batch: list[Recording] = []
+    for recording in recordings:
+        batch.append(recording)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _below_sink(key: str, sink_prefix: str) -> bool:
+    if sink_prefix:
+        return key.startswith(f"{sink_prefix}/")
+    return key.partition("/")[0] in OWN_PREFIXES
+
+
+def _selection(job: Job) -> Callable[[str], str | None]:
+    """Why the job leaves a file name out, or None where it takes it."""
+    extensions = set(job.extension or audio.EXTENSIONS)
+    bare = not job.extension or "none" in extensions
+    include = [re.compile(fnmatch.translate(g)) for g in job.include]
+    exclude = [re.compile(fnmatch.translate(g)) for g in job.exclude]
+
+    def reason(name: str) -> str | None:
+        extension = _extension(name)
+        if extension not in extensions and (extension or not bare):
+            return f".{extension}" if extension else "no extension"
+        if include and not any(g.match(name) for g in include):
+            return "not included"
+        if any(g.match(name) for g in exclude):
+            return "excluded"
+        return None
+
+    return reason
+
+
+def _read_failures(sink: Store) -> dict[str, tuple[Version, str]]:
+    found: dict[str, tuple[Version, str]] = {}
+    for _, table in scan(sink, [*IDENTITY_COLUMNS, "stage"], FAILURES):
+        stages = table["stage"].to_pylist()
+        for (name, version), stage in zip(versions(table).items(), stages, strict=True):
+            found[name] = (version, stage)
+    return found
+
+
+def tidy(sink: Store, plan: Plan) -> None:
+    """Take away what a build that was cut short left over: failures of recordings that have their
+    row, and rows of recordings whose present version is known to be no audio."""
+    stale: defaultdict[Part, set[str]] = defaultdict(set)
+    for part, name in plan.stale_failures:
+        stale[part].add(name)
+    for part, names in stale.items():
+        remove(sink, failures_key(part), lambda name, _, names=names: name in names)  # type: ignore[misc]
+    outdated: defaultdict[Part, dict[str, Version]] = defaultdict(dict)
+    for part, name, version in plan.outdated_rows:
+        outdated[part][name] = version
+    for part, rows in outdated.items():
+        remove(sink, data_key(part), lambda name, v, rows=rows: rows.get(name) == v)  # type: ignore[misc]
+
+
+def prune(sink: Store, plan: Plan) -> int:
+    """Remove rows and failures of recordings that the plan's listing did not have.
+
+    Returns how many recordings it were.
+
+    Raises:
+        JobError: nothing was listed, so that everything would go.
+    """
+    if not plan.names:
+        raise JobError("the source lists nothing; --prune would empty the sink, so it was not done")
+    pruned = 0
+    for root in (DATA, FAILURES):
+        for part, table in scan(sink, IDENTITY_COLUMNS, root):
+            if any(_digest(name) not in plan.names for name in versions(table)):
+                pruned += remove(sink, part.key, lambda name, _: _digest(name) not in plan.names)
+    return pruned
