@@ -139,6 +139,7 @@ class _Planner:
         self.left_out: Counter[str] = Counter()
         self.listed = self.done = self.new = self.changed = self.failed = 0
         self.planned = 0
+        self.bare: list[tuple[str, Recording]] = []
         self.stale_failures: list[tuple[Part, str]] = []
         self.outdated_rows: list[tuple[Part, str, Version]] = []
         self.names: set[bytes] = set()
@@ -147,7 +148,8 @@ class _Planner:
     def plan(self, *, agree: bool) -> Plan:
         with ThreadPoolExecutor(LOOKERS, thread_name_prefix="plan") as pool:
             for batch in _batches(self._chosen(), LOOK_UP):
-                self._look_up(self._sniffed(batch, pool), pool)
+                self._look_up(batch, pool)
+                self._sniff(pool)
                 if self._enough(batch):
                     self.listing_ended = False
                     break
@@ -190,24 +192,16 @@ class _Planner:
             else:
                 yield Recording(listed.key, listed.size, listed.etag, listed.modified_us)
 
-    def _sniffed(self, batch: list[Recording], pool: ThreadPoolExecutor) -> list[Recording]:
-        """Without the files that have no extension and are no audio by their first bytes."""
-        if self.job.extension:
-            return batch
-        bare = [r for r in batch if not _extension(r.key) and not self._known(r)]
-        if not bare:
-            return batch
-        no_audio = {
-            r.key
-            for r, is_audio in zip(bare, pool.map(self._is_audio, bare), strict=True)
-            if not is_audio
-        }
-        self.left_out["no extension, no audio"] += len(no_audio)
-        return [r for r in batch if r.key not in no_audio]
-
-    def _known(self, recording: Recording) -> bool:
-        name = recording.file_name
-        return self.folder_of(name) in self.layout and name in self.failures
+    def _sniff(self, pool: ThreadPoolExecutor) -> None:
+        """Take those files without an extension that are audio by their first bytes."""
+        bare, self.bare = self.bare, []
+        for (folder_name, recording), is_audio in zip(
+            bare, pool.map(self._is_audio, [r for _, r in bare]), strict=True
+        ):
+            if is_audio:
+                self._take(folder_name, recording)
+            else:
+                self.left_out["no extension, no audio"] += 1
 
     def _is_audio(self, recording: Recording) -> bool:
         try:
@@ -268,6 +262,12 @@ class _Planner:
             self._add(part.folder_name, recording)
 
     def _add(self, folder_name: str, recording: Recording) -> None:
+        if not _extension(recording.key) and not self.job.extension:
+            self.bare.append((folder_name, recording))
+        else:
+            self._take(folder_name, recording)
+
+    def _take(self, folder_name: str, recording: Recording) -> None:
         folder = self.folders[folder_name]
         folder.estimated_s += estimate_s(recording)
         if self.job.limit is not None and self.planned >= self.job.limit:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -217,4 +217,3 @@ class ShardReport:
     commit_s: float = 0.0
     conflicts: int = 0
     stopped: bool = False
-    provenance: dict[str, str] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""What all builds of one sink have agreed on: its source, and the recipe of its rows."""
+"""What all builds of one sink have agreed on: source, folder rule, recipe."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["agree_on_source", "check_source", "current_recipe", "read_recipe", "
 
 
 def read_state(store: Store) -> dict[str, Any] | None:
-    """``source.json``: the keys source, recipe, schema_version, created; None in a new sink."""
+    """``source.json``: source, folder, recipe, schema_version, created; None in a new sink."""
     try:
         return _parse(store.get(SOURCE_KEY).data)
     except NotFoundError:
@@ -35,7 +35,7 @@ def read_state(store: Store) -> dict[str, Any] | None:
 def _parse(data: bytes) -> dict[str, Any]:
     try:
         state = json.loads(data)
-        version, _, _ = state["schema_version"], state["source"], state["recipe"]
+        version, *_ = (state[key] for key in ("schema_version", "source", "folder", "recipe"))
     except (ValueError, KeyError, TypeError) as error:
         raise DatasetError(
             f"{SOURCE_KEY} of the sink cannot be read ({error!r}); restore it from a backup"
@@ -67,14 +67,17 @@ def check_source(
     store: Store,
     state: Mapping[str, Any] | None,
     source_url: str,
+    folder: str,
     recipe: Recipe,
     *,
     rebuild: bool,
     source_moved: bool,
 ) -> bool:
-    """Whether ``source.json`` must be written anew for this source and recipe.
+    """Whether ``source.json`` must be written anew for this source, folder rule and recipe.
 
     Raises:
+        DatasetError: the sink's recordings are sorted into folders by another rule; that rule says
+            which part a recording belongs to, so it cannot change.
         SourceChangedError: the rows come from another source, and ``source_moved`` is not set.
         RecipeChangedError: they were made in another way, and ``rebuild`` is not set.
     """
@@ -84,6 +87,11 @@ def check_source(
         raise SourceChangedError(
             f"the sink {store.url} holds recordings of {state['source']}, not of {source_url}; "
             "use another sink, or --source-moved if it is the same corpus in a new place"
+        )
+    if state["folder"] != folder:
+        raise DatasetError(
+            f"the sink {store.url} sorts recordings into folders by {state['folder']!r}, not by "
+            f"{folder!r}, and that cannot change: use --folder {state['folder']!r} or another sink"
         )
     if state["recipe"] != recipe.id and not rebuild:
         kept = read_recipe(store, str(state["recipe"]))
@@ -97,14 +105,20 @@ def check_source(
 
 
 def agree_on_source(
-    store: Store, source_url: str, recipe: Recipe, *, rebuild: bool, source_moved: bool
+    store: Store,
+    source_url: str,
+    folder: str,
+    recipe: Recipe,
+    *,
+    rebuild: bool,
+    source_moved: bool,
 ) -> None:
     """Record where the rows come from and what makes them, or find that others think otherwise.
 
     The recipe is written before what names it.
 
     Raises:
-        SourceChangedError, RecipeChangedError: see ``check_source``.
+        DatasetError, SourceChangedError, RecipeChangedError: see ``check_source``.
     """
     with contextlib.suppress(ConflictError):  # it is there: its name is its content's hash
         store.put(recipe_key(recipe.id), recipe.to_json().encode(), if_absent=True)
@@ -112,13 +126,20 @@ def agree_on_source(
     def change(data: bytes | None) -> bytes | None:
         state = _parse(data) if data is not None else None
         if not check_source(
-            store, state, source_url, recipe, rebuild=rebuild, source_moved=source_moved
+            store,
+            state,
+            source_url,
+            folder,
+            recipe,
+            rebuild=rebuild,
+            source_moved=source_moved,
         ):
             return None
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         new = {
             "schema_version": SCHEMA_VERSION,
             "source": source_url,
+            "folder": folder,
             "recipe": recipe.id,
             "created": state["created"] if state else now,
         }

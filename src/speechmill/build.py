@@ -1,0 +1,271 @@
+"""``build``: a job from its source to its sink, on whichever runner."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from queue import SimpleQueue
+from typing import Protocol
+
+from speechmill._version import __version__
+from speechmill.dataset.state import agree_on_source, check_source, read_recipe, read_state
+from speechmill.errors import DatasetError, SpeechmillError
+from speechmill.job import Job
+from speechmill.pipeline import Tools, open_tools
+from speechmill.planner import Plan, make_plan, prune, tidy
+from speechmill.records import RecordingDone
+from speechmill.report import BuildReport, Tally
+from speechmill.runlog import RunLog, new_run_id
+from speechmill.runners.base import Runner
+from speechmill.runners.local import LocalRunner
+
+__all__ = ["Observer", "build", "plan"]
+
+LIBRARIES = (
+    "av",
+    "ctranslate2",
+    "faster-whisper",
+    "librosa",
+    "numpy",
+    "obstore",
+    "pyarrow",
+    "soxr",
+)
+
+
+class Observer(Protocol):
+    """Who watches a build: a progress display. Called from one thread."""
+
+    def planned(self, plan: Plan) -> None:
+        """The plan is made; the work begins."""
+
+    def progress(self, tally: Tally) -> None:
+        """So much is done. Called often, also when nothing is new."""
+
+
+class _Nobody:
+    def planned(self, plan: Plan) -> None:
+        """See ``Observer``."""
+
+    def progress(self, tally: Tally) -> None:
+        """See ``Observer``."""
+
+
+def plan(job: Job) -> Plan:
+    """What ``build`` would do. Writes nothing.
+
+    Raises:
+        SpeechmillError: as ``build``.
+    """
+    tools = _settled_tools(job)
+    state = read_state(tools.sink)
+    check_source(
+        tools.sink,
+        state,
+        tools.source.url,
+        job.folder,
+        tools.recipe,
+        rebuild=job.rebuild,
+        source_moved=job.source_moved,
+    )
+    made = make_plan(tools.job, tools.source, tools.sink, tools.recipe.id, agree=False)
+    _refuse_nothing(tools, made)
+    return made
+
+
+def build(
+    job: Job,
+    *,
+    runner: Runner | None = None,
+    observer: Observer | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> BuildReport:
+    """Make the rows that the sink lacks, and report.
+
+    Recordings that fail do not stop it: they are in the report's ``failed`` and in the sink's
+    failures. Once ``stop()`` is true, what is in hand is committed or given up, and the report
+    says ``stopped``; the same job goes on from there.
+
+    Raises:
+        JobError: an option makes no sense.
+        DatasetError: the sink holds rows of another source or recipe.
+        ModelError: weights cannot be found, or the engine cannot run them.
+        StorageError: a store cannot be reached, read or written, or lacks conditional puts.
+    """
+    started = time.monotonic()
+    observer = observer or _Nobody()
+    tools = _settled_tools(job)
+    job = tools.job
+    _check_sink(tools)
+    log = RunLog(tools.sink, run_id := new_run_id())
+    log.event("started", version=__version__, source=tools.source.url, recipe=tools.recipe.id)
+    try:
+        made = make_plan(job, tools.source, tools.sink, tools.recipe.id)
+        _refuse_nothing(tools, made)
+        tidy(tools.sink, made)
+        plan_s = time.monotonic() - started
+        log.event(
+            "planned",
+            listed=made.listed,
+            left_out=made.left_out,
+            done=made.done,
+            new=made.new,
+            changed=made.changed,
+            failed_before=made.failed,
+            shards=len(made.shards),
+        )
+        observer.planned(made)
+        work = _Work(log, observer)
+        work.run(job, runner or LocalRunner(), made, stop)
+        pruned = prune(tools.sink, made) if job.prune and not stop() else 0
+    except BaseException as error:
+        log.event("broken off", "error", error=type(error).__name__, message=str(error))
+        log.flush(now=True)
+        raise
+    tally = work.tally
+    report = BuildReport(
+        run_id=run_id,
+        sink=tools.sink.url,
+        recipe=tools.recipe.id,
+        listed=made.listed,
+        recordings=tally.recordings,
+        rows=tally.rows,
+        failed=tally.failed,
+        gone=tally.gone,
+        already_done=made.done,
+        failed_before=made.failed,
+        pruned=pruned,
+        errors=dict(tally.errors),
+        audio_s=tally.audio_s,
+        wall_s=time.monotonic() - started,
+        plan_s=plan_s,
+        stages_s=dict(tally.stages),
+        commit_s=work.commit_s,
+        conflicts=work.conflicts,
+        seconds_mean=tally.seconds.mean,
+        seconds_p50=tally.seconds.quantile(0.5),
+        seconds_p95=tally.seconds.quantile(0.95),
+        provenance={**_libraries(), **tools.transcriber.provenance},
+        stopped=work.stopped,
+    )
+    _log_end(log, report)
+    return report
+
+
+class _Work:
+    """The running of the shards, and what is counted meanwhile."""
+
+    def __init__(self, log: RunLog, observer: Observer) -> None:
+        self.log, self.observer = log, observer
+        self.tally = Tally()
+        self.commit_s = 0.0
+        self.conflicts = 0
+        self.stopped = False
+        self._heard: SimpleQueue[RecordingDone] = SimpleQueue()
+
+    def run(self, job: Job, runner: Runner, made: Plan, stop: Callable[[], bool]) -> None:
+        reports = runner.run(job, made.shards, stop=stop, on_done=self._heard.put)
+        for report in reports:
+            self._count()
+            if report is not None:
+                self.commit_s += report.commit_s
+                self.conflicts += report.conflicts
+                self.log.event(
+                    "shard done",
+                    shard=report.shard_index,
+                    recordings=len(report.done),
+                    wall_s=round(report.wall_s, 3),
+                    commit_s=round(report.commit_s, 3),
+                    conflicts=report.conflicts,
+                    stopped=report.stopped,
+                )
+            self.log.flush()
+        self._count()
+        self.stopped = self.tally.recordings < made.num_recordings
+
+    def _count(self) -> None:
+        while not self._heard.empty():
+            done = self._heard.get()
+            self.tally.add(done)
+            self.log.timing(
+                file_name=done.file_name,
+                duration_s=round(done.duration_s, 3),
+                fetch_s=round(done.fetch_s, 6),
+                decode_s=round(done.decode_s, 6),
+                transcribe_s=round(done.transcribe_s, 6),
+                tokenize_s=round(done.tokenize_s, 6),
+            )
+            if done.failure:
+                self.log.event(
+                    "recording failed",
+                    "warning",
+                    file_name=done.file_name,
+                    stage=done.failure.stage,
+                    error=done.failure.error,
+                    message=done.failure.message,
+                )
+        self.observer.progress(self.tally)
+
+
+def _settled_tools(job: Job) -> Tools:
+    """The job's tools, with the compute type that the sink's recipe has settled on."""
+    tools = open_tools(job)
+    state = read_state(tools.sink)
+    if job.compute_type != "auto" or state is None:
+        return tools
+    recipe = read_recipe(tools.sink, state["recipe"])
+    kept = recipe.choices.get("transcriber", {}).get("compute_type") if recipe else None
+    if kept is None or kept == tools.transcriber.recipe.get("compute_type"):
+        return tools
+    return open_tools(job.model_copy(update={"compute_type": kept}))
+
+
+def _check_sink(tools: Tools) -> None:
+    """That the sink can be written, and that its rows are of this source and recipe."""
+    job = tools.job
+    tools.sink.check()
+    agree_on_source(
+        tools.sink,
+        tools.source.url,
+        job.folder,
+        tools.recipe,
+        rebuild=job.rebuild,
+        source_moved=job.source_moved,
+    )
+
+
+def _refuse_nothing(tools: Tools, made: Plan) -> None:
+    if made.num_recordings or made.done or made.failed:
+        return
+    others = ", ".join(f"{count} {reason}" for reason, count in made.left_out.items())
+    found = f"of {made.listed} files none was chosen ({others})" if made.listed else "it is empty"
+    raise DatasetError(
+        f"no recordings found in {tools.source.url}: {found}; "
+        "check the path, and --extension, --include and --exclude"
+    )
+
+
+def _libraries() -> dict[str, str]:
+    found = {"speechmill": __version__, "python": platform.python_version()}
+    for name in LIBRARIES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return {**found, "machine": platform.machine(), "system": platform.platform()}
+
+
+def _log_end(log: RunLog, report: BuildReport) -> None:
+    count = max(1, report.recordings)
+    log.timing(mean={k: round(v / count, 6) for k, v in report.stages_s.items()})
+    log.timing(total={k: round(v, 6) for k, v in report.stages_s.items()})
+    log.event(
+        "stopped" if report.stopped else "finished",
+        rows=report.rows,
+        failed=report.failed,
+        wall_s=round(report.wall_s, 3),
+    )
+    log.flush(now=True)
+    with suppress(SpeechmillError):  # the rows are there; the report is told in any case
+        log.report(report.to_dict())

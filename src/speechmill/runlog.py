@@ -1,0 +1,97 @@
+"""A run's logs, in the sink: ``_speechmill/runs/<run id>/``.
+
+Objects cannot be appended to, so a log is a row of pieces: the newest is written again as it grows
+(every ten seconds at most), and once it is large the next one is begun. What a run that is cut
+short has logged by then is there.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import secrets
+import socket
+import time
+from typing import Any
+
+from speechmill.dataset.layout import RUNS
+from speechmill.errors import StorageError
+from speechmill.storage import Store
+
+__all__ = ["RunLog", "new_run_id"]
+
+FLUSH_EVERY_S = 10.0
+PIECE_BYTES = 512 * 1024
+
+
+def new_run_id() -> str:
+    """A name for a run that sorts by time: 20260131T235959Z-1f3a."""
+    now = datetime.datetime.now(datetime.UTC)
+    return f"{now:%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
+
+
+class _Log:
+    """One log in pieces: ``name.log``, ``name-0002.log`` and so on."""
+
+    def __init__(self, store: Store, folder: str, name: str) -> None:
+        self._store, self._folder, self._name = store, folder, name
+        self._piece, self._dirty = 1, False
+        self._lines: list[bytes] = []
+        self._bytes = 0
+
+    def write(self, line: bytes) -> None:
+        self._lines.append(line + b"\n")
+        self._bytes += len(line) + 1
+        self._dirty = True
+
+    def flush(self) -> None:
+        if not self._dirty:
+            return
+        suffix = "" if self._piece == 1 else f"-{self._piece:04d}"
+        self._store.put(f"{self._folder}/{self._name}{suffix}.log", b"".join(self._lines))
+        self._dirty = False
+        if self._bytes >= PIECE_BYTES:
+            self._lines, self._bytes = [], 0
+            self._piece += 1
+
+
+class RunLog:
+    """``application.log`` (what happened), ``timing.log`` (each recording's seconds by stage) and
+    ``report.json`` of one run; JSON lines. Used from one thread.
+
+    A log that cannot be written never stops a build: the lines wait for the next time.
+    """
+
+    def __init__(self, store: Store, run_id: str) -> None:
+        self.folder = f"{RUNS}/{run_id}"
+        self._store = store
+        self._application = _Log(store, self.folder, "application")
+        self._timing = _Log(store, self.folder, "timing")
+        self._flushed_at = time.monotonic()
+        self._host = socket.gethostname()
+
+    def event(self, event: str, level: str = "info", **fields: Any) -> None:
+        """Add a line to ``application.log``."""
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+        line = {"time": now, "level": level, "event": event, "host": self._host, **fields}
+        self._application.write(json.dumps(line, ensure_ascii=False, default=str).encode())
+
+    def timing(self, **fields: Any) -> None:
+        """Add a line to ``timing.log``."""
+        self._timing.write(json.dumps(fields, ensure_ascii=False).encode())
+
+    def flush(self, *, now: bool = False) -> None:
+        """Write what is new to the sink, if it is time for it or ``now``."""
+        if not now and time.monotonic() - self._flushed_at < FLUSH_EVERY_S:
+            return
+        self._flushed_at = time.monotonic()
+        try:
+            self._application.flush()
+            self._timing.flush()
+        except StorageError:  # whether the store is down for good, the commits will find out
+            return
+
+    def report(self, report: dict[str, Any]) -> None:
+        """Write ``report.json``."""
+        text = json.dumps(report, indent=2, ensure_ascii=False, default=str)
+        self._store.put(f"{self.folder}/report.json", text.encode())

@@ -1,0 +1,34 @@
+"""What every runner does, whichever engine is behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol
+
+from speechmill.job import Job
+from speechmill.records import RecordingDone, Shard, ShardReport
+
+__all__ = ["Runner"]
+
+
+class Runner(Protocol):
+    """Calls ``process_shard`` for each shard, somewhere."""
+
+    def run(
+        self,
+        job: Job,
+        shards: Iterable[Shard],
+        *,
+        stop: Callable[[], bool],
+        on_done: Callable[[RecordingDone], None],
+    ) -> Iterator[ShardReport | None]:
+        """Run the shards and yield their reports as they finish.
+
+        None is yielded now and then while there is none, so that the caller can look around.
+        Once ``stop()`` is true no shard is begun, and those in hand are given up cleanly.
+        ``on_done`` hears of each recording as it is done, from any thread; a runner that cannot
+        look into its workers calls it when the shard's report comes.
+
+        Raises:
+            SpeechmillError: the job cannot go on; see ``process_shard``.
+        """
