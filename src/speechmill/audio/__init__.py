@@ -1,0 +1,16 @@
+"""Recordings as bytes → mono waveforms; and waveforms at another rate.
+
+Bytes are told apart by their content (``sniffing``), their structure is checked against what it
+declares (``mpeg``, ``ogg``, ``riff``, ``boxes``, ``flac``), FFmpeg decodes them (``decoding``),
+and the channels become one (``mixing``). A recording is right, or an AudioError says what is
+wrong with it; it is never silently shorter. docs/audio.md has each odd case.
+"""
+
+from .decoding import Decoded, decode
+from .resampling import resample
+from .sniffing import EXTENSIONS, looks_like_audio
+
+__all__ = ["AUDIO_VERSION", "EXTENSIONS", "Decoded", "decode", "looks_like_audio", "resample"]
+
+AUDIO_VERSION: int = 1
+"""Part of every recipe: to be raised whenever decode or resample would give other values."""

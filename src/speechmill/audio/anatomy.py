@@ -1,0 +1,37 @@
+"""What the structure of a file says, before anything is decoded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["Anatomy", "Problem"]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something wrong with a file whose samples can still be decoded in part."""
+
+    kind: Literal["truncated", "damaged"]
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Anatomy:
+    """How to decode a file, and what it declares about itself.
+
+    ``demuxer`` is FFmpeg's name of the container; ``pieces`` are whole files of that container to
+    be decoded one after the other (a chained Ogg has several). ``declared_s`` is the length in
+    seconds and ``declared_samples`` in samples per channel, None where the file does not say.
+    ``packet_clock`` means that the packets' own times can be held against the declared length.
+    """
+
+    name: str
+    demuxer: str
+    pieces: tuple[bytes, ...]
+    declared_s: float | None = None
+    declared_samples: int | None = None
+    problem: Problem | None = None
+    flags: tuple[str, ...] = ()
+    options: tuple[tuple[str, str], ...] = ()
+    packet_clock: bool = False

@@ -1,0 +1,175 @@
+"""Containers of packets (MP4, WebM, ASF), whose last element has to end within the file."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+from speechmill.errors import EmptyAudioError, TruncatedError
+
+from .anatomy import Anatomy, Problem
+
+__all__ = ["inspect_asf", "inspect_mp4", "inspect_webm"]
+
+# FFmpeg's name of the demuxer for all of ISO 14496-12 and QuickTime.
+_MP4_DEMUXER = "mov,mp4,m4a,3gp,3g2,mj2"
+_ASF_DATA = bytes.fromhex("3626b2758e66cf11a6d900aa0062ce6c")
+
+_EBML, _SEGMENT, _CLUSTER, _INFO = 0x1A45DFA3, 0x18538067, 0x1F43B675, 0x1549A966
+_DURATION, _SCALE = 0x4489, 0x2AD7B1
+_MASTERS = {_SEGMENT, _CLUSTER, _INFO}
+_LEAVES = {
+    0x114D9B74,
+    0x1654AE6B,
+    0x1C53BB6B,
+    0x1941A469,
+    0x1043A770,
+    0x1254C367,  # of a Segment
+    0xE7,
+    0xA3,
+    0xA0,
+    0xA7,
+    0xAB,
+    0xAF,
+    0x5854,  # of a Cluster
+    0x73A4,
+    0x7384,
+    0x3CB923,
+    0x3C83AB,
+    0x3EB923,
+    0x3E83BB,
+    0x4444,
+    0x6924,  # of an Info
+    _SCALE,
+    _DURATION,
+    0x4461,
+    0x7BA9,
+    0x4D80,
+    0x5741,
+    0xEC,
+    0xBF,
+    _EBML,
+}
+
+
+def inspect_mp4(data: bytes, start: int) -> Anatomy:
+    """MP4, M4A, MOV, 3GP: the boxes at the top of the file (ISO 14496-12)."""
+    data = data[start:]
+    at, problem = 0, None
+    seen: set[bytes] = set()
+    while at + 8 <= len(data):
+        size, name = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
+        if {b"moov", b"mdat"} <= seen and not name.isalnum():
+            break  # something was appended
+        if size == 1 and at + 16 <= len(data):
+            size = int.from_bytes(data[at + 8 : at + 16], "big")
+        elif size == 0:
+            size = len(data) - at
+        seen.add(name)
+        if size < 8:
+            problem = Problem("damaged", f"the box at byte {at} has no size")
+            break
+        if at + size > len(data):
+            problem = Problem("truncated", f"it ends inside its {name.decode('latin-1')!r} box")
+            break
+        at += size
+    if b"moov" not in seen:
+        raise TruncatedError("the MP4 file's index (its moov box) is missing: the end was cut off")
+    flags = ("unknown_length",) if b"moof" in seen and b"mfra" not in seen and not problem else ()
+    return Anatomy("MP4", _MP4_DEMUXER, (data,), problem=problem, flags=flags, packet_clock=True)
+
+
+def _vint(data: bytes, at: int, *, keep_marker: bool) -> tuple[int, int]:
+    """An EBML number and its length in bytes; length 0 where there is none (RFC 8794)."""
+    if at >= len(data) or data[at] == 0:
+        return 0, 0
+    length = 9 - data[at].bit_length()
+    if at + length > len(data):
+        return 0, 0
+    value = int.from_bytes(data[at : at + length], "big")
+    return (value if keep_marker else value & (1 << 7 * length) - 1), length
+
+
+@dataclass(slots=True)
+class _Ebml:
+    end: int  # of the Segment, as it declares it
+    cluster_end: int = 0
+    scale_ns: int = 1_000_000
+    duration: float | None = None
+    clusters: int = 0
+    open_end: bool = False  # the Segment does not say how long it is
+    problem: Problem | None = None
+
+    def enter(self, name: int, body: int, size: int, *, unknown: bool) -> None:
+        """Note that one of the elements that are looked into starts here."""
+        if name == _SEGMENT:
+            self.open_end = unknown
+            self.end = self.end if unknown else body + size
+        elif name == _CLUSTER:
+            self.clusters += 1
+            self.cluster_end = self.end if unknown else body + size
+
+
+def inspect_webm(data: bytes, start: int) -> Anatomy:
+    """WebM and Matroska: follow the elements to the last block (RFC 9559)."""
+    data = data[start:]
+    walk, at = _Ebml(end=len(data)), 0
+    while at < min(len(data), walk.end):
+        name, name_bytes = _vint(data, at, keep_marker=True)
+        size, size_bytes = _vint(data, at + name_bytes, keep_marker=False)
+        body = at + name_bytes + size_bytes
+        if not name_bytes or not size_bytes or name not in _MASTERS | _LEAVES:
+            near_end = len(data) - at < 12
+            walk.problem = Problem(
+                "truncated" if near_end else "damaged", f"there is no valid element at byte {at}"
+            )
+            break
+        unknown = size == (1 << 7 * size_bytes) - 1
+        if name in _MASTERS:
+            walk.enter(name, body, size, unknown=unknown)
+            at = body
+            continue
+        if body + size > len(data):
+            walk.problem = Problem("truncated", "it ends inside a block")
+            break
+        if name == _SCALE:
+            walk.scale_ns = int.from_bytes(data[body : body + size], "big")
+        elif name == _DURATION and size in {4, 8}:
+            (walk.duration,) = struct.unpack_from(">f" if size == 4 else ">d", data, body)
+        at = body + size
+    if not walk.clusters:
+        raise EmptyAudioError("header only: the WebM file holds no samples")
+    if walk.problem is None and walk.end > len(data):
+        walk.problem = Problem("truncated", f"{len(data)} of {walk.end} bytes are there")
+    declared_s = walk.duration * walk.scale_ns / 1e9 if walk.duration else None
+    flags = ("unknown_length",) if walk.open_end and declared_s is None else ()
+    return Anatomy(
+        "WebM",
+        "matroska,webm",
+        (data,),
+        declared_s,
+        problem=walk.problem,
+        flags=flags if walk.problem is None else (),
+        packet_clock=True,
+    )
+
+
+def inspect_asf(data: bytes, start: int) -> Anatomy:
+    """ASF (WMA): the size of the data object against the bytes present."""
+    data = data[start:]
+    at = 0
+    while at + 24 <= len(data):
+        size = int.from_bytes(data[at + 16 : at + 24], "little")
+        if data.startswith(_ASF_DATA, at):
+            problem: Problem | None = None
+            flags: tuple[str, ...] = ()
+            if size >> 62 or size < 50:  # a broadcast
+                flags = ("unknown_length",)
+            elif at + size > len(data):
+                present = len(data) - at
+                problem = Problem("truncated", f"{present} of {size} bytes of sound are there")
+            if len(data) - at <= 50:
+                raise EmptyAudioError("header only: the WMA file holds no samples")
+            return Anatomy("WMA", "asf", (data,), problem=problem, flags=flags, packet_clock=True)
+        at += max(24, size)
+    raise EmptyAudioError("header only: the WMA file ends before its samples")

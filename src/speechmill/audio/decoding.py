@@ -1,0 +1,331 @@
+"""Bytes → waveform, by FFmpeg's decoders, with what FFmpeg passes over in silence made an error."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import av
+import av.error
+import numpy as np
+from numpy.typing import NDArray
+
+from speechmill.errors import (
+    DamagedError,
+    EmptyAudioError,
+    NotAudioError,
+    TruncatedError,
+)
+from speechmill.records import Waveform
+
+from . import boxes, flac, mpeg, ogg, riff
+from .anatomy import Anatomy
+from .mixing import Mixer, Weights
+from .resampling import resample
+from .sniffing import Kind, describe, recognise
+from .tally import Tally, as_error, find_problem, has_gap, nothing_decoded
+
+__all__ = ["Decoded", "decode"]
+
+_INSPECTORS: dict[Kind, Callable[[bytes, int], Anatomy]] = {
+    "aac": mpeg.inspect_aac,
+    "aiff": riff.inspect_aiff,
+    "amr": mpeg.inspect_amr,
+    "asf": boxes.inspect_asf,
+    "au": riff.inspect_au,
+    "caf": riff.inspect_caf,
+    "flac": flac.inspect_flac,
+    "mp3": mpeg.inspect_mp3,
+    "mp4": boxes.inspect_mp4,
+    "ogg": ogg.inspect_ogg,
+    "sph": riff.inspect_sph,
+    "w64": riff.inspect_w64,
+    "wav": riff.inspect_wav,
+    "webm": boxes.inspect_webm,
+}
+_DTYPES = {"u8": "u1", "s16": "i2", "s32": "i4", "s64": "i8", "flt": "f4", "dbl": "f8"}
+_MIN_RATE, _MAX_RATE = 1_000, 1_000_000
+_WILD = 2.0**31  # no integer stored as a float is larger
+_OVER = 1.122  # 1 dB above full scale; lossy codecs overshoot by less
+# Decoders that may be opened: sound only, whatever else a file holds.
+_CODECS = {
+    "aac",
+    "aac_fixed",
+    "aac_latm",
+    "ac3",
+    "alac",
+    "amrnb",
+    "amrwb",
+    "eac3",
+    "flac",
+    "g722",
+    "g726",
+    "g726le",
+    "gsm",
+    "gsm_ms",
+    "libgsm",
+    "libopencore_amrnb",
+    "libopencore_amrwb",
+    "libopus",
+    "mace3",
+    "mace6",
+    "mp2",
+    "mp2float",
+    "mp3",
+    "mp3float",
+    "opus",
+    "qdm2",
+    "shorten",
+    "speex",
+    "vorbis",
+    "wmalossless",
+    "wmapro",
+    "wmav1",
+    "wmav2",
+    "wmavoice",
+} | {name for name in av.codecs_available if name.startswith(("pcm_", "adpcm_"))}
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """A recording's waveform, and what is to be known about its source.
+
+    ``waveform`` is mono, at the source's rate. ``sample_rate`` (Hz) and ``channels`` are the
+    source's, at its start. ``flags`` are sorted and name what is suspicious; docs/audio.md lists
+    them.
+    """
+
+    waveform: Waveform
+    sample_rate: int
+    channels: int
+    flags: tuple[str, ...]
+
+
+def decode(data: bytes, *, keep_damaged: bool = False) -> Decoded:
+    """Decode a whole recording to mono.
+
+    The format is told by the content, never by a name. Several audio tracks: the default one,
+    else the first. With ``keep_damaged`` a truncated or damaged recording gives what could be
+    decoded of it, flagged ``truncated``, ``damaged`` or ``non_finite``.
+
+    Raises EmptyAudioError, NotAudioError, TruncatedError or DamagedError.
+    """
+    if not data:
+        raise EmptyAudioError("the file is empty (0 bytes)")
+    found = recognise(data)
+    if found is None:
+        raise NotAudioError(f"this is no audio: it looks like {describe(data)}")
+    kind, start = found
+    anatomy = _INSPECTORS[kind](data, start)
+    tally = _read(anatomy, None)
+    problem = find_problem(anatomy, tally)
+    if not tally.samples:
+        raise nothing_decoded(anatomy, tally)
+    if problem is not None and not keep_damaged:
+        raise as_error(problem, anatomy, tally)
+    flags = set(anatomy.flags)
+    if problem is not None:
+        flags.add(problem.kind)
+    if has_gap(anatomy, tally):
+        flags.add("gap")
+    return _finish(anatomy, tally, flags, keep_damaged=keep_damaged)
+
+
+def _finish(anatomy: Anatomy, tally: Tally, flags: set[str], *, keep_damaged: bool) -> Decoded:
+    """Mono at last: choose the channels, join the runs, scale; and flag what is odd."""
+    first = tally.mixers[0]
+    non_finite = sum(mixer.non_finite for mixer in tally.mixers)
+    if non_finite:
+        if not keep_damaged:
+            raise DamagedError(f"{non_finite} samples are not finite (NaN or infinite)")
+        flags.add("non_finite")
+    if any(mixer.clipped for mixer in tally.mixers):
+        flags.add("clipped")
+    chosen = [mixer.choose() for mixer in tally.mixers]
+    flags.update(flag for _, flag in chosen if flag is not None)
+    mixers = tally.mixers
+    if any(weights is not None for weights, _ in chosen):
+        for mixer in mixers:
+            mixer.take()  # free the mix that is not wanted before the next one is made
+        mixers = _read(anatomy, [weights for weights, _ in chosen]).mixers
+    samples = _join(mixers, first.sample_rate)
+    if tally.max_samples is not None:
+        samples = samples[: tally.max_samples]
+    peak = max(float(samples.max()), -float(samples.min()))
+    if peak > _WILD:
+        raise DamagedError(f"a sample of {peak:.3g} is no sound: full scale is 1.0")
+    if peak > 1.0:
+        samples /= np.float32(peak)
+        np.clip(samples, -1.0, 1.0, out=samples)  # rounding
+        if peak > _OVER:
+            flags.add("scaled")
+    waveform = Waveform(samples, first.sample_rate)
+    return Decoded(waveform, first.sample_rate, first.channels, tuple(sorted(flags)))
+
+
+def _join(mixers: list[Mixer], sample_rate: int) -> NDArray[np.float32]:
+    """One waveform, float32 [num_samples], of all runs; runs of another rate are resampled."""
+    blocks: list[NDArray[np.float32]] = []
+    for mixer in mixers:
+        taken = mixer.take()
+        if mixer.sample_rate != sample_rate and taken:
+            waveform = Waveform(np.concatenate(taken), mixer.sample_rate)
+            taken = [resample(waveform, sample_rate).samples]
+        blocks += taken
+    if len(blocks) == 1:
+        return np.ascontiguousarray(blocks[0])
+    samples = np.empty(sum(len(block) for block in blocks), np.float32)
+    blocks.reverse()
+    at = 0
+    while blocks:  # each block is freed once it is copied
+        block = blocks.pop()
+        samples[at : at + len(block)] = block
+        at += len(block)
+    return samples
+
+
+def _read(anatomy: Anatomy, weights: list[Weights | None] | None) -> Tally:
+    """Decode every piece of the file; ``weights`` has one entry a run of equal frames."""
+    tally = Tally()
+    for piece in anatomy.pieces:
+        try:
+            _read_piece(piece, anatomy, tally, weights)
+        except av.error.FFmpegError as error:
+            text = f"the {anatomy.name} data cannot be read ({error.strerror})"
+            if not tally.samples:
+                if anatomy.problem is not None:
+                    text += f": {anatomy.problem.text}"
+                raise (
+                    TruncatedError
+                    if anatomy.problem is not None and anatomy.problem.kind == "truncated"
+                    else DamagedError
+                )(text) from error
+            tally.bad.append(tally.packets)
+        except (MemoryError, ValueError, OverflowError) as error:
+            raise DamagedError(f"the {anatomy.name} file makes no sense: {error}") from error
+    return tally
+
+
+def _read_piece(
+    piece: bytes, anatomy: Anatomy, tally: Tally, weights: list[Weights | None] | None
+) -> None:
+    options = {
+        # Nothing outside these bytes is ever opened, whatever they say.
+        "protocol_whitelist": "none",
+        "format_whitelist": anatomy.demuxer,
+        "codec_whitelist": ",".join(_CODECS),
+        **dict(anatomy.options),
+    }
+    with av.open(
+        io.BytesIO(piece), "r", format=anatomy.demuxer, options=options, metadata_errors="replace"
+    ) as container:
+        streams = container.streams.audio
+        if not streams:
+            raise NotAudioError(f"the {anatomy.name} file has no audio track")
+        stream = next((s for s in streams if s.disposition & s.disposition.default), streams[0])
+        context = stream.codec_context
+        if context.name not in _CODECS:
+            raise NotAudioError(f"the codec {context.name!r} is not supported")
+        check = None
+        context.thread_count = 1  # the caller has threads of its own
+        tally.codec = context.name
+        tally.alone = len(container.streams) == 1
+        if context.name == "flac":
+            context.options = {"err_detect": "crccheck+explode"}
+            info = context.extradata or b""
+            if len(info) >= 34 and weights is None:
+                check = flac.FlacCheck(info)
+                tally.checks.append(check)
+        if stream.duration is not None and stream.time_base is not None:
+            tally.stream_s = float(stream.duration * stream.time_base)
+        _decode_packets(container, stream, tally, weights, check)
+        if anatomy.name == "MP4":
+            tally.max_samples = _without_padding(tally)
+
+
+def _without_padding(tally: Tally) -> int | None:
+    """Samples of an MP4 track without the encoder's padding at the end, which FFmpeg leaves."""
+    if tally.stream_s is None or len(tally.mixers) != 1:
+        return None
+    declared = round(tally.stream_s * tally.mixers[0].sample_rate)
+    # Padding is at most a frame or two: a wrong duration must not cut sound away.
+    return declared if 0 < tally.samples - declared < 4096 and declared else None
+
+
+def _decode_packets(
+    container: Any,
+    stream: Any,
+    tally: Tally,
+    weights: list[Weights | None] | None,
+    check: flac.FlacCheck | None,
+) -> None:
+    first_s: float | None = None
+    for packet in container.demux(stream):
+        if packet.size:
+            tally.packets += 1
+            if packet.pts is not None and packet.time_base is not None:
+                begin_s = float(packet.pts * packet.time_base)
+                first_s = begin_s if first_s is None else first_s
+                end_s = begin_s + float((packet.duration or 0) * packet.time_base)
+                tally.end_s, tally.span_s = end_s, end_s - first_s
+            if check is not None:
+                check.see_packet(bytes(memoryview(packet)[:12]))
+        try:
+            frames = packet.decode()
+        except av.error.FFmpegError:
+            tally.bad.append(tally.packets)
+            continue
+        if frames:
+            tally.last_good = tally.packets
+        elif packet.size:
+            tally.barren.append(tally.packets)
+        for frame in frames:
+            _take(frame, tally, weights, check)
+    if tally.mixers:
+        _checked(check, tally.mixers[-1].flush())
+
+
+def _take(
+    frame: av.AudioFrame,
+    tally: Tally,
+    weights: list[Weights | None] | None,
+    check: flac.FlacCheck | None,
+) -> None:
+    """Give a frame to the mixer of its run; a new run starts where rate or channels change."""
+    channels, name = frame.layout.nb_channels, frame.format.name
+    planar = name.endswith("p")
+    sample_format = name[:-1] if planar else name
+    key = (frame.sample_rate, channels, sample_format)
+    if not tally.mixers or tally.mixers[-1].key != key:
+        if not _MIN_RATE <= frame.sample_rate <= _MAX_RATE:
+            raise DamagedError(f"a sample rate of {frame.sample_rate} Hz makes no sense")
+        if tally.mixers:
+            _checked(check, tally.mixers[-1].flush())
+        run = len(tally.mixers)
+        chosen = weights[run] if weights is not None and run < len(weights) else None
+        if weights is not None and chosen is None:
+            chosen = (1.0 / channels,) * channels
+        mixer = Mixer(*key, chosen, over_range=tally.codec.startswith("pcm_f"))
+        tally.mixers.append(mixer)
+    samples = _view(frame, _DTYPES[sample_format], channels, planar=planar)
+    _checked(check, tally.mixers[-1].add(samples))
+
+
+def _view(frame: av.AudioFrame, dtype: str, channels: int, *, planar: bool) -> NDArray[Any]:
+    """A frame's samples [num_channels, num_samples] as FFmpeg has them, without a copy."""
+    count = frame.samples
+    if planar:
+        planes = [np.frombuffer(memoryview(plane), dtype, count) for plane in frame.planes]
+        return planes[0][None, :] if channels == 1 else np.stack(planes)
+    return (
+        np.frombuffer(memoryview(frame.planes[0]), dtype, count * channels)
+        .reshape(count, channels)
+        .T
+    )
+
+
+def _checked(check: flac.FlacCheck | None, raw: NDArray[Any] | None) -> None:
+    if raw is not None and check is not None:
+        check.see_samples(raw)

@@ -1,0 +1,99 @@
+"""FLAC: its own count and MD5 of the samples (RFC 9639)."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from speechmill.errors import EmptyAudioError
+
+from .anatomy import Anatomy
+
+__all__ = ["FlacCheck", "inspect_flac"]
+
+
+def inspect_flac(data: bytes, start: int) -> Anatomy:
+    """Walk the metadata; the samples themselves are checked as they are decoded."""
+    at, last = start + 4, False
+    while not last:
+        if at + 4 > len(data):
+            raise EmptyAudioError("header only: the FLAC file ends inside its metadata")
+        last = bool(data[at] & 0x80)
+        at += 4 + int.from_bytes(data[at + 1 : at + 4], "big")
+    if at >= len(data):
+        raise EmptyAudioError("header only: the FLAC file holds no samples")
+    check = FlacCheck(data[start + 8 : start + 42])
+    return Anatomy(
+        "FLAC",
+        "flac",
+        (data[start:],),
+        check.total / check.sample_rate if check.total and check.sample_rate else None,
+        flags=() if check.total else ("unknown_length",),
+    )
+
+
+class FlacCheck:
+    """Holds decoded samples against what STREAMINFO (34 bytes) says about them."""
+
+    def __init__(self, stream_info: bytes) -> None:
+        packed = int.from_bytes(stream_info[10:18], "big")
+        self.sample_rate = packed >> 44
+        self.bits = (packed >> 36 & 31) + 1
+        self.total = packed & (1 << 36) - 1
+        self.expected = stream_info[18:34]
+        self.samples = 0
+        self.out_of_order = False
+        self.reaches_end = False
+        self._block = int.from_bytes(stream_info[2:4], "big")
+        self._md5 = hashlib.md5(usedforsecurity=False) if any(self.expected) else None
+        self._last: int | None = None
+
+    def see_packet(self, head: bytes) -> None:
+        """Note from a frame's header whether it follows the one before, and is the last one."""
+        if len(head) < 5 or head[0] != 0xFF or head[1] & 0xFC != 0xF8:
+            return
+        number = _coded_number(head[4:11])
+        if head[1] & 1:  # the number is that of its first sample, else of the frame
+            if self._last is not None and number <= self._last:
+                self.out_of_order = True
+            self.reaches_end = number + self._block >= self.total
+        else:
+            if self._last is not None and number != self._last + 1:
+                self.out_of_order = True
+            self.reaches_end = (number + 1) * self._block >= self.total
+        self._last = number
+
+    def see_samples(self, samples: NDArray[Any]) -> None:
+        """Take in samples [num_channels, num_samples] as FFmpeg gives them: int16 or int32."""
+        self.samples += samples.shape[1]
+        if self._md5 is None:
+            return
+        width = (self.bits + 7) // 8
+        shift = samples.dtype.itemsize * 8 - self.bits
+        interleaved = np.ascontiguousarray(samples.T)
+        if shift:
+            interleaved = interleaved >> shift
+        if width < interleaved.dtype.itemsize:
+            octets = interleaved.view(np.uint8).reshape(-1, interleaved.dtype.itemsize)
+            interleaved = np.ascontiguousarray(octets[:, :width])
+        self._md5.update(interleaved.data)
+
+    @property
+    def matches(self) -> bool | None:
+        """Whether the MD5 is right; None where there is none."""
+        return None if self._md5 is None else self._md5.digest() == self.expected
+
+
+def _coded_number(octets: bytes) -> int:
+    """FLAC's frame or sample number, coded like UTF-8 but up to 36 bits."""
+    first = octets[0]
+    if first < 0x80:
+        return first
+    more = 8 - (first ^ 0xFF).bit_length() - 1
+    number = first & (0x3F >> more)
+    for octet in octets[1 : 1 + more]:
+        number = number << 6 | octet & 0x3F
+    return number

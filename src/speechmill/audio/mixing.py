@@ -1,0 +1,167 @@
+"""Decoded samples of any format and any number of channels → mono float32, and what is odd."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["FULL_SCALE", "Mixer", "Weights"]
+
+Weights = tuple[float, ...]
+"""What each channel counts for in the mono mix."""
+
+FULL_SCALE = {"u8": 2.0**-7, "s16": 2.0**-15, "s32": 2.0**-31, "s64": 2.0**-63}
+"""FFmpeg's integer sample formats → the value of one step in −1..1."""
+
+_BLOCK = 1 << 16  # samples per channel that are converted at a time
+_HOT = 0.9995  # of full scale: where clipped samples lie
+_SILENT_POWER = 1e-3  # −30 dB: a channel this far below the loudest …
+_SILENT_PEAK = 0.05  # … and whose peak is this far below, carries nothing
+_CANCELLED = 0.1  # of the power that as many unrelated channels would leave
+
+
+@dataclass(slots=True)
+class _Stats:
+    """Sums over all samples, one entry a channel."""
+
+    count: int = 0
+    total: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    square: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    low: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    high: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    hot: int = 0
+    mix_total: float = 0.0
+    mix_square: float = 0.0
+
+
+class Mixer:
+    """Takes in the frames of one run (same rate, channels and format), gives mono blocks.
+
+    Without ``weights`` all channels count alike, and ``choose`` tells which weights would have
+    been right.
+    """
+
+    def __init__(
+        self,
+        sample_rate: int,
+        channels: int,
+        sample_format: str,
+        weights: Weights | None,
+        *,
+        over_range: bool = False,
+    ) -> None:
+        self.key = (sample_rate, channels, sample_format)
+        self.sample_rate = sample_rate
+        self.channels = channels
+        self.non_finite = 0
+        self.samples = 0
+        self._scale = FULL_SCALE.get(sample_format)
+        # Floats above full scale are as good as any; elsewhere they are clipped peaks.
+        self._too_hot = _HOT + 2 * (1 - _HOT) if over_range else np.inf
+        self._offset = 128.0 if sample_format == "u8" else 0.0
+        self._weights = weights
+        self._pending: list[NDArray[Any]] = []
+        self._num_pending = 0
+        self._blocks: list[NDArray[np.float32]] = []
+        zeros = np.zeros(channels)
+        self._stats = _Stats(
+            total=zeros.copy(), square=zeros.copy(), low=zeros.copy(), high=zeros.copy()
+        )
+
+    def add(self, samples: NDArray[Any]) -> NDArray[Any] | None:
+        """Take in samples [num_channels, num_samples]; returns what was mixed, if it was."""
+        self._pending.append(samples)
+        self._num_pending += samples.shape[1]
+        self.samples += samples.shape[1]
+        return self.flush() if self._num_pending >= _BLOCK else None
+
+    def flush(self) -> NDArray[Any] | None:
+        """Mix what is pending; returns it, [num_channels, num_samples], as it was decoded."""
+        if not self._pending:
+            return None
+        raw = self._pending[0] if len(self._pending) == 1 else np.concatenate(self._pending, axis=1)
+        self._pending, self._num_pending = [], 0
+        # Wild values are found and counted below; until then they may overflow.
+        with np.errstate(over="ignore", invalid="ignore"):
+            self._mix(self._to_float(raw))
+        return raw
+
+    def _to_float(self, raw: NDArray[Any]) -> NDArray[np.float32]:
+        if self._scale is None:
+            floats = raw.astype(np.float32, order="C")
+            finite = np.isfinite(floats)
+            if not finite.all():
+                self.non_finite += int(finite.size - finite.sum())
+                floats[~finite] = 0.0
+            return floats
+        # float32 holds 24 bits: integers are rounded once, then scaled by a power of two.
+        floats = raw.astype(np.float32, order="C")
+        if self._offset:
+            floats -= np.float32(self._offset)
+        floats *= np.float32(self._scale)
+        return floats
+
+    def _mix(self, block: NDArray[np.float32]) -> None:
+        stats = self._stats
+        stats.count += block.shape[1]
+        low, high = block.min(axis=1), block.max(axis=1)
+        np.minimum(stats.low, low, out=stats.low)
+        np.maximum(stats.high, high, out=stats.high)
+        for channel, samples in enumerate(block):
+            if high[channel] >= _HOT or low[channel] <= -_HOT:
+                magnitude = np.abs(samples)
+                hot = (magnitude >= _HOT) & (magnitude <= self._too_hot)
+                stats.hot += int(np.count_nonzero(hot[2:] & hot[1:-1] & hot[:-2]))
+        if self.channels == 1:
+            self._blocks.append(block[0])
+            return
+        if self._weights is not None:
+            self._blocks.append(np.asarray(self._weights, np.float32) @ block)
+            return
+        mono = (block[0] + block[1]) * np.float32(0.5) if self.channels == 2 else block.mean(axis=0)
+        stats.total += block.sum(axis=1, dtype=np.float64)
+        stats.square += [float(np.dot(samples, samples)) for samples in block]
+        stats.mix_total += float(mono.sum(dtype=np.float64))
+        stats.mix_square += float(np.dot(mono, mono))
+        self._blocks.append(mono)
+
+    def choose(self) -> tuple[Weights | None, str | None]:
+        """The weights that the mix should have had, None if equal ones; and a flag, or None."""
+        stats = self._stats
+        if self.channels == 1 or not stats.count or self._weights is not None:
+            return None, None
+        mean = stats.total / stats.count
+        power = np.maximum(stats.square / stats.count - mean**2, 0.0)
+        peak = np.maximum(stats.high - mean, mean - stats.low)
+        loudest = int(power.argmax())
+        if power[loudest] <= 1e-12:  # silence
+            return None, None
+        silent = (power < _SILENT_POWER * power[loudest]) & (peak < _SILENT_PEAK * peak[loudest])
+        carrying = np.flatnonzero(~silent)
+        alone = tuple(1.0 if channel == loudest else 0.0 for channel in range(self.channels))
+        if len(carrying) == 1:
+            return alone, "one_channel"
+        share = len(carrying) / self.channels
+        mix_power = stats.mix_square / stats.count - (stats.mix_total / stats.count) ** 2
+        unrelated = power[carrying].mean() / len(carrying) * share**2
+        if mix_power < _CANCELLED * unrelated:
+            return alone, "antiphase"
+        if len(carrying) < self.channels:
+            weight = 1.0 / len(carrying)
+            return tuple(0.0 if quiet else weight for quiet in silent), None
+        return None, None
+
+    @property
+    def clipped(self) -> bool:
+        """Whether samples stay at full scale for longer than speech does."""
+        stats = self._stats
+        return stats.hot > max(5.0, 1e-4 * stats.count * self.channels)
+
+    def take(self) -> list[NDArray[np.float32]]:
+        """The mono blocks, each float32 [num_samples]; the mixer forgets them."""
+        self.flush()
+        blocks, self._blocks = self._blocks, []
+        return blocks

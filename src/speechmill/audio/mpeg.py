@@ -1,0 +1,263 @@
+"""Streams of bare frames (MP3, MP2, AAC in ADTS, AMR), followed to their last byte.
+
+FFmpeg skips what it cannot read and says nothing, so that a damaged file comes out shorter. Here
+the headers are followed from frame to frame. Frame headers: ISO 11172-3 (MPEG audio), ISO 13818-7
+(ADTS), RFC 4867 section 5 (AMR); the Xing, Info and VBRI headers by common use.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+from speechmill.errors import EmptyAudioError, NotAudioError
+
+from .anatomy import Anatomy, Problem
+
+__all__ = [
+    "adts_length",
+    "first_frame",
+    "inspect_aac",
+    "inspect_amr",
+    "inspect_mp3",
+    "mpeg_length",
+    "skip_id3",
+]
+
+_SEARCH_BYTES = 1 << 17  # how far a stream's first frame may be from the start of the file
+_CHAIN = 4  # so many frames in a row are no accident
+_MAX_TAIL = 4096  # unknown bytes behind the last frame that are put up with
+_RATES = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000, 8000)}
+_KBPS = {
+    (True, 2): (0, 32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
+    (True, 1): (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
+    (False, 2): (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+    (False, 1): (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+}
+_AMR_NB = (13, 14, 16, 18, 20, 21, 27, 32, 6, 0, 0, 0, 0, 0, 0, 1)
+_AMR_WB = (18, 24, 33, 37, 41, 47, 51, 59, 61, 6, 0, 0, 0, 0, 1, 1)
+
+Length = Callable[[bytes, int], int]
+"""(data, position) -> bytes of the frame whose header is there, 0 where there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Walk:
+    """Frames followed from header to header; ``end`` is where the last whole one ends."""
+
+    frames: int
+    end: int
+    problem: Problem | None = None
+
+
+@cache
+def _mpeg_header(second: int, third: int) -> tuple[int, int, int]:
+    """Bytes, samples and sample rate of a frame, from its header's 2nd and 3rd byte."""
+    version, layer = second >> 3 & 3, second >> 1 & 3
+    kbps_index, rate_index = third >> 4, third >> 2 & 3
+    if second < 0xE0 or version == 1 or layer in {0, 3} or rate_index == 3:
+        return 0, 0, 0
+    if kbps_index in {0, 15}:  # free format and forbidden
+        return 0, 0, 0
+    full = version == 3
+    rate = _RATES[version][rate_index]
+    samples = 1152 if layer == 2 or full else 576
+    kbps = _KBPS[full, layer][kbps_index]
+    return samples * 125 * kbps // rate + (third >> 1 & 1), samples, rate
+
+
+def mpeg_length(data: bytes, at: int) -> int:
+    """Bytes of the MPEG audio frame (layer II or III) at ``at``, 0 where there is none."""
+    if at + 4 > len(data) or data[at] != 0xFF:
+        return 0
+    return _mpeg_header(data[at + 1], data[at + 2])[0]
+
+
+def adts_length(data: bytes, at: int) -> int:
+    """Bytes of the ADTS frame at ``at``, 0 where there is none."""
+    if at + 7 > len(data) or data[at] != 0xFF or data[at + 1] & 0xF6 != 0xF0:
+        return 0
+    if data[at + 2] >> 2 & 15 > 12:
+        return 0
+    length = (data[at + 3] & 3) << 11 | data[at + 4] << 3 | data[at + 5] >> 5
+    return length if length > 7 else 0
+
+
+def skip_id3(data: bytes, at: int) -> int:
+    """Where the ID3v2 tags that start at ``at`` end; ``at`` if there is none."""
+    while data[at : at + 3] == b"ID3" and len(data) >= at + 10:
+        size = 0
+        for byte in data[at + 6 : at + 10]:
+            size = size << 7 | byte & 0x7F
+        at += 10 + size + (10 if data[at + 5] & 0x10 else 0)
+    return at
+
+
+def _chain(data: bytes, at: int, length: Length, want: int = _CHAIN) -> bool:
+    for _ in range(want):
+        step = length(data, at)
+        if not step:
+            return False
+        at += step
+    return True
+
+
+def _search(data: bytes, at: int, stop: int, length: Length) -> int:
+    """Where the next frames in a row start, −1 where there are none before ``stop``."""
+    at = data.find(b"\xff", at, stop)
+    while at >= 0:
+        if _chain(data, at, length):
+            return at
+        at = data.find(b"\xff", at + 1, stop)
+    return -1
+
+
+def first_frame(data: bytes, start: int) -> tuple[Literal["mp3", "aac"], int] | None:
+    """Kind of stream and position of the first of several frames in a row, else None."""
+    lengths: tuple[tuple[Literal["mp3", "aac"], Length], ...] = (
+        ("mp3", mpeg_length),
+        ("aac", adts_length),
+    )
+    for kind, length in lengths:
+        at = start
+        while step := length(data, at):  # a short file: frames to its very end
+            at += step
+            if at > start + 8 * 8192:
+                break
+        if at > start and (at >= len(data) or _chain(data, start, length) or _is_tag(data, at)):
+            return kind, start
+    for kind, length in lengths:
+        at = _search(data, start, min(len(data), start + _SEARCH_BYTES), length)
+        if at >= 0:
+            return kind, at
+    return None
+
+
+def _is_tag(data: bytes, at: int) -> bool:
+    return data.startswith((b"TAG", b"APETAGEX", b"LYRICSBEGIN", b"3DI", b"ID3"), at)
+
+
+def _walk(data: bytes, at: int, length: Length) -> Walk:
+    """Follow the frames from ``at`` to the end of the data."""
+    frames, size = 0, len(data)
+    while True:
+        step = length(data, at)
+        if step:
+            if at + step > size:
+                return Walk(frames, at, Problem("truncated", "it ends in the middle of a frame"))
+            at += step
+            frames += 1
+            continue
+        if at < size and size - at < 7 and data[at] == 0xFF:
+            return Walk(frames, at, Problem("truncated", "it ends in the middle of a frame"))
+        after_tag = skip_id3(data, at)
+        if after_tag == at:
+            break
+        if after_tag >= size:
+            return Walk(frames, at)
+        at = after_tag  # files joined end to end
+    if at == size or _is_tag(data, at):
+        return Walk(frames, at)
+    again = _search(data, at, size, length)
+    if again >= 0:
+        return Walk(frames, at, Problem("damaged", f"bytes {at} to {again} are no audio frames"))
+    tail = size - at
+    if tail > _MAX_TAIL:
+        return Walk(frames, at, Problem("damaged", f"its last {tail} bytes are no audio frames"))
+    return Walk(frames, at)
+
+
+def _declared_frames(data: bytes, start: int, length: int) -> int | None:
+    """The frame count of a Xing, Info or VBRI header in the first frame."""
+    frame = data[start : start + length]
+    for magic in (b"Xing", b"Info"):
+        at = frame.find(magic, 4, 64)
+        if at >= 0 and len(frame) >= at + 12:
+            flags, frames = struct.unpack_from(">II", frame, at + 4)
+            return int(frames) if flags & 1 else 0
+    if frame[36:40] == b"VBRI" and len(frame) >= 54:
+        return int.from_bytes(frame[50:54], "big")
+    return None
+
+
+def _pieces(data: bytes, start: int, end: int, problem: Problem | None) -> tuple[bytes, ...]:
+    """What FFmpeg is given: no tags, no bytes behind the last frame; no copy if it is all."""
+    if problem is not None and problem.kind == "damaged":
+        end = len(data)
+    return (data if (start, end) == (0, len(data)) else data[start:end],)
+
+
+def inspect_mp3(data: bytes, start: int) -> Anatomy:
+    """Follow the frames of an MP3 or MP2 stream that starts at ``start``."""
+    walk = _walk(data, start, mpeg_length)
+    if not walk.frames:
+        raise EmptyAudioError("an MP3 stream without a single whole frame")
+    _, samples, rate = _mpeg_header(data[start + 1], data[start + 2])
+    declared = _declared_frames(data, start, mpeg_length(data, start))
+    header = declared is not None
+    frames, problem, declared_s = walk.frames - header, walk.problem, None
+    if declared:
+        declared_s = declared * samples / rate
+        # Some encoders count the header's own frame.
+        if frames >= declared - 1 and problem is not None and walk.end < len(data):
+            problem = problem if frames < declared else _forgive_tail(problem)
+        elif frames < declared - 1 and problem is None:
+            problem = Problem("truncated", f"{frames} of {declared} frames are there")
+    return Anatomy(
+        "MP3",
+        "mp3",
+        _pieces(data, start, walk.end, problem),
+        declared_s,
+        problem=problem,
+        flags=_tail_flags(data, walk, problem),
+    )
+
+
+def _forgive_tail(problem: Problem) -> Problem | None:
+    """Bytes behind a stream of which each declared frame is there do no harm."""
+    return None if "last" in problem.text else problem
+
+
+def inspect_aac(data: bytes, start: int) -> Anatomy:
+    """Follow the frames of an ADTS stream that starts at ``start``."""
+    walk = _walk(data, start, adts_length)
+    if not walk.frames:
+        raise EmptyAudioError("an AAC stream without a single whole frame")
+    return Anatomy(
+        "AAC",
+        "aac",
+        _pieces(data, start, walk.end, walk.problem),
+        problem=walk.problem,
+        flags=_tail_flags(data, walk, walk.problem),
+    )
+
+
+def _tail_flags(data: bytes, walk: Walk, problem: Problem | None) -> tuple[str, ...]:
+    if problem is not None or walk.end == len(data) or _is_tag(data, walk.end):
+        return ()
+    return ("trailing_data",)
+
+
+def inspect_amr(data: bytes, start: int) -> Anatomy:
+    """Follow the frames of an AMR or AMR-WB file (one channel)."""
+    wide = data.startswith(b"#!AMR-WB\n", start)
+    sizes, head = (_AMR_WB, 9) if wide else (_AMR_NB, 6)
+    at = start + head
+    problem = None
+    while at < len(data):
+        step = sizes[data[at] >> 3 & 15]
+        if not step or data[at] & 0x83:
+            problem = Problem("damaged", f"byte {at} starts no AMR frame")
+            break
+        if at + step > len(data):
+            problem = Problem("truncated", "it ends in the middle of a frame")
+            break
+        at += step
+    if at == start + head:
+        if problem is not None and problem.kind == "damaged":
+            raise NotAudioError("an AMR header, and behind it no AMR frames")
+        raise EmptyAudioError("header only: an AMR file without a single whole frame")
+    return Anatomy("AMR", "amr", (data[start:at],), problem=problem)
