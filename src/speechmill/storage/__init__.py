@@ -1,0 +1,46 @@
+"""Object stores: a URL in, bytes out. S3, Google, Azure, folders and memory behind one Protocol."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from speechmill.storage.base import Blob, Object, Store, StoreOptions
+from speechmill.storage.urls import inside, parse_url
+
+if TYPE_CHECKING:
+    from obstore.store import MemoryStore
+
+__all__ = ["Blob", "Object", "Store", "StoreOptions", "inside", "open_store"]
+
+_memory: dict[str, MemoryStore] = {}
+_memory_lock = threading.Lock()
+
+
+def open_store(url: str, options: StoreOptions = StoreOptions()) -> Store:  # noqa: B008 it is frozen
+    """The store at ``url``: a path, ``s3://``, ``gs://``, ``az://``, ``file://``, ``memory://NAME``.
+
+    A plain path is taken literally, also with ``%``, ``#`` and ``?``. Opening asks the store
+    nothing; only credentials are looked for. ``memory://NAME`` is the same store for all of this
+    process.
+
+    Raises:
+        JobError: the URL, the profile or the endpoint is wrong.
+        AccessDeniedError: there are no credentials.
+    """
+    location = parse_url(url)
+    # Imported here: each brings its own client along.
+    if location.scheme == "file":
+        from speechmill.storage.local import LocalStore
+
+        return LocalStore(location.url)
+    if location.scheme == "s3":
+        from speechmill.storage.s3 import S3Store
+
+        return S3Store(location, options)
+    from speechmill.storage.remote import open_cloud, open_memory
+
+    if location.scheme == "memory":
+        with _memory_lock:
+            return open_memory(location, _memory)
+    return open_cloud(location, options)

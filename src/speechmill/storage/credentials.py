@@ -1,0 +1,181 @@
+"""Where an S3 bucket is and with which keys: what boto3 knows, in our order of precedence."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import boto3.session
+import botocore.exceptions
+
+from speechmill.errors import AccessDeniedError, JobError
+from speechmill.storage.base import StoreOptions
+
+__all__ = ["S3Access", "resolve"]
+
+_R2 = ".r2.cloudflarestorage.com"
+_FALLBACK_REGION = "us-east-1"
+
+
+@dataclass(frozen=True, slots=True)
+class S3Access:
+    """How to reach a bucket.
+
+    ``endpoint_url`` has no trailing slash and no bucket. ``credentials`` are botocore's, which
+    refresh themselves, or None for unsigned requests. ``ca_bundle``: a PEM file to trust.
+    """
+
+    bucket: str
+    endpoint_url: str
+    region: str
+    credentials: Any = field(repr=False)
+    ca_bundle: str | None = None
+
+
+def resolve(bucket: str, options: StoreOptions) -> S3Access:
+    """Find the bucket's endpoint, region and credentials.
+
+    Raises:
+        JobError: no such profile, or an endpoint that is no URL.
+        AccessDeniedError: there are no credentials, or they cannot be had.
+    """
+    try:
+        session = boto3.session.Session(
+            profile_name=options.profile or None, region_name=options.region or None
+        )
+        core = session._session
+        configured = _configured_endpoint(core, options)
+        endpoint = _normalise_endpoint(configured, bucket) if configured else None
+        region = _region(session, options, endpoint)
+        if endpoint is None:
+            client = session.client("s3", region_name=region)
+            endpoint = str(client.meta.endpoint_url).rstrip("/")
+        credentials = (
+            None if options.anonymous else _credentials(session, options, bucket, bool(configured))
+        )
+        ca_bundle = core.get_config_variable("ca_bundle")
+    except botocore.exceptions.ProfileNotFound as error:
+        raise JobError(_no_profile(str(error.kwargs.get("profile", options.profile)))) from None
+    except (
+        botocore.exceptions.ConfigParseError,
+        botocore.exceptions.InvalidRegionError,
+        botocore.exceptions.InvalidConfigError,
+    ) as error:
+        raise JobError(f"the AWS configuration cannot be used: {error}") from None
+    if ca_bundle and not Path(ca_bundle).is_file():
+        raise JobError(f"the file of trusted certificates (ca_bundle) {ca_bundle} does not exist")
+    return S3Access(
+        bucket,
+        endpoint,
+        region or _FALLBACK_REGION,
+        credentials,
+        ca_bundle if endpoint.startswith("https:") else None,
+    )
+
+
+def _configured_endpoint(core: Any, options: StoreOptions) -> str | None:
+    """The flag; then a named profile's own endpoint, then the environment's.
+
+    Where no profile is named, the environment goes before the default profile, as it does in
+    every AWS tool.
+    """
+    if options.endpoint_url:
+        return options.endpoint_url
+    if core.get_config_variable("ignore_configured_endpoint_urls"):
+        return None
+    environment = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    profile = core.get_scoped_config()
+    services = core.full_config.get("services", {}).get(profile.get("services"), {})
+    in_services = services.get("s3", {})
+    own = in_services.get("endpoint_url") if isinstance(in_services, dict) else None
+    own = own or profile.get("endpoint_url")
+    named = options.profile or core.get_config_variable("profile")
+    return (own or environment) if named else (environment or own)
+
+
+def _normalise_endpoint(url: str, bucket: str) -> str:
+    parts = urlsplit(url.strip())
+    if parts.username or parts.password or "@" in parts.netloc:
+        raise JobError(
+            "the endpoint URL holds a user name or password. Keys do not belong into a URL: put "
+            "them into a profile (aws configure --profile NAME)"
+        )
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query:
+        raise JobError(
+            f"the endpoint {url.partition('?')[0]!r} is no URL such as https://s3.example.com: "
+            "it must start with https:// or http://"
+        )
+    path = parts.path.strip("/")
+    # R2's dashboard shows the endpoint with the bucket behind it: many paste it like that.
+    if path == bucket:
+        path = ""
+    elif path and parts.hostname.endswith(_R2):
+        raise JobError(
+            f"the endpoint ends in the bucket {path!r}, but the URL's bucket is {bucket!r}: "
+            f"the endpoint is {parts.scheme}://{parts.netloc}"
+        )
+    return f"{parts.scheme}://{parts.netloc}" + (f"/{path}" if path else "")
+
+
+def _region(session: Any, options: StoreOptions, endpoint: str | None) -> str | None:
+    if options.region:
+        return options.region
+    # R2 knows no AWS regions; one that the profile or the environment has would be refused.
+    if endpoint and (urlsplit(endpoint).hostname or "").endswith(_R2):
+        return "auto"
+    region: str | None = session.region_name
+    return region
+
+
+def _credentials(session: Any, options: StoreOptions, bucket: str, has_endpoint: bool) -> Any:
+    core = session._session
+    named = options.profile or core.get_config_variable("profile")
+    resolver = core.get_component("credential_provider")
+    if named or has_endpoint:
+        resolver.remove("iam-role")  # asks 169.254.169.254
+    if named:
+        resolver.remove("container-role")  # a container's keys are not the profile's
+    try:
+        credentials = session.get_credentials()
+        frozen = credentials.get_frozen_credentials() if credentials is not None else None
+    except botocore.exceptions.PartialCredentialsError as error:
+        raise AccessDeniedError(f"s3://{bucket}: {error}; {_how(named)}") from None
+    except (botocore.exceptions.SSOError, botocore.exceptions.TokenRetrievalError) as error:
+        again = f" --profile {named}" if named else ""
+        raise AccessDeniedError(f"s3://{bucket}: {error} (run `aws sso login{again}`)") from None
+    except (botocore.exceptions.ProfileNotFound, botocore.exceptions.InvalidConfigError):
+        raise
+    except (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError) as error:
+        # Its text may quote what a credential process has printed.
+        raise AccessDeniedError(
+            f"s3://{bucket}: no credentials could be had ({type(error).__name__}); {_how(named)}"
+        ) from None
+    if frozen is None or not frozen.access_key or not frozen.secret_key:
+        where = f"the profile {named!r} holds no keys" if named else "there are no credentials"
+        raise AccessDeniedError(
+            f"s3://{bucket}: {where} (looked at {_files()}"
+            f"{'' if named else ', the environment'}); {_how(named)}"
+        )
+    return credentials
+
+
+def _how(profile: str | None) -> str:
+    return (
+        f"run `aws configure --profile {profile}`"
+        if profile
+        else "run `aws configure --profile NAME` and pass --profile NAME, "
+        "or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+    )
+
+
+def _files() -> str:
+    config = os.environ.get("AWS_CONFIG_FILE", "~/.aws/config")
+    credentials = os.environ.get("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials")
+    return f"{config} and {credentials}"
+
+
+def _no_profile(name: str) -> str:
+    return f"there is no profile {name!r} in {_files()}: run `aws configure --profile {name}`"

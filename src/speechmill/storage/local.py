@@ -1,0 +1,332 @@
+"""Local folders, with real compare-and-swap.
+
+obstore's LocalStore has none, puts inodes into its ETags and leaves ``name#1`` beside the target
+when it is killed. Here a file is staged under ``_speechmill/staged/``, and renamed to its place
+while the folder's lock is held and the condition is seen to be true.
+"""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import errno
+import fcntl
+import os
+import stat
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from speechmill.errors import (
+    AccessDeniedError,
+    ConflictError,
+    NotFoundError,
+    StorageError,
+    UnavailableError,
+    UnsupportedError,
+)
+from speechmill.records import printable
+from speechmill.storage.base import Blob, Object, check_store
+
+__all__ = ["LocalStore"]
+
+LOCK = "_speechmill/lock"
+STAGED = "_speechmill/staged"
+LOCK_TIMEOUT_S = 60.0
+"""The lock is held for some system calls only; whoever has it longer is stopped, or its disk is."""
+LEFTOVER_S = 3600.0
+READ_ATTEMPTS = 5
+# A file system may keep times by nanoseconds, microseconds, milliseconds, or two seconds.
+_TICKS_NS = (1, 1_000, 1_000_000, 1_000_000_000, 2_000_000_000)
+
+
+class LocalStore:
+    """A folder. See ``Store``. Reading creates nothing in it.
+
+    Symbolic links are followed, to files and to directories; a link to a directory that it lies
+    in is left out, for what is there is listed already. What is neither a file nor a directory
+    is left out, too.
+    """
+
+    def __init__(self, root: str) -> None:
+        self.url = root
+        self._root = root.rstrip("/")  # "" for "/"
+        self._lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"LocalStore({self.url!r})"
+
+    def list(self, prefix: str = "") -> Iterator[Object]:
+        """See ``Store.list``. A directory that cannot be read is listed with an empty etag."""
+        prefix = prefix.strip("/")
+        if not os.path.isdir(self.url):  # noqa: PTH112 Path cannot hold every name
+            raise self._no_folder()
+        if prefix and not os.path.isdir(self._path(prefix)):  # noqa: PTH112 see above
+            return
+        # A level: its key, the directories above it (to see loops), and names still to visit.
+        key = f"{prefix}/" if prefix else ""
+        levels: list[tuple[str, frozenset[tuple[int, int]], Iterator[str]]]
+        levels = [("", frozenset(), iter([key]))]
+        while levels:
+            parent, above, names = levels[-1]
+            name = next(names, None)
+            if name is None:
+                levels.pop()
+                continue
+            key = parent + name
+            try:
+                identity, entries = self._entries(key)
+            except FileNotFoundError:
+                continue  # removed since its parent was read
+            except OSError as error:
+                if not key:
+                    raise self._translate(error, key) from None
+                yield Object(key.rstrip("/"), 0, "", 0)
+                continue
+            if identity in above:
+                continue
+            directories = []
+            for entry in entries:
+                found = self._look(key + entry)
+                if isinstance(found, Object):
+                    yield found
+                elif found and key + entry != STAGED:
+                    directories.append(f"{entry}/")
+            levels.append((key, above | {identity}, iter(directories)))
+
+    def get(self, key: str) -> Blob:
+        """See ``Store.get``.
+
+        Raises:
+            UnavailableError: the file keeps changing while it is read.
+        """
+        for attempt in range(READ_ATTEMPTS):
+            with self._open(key) as file:
+                before = os.fstat(file.fileno())
+                data = file.read()
+                after = os.fstat(file.fileno())
+            if _version(before) == _version(after) and len(data) == after.st_size:
+                return Blob(data, str(after.st_mtime_ns), after.st_mtime_ns // 1000)
+            time.sleep(0.05 * 2**attempt)
+        raise UnavailableError(f"{self._show(key)} keeps changing while it is read")
+
+    def read(self, key: str, start: int, length: int, *, etag: str) -> bytes:
+        """See ``Store.read``."""
+        with self._open(key) as file:
+            before = os.fstat(file.fileno())
+            file.seek(start)
+            data = file.read(length)
+            after = os.fstat(file.fileno())
+        if _version(before) != _version(after) or str(after.st_mtime_ns) != etag:
+            raise ConflictError(f"{self._show(key)} is not as it was")
+        if len(data) != length:
+            raise StorageError(f"{self._show(key)} has {after.st_size} bytes, not {start + length}")
+        return data
+
+    def head(self, key: str) -> Object:
+        """See ``Store.head``."""
+        try:
+            status = os.stat(self._path(key))  # noqa: PTH116 Path cannot hold every name
+        except OSError as error:
+            raise self._translate(error, key) from None
+        if not stat.S_ISREG(status.st_mode):
+            raise NotFoundError(f"{self._show(key)} is no file")
+        return _object(key, status)
+
+    def put(
+        self, key: str, data: bytes, *, if_absent: bool = False, if_etag: str | None = None
+    ) -> str:
+        """See ``Store.put``. The new etag is always greater than the old one."""
+        target = self._path(key)
+        staged = f"{self._root}/{STAGED}/{uuid.uuid4().hex}"
+        try:
+            Path(staged).parent.mkdir(parents=True, exist_ok=True)
+            Path(target).parent.mkdir(parents=True, exist_ok=True)
+            try:
+                _write_through(staged, data)
+                with self._locked():
+                    current = self._current(target)
+                    if (if_absent and current is not None) or (
+                        if_etag is not None and str(current) != if_etag
+                    ):
+                        raise ConflictError(f"writing {self._show(key)}: it is not as it was")
+                    etag = _date(staged, current or 0)
+                    os.replace(staged, target)  # noqa: PTH105 Path cannot hold every name
+            finally:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(staged)  # noqa: PTH108 see above
+            _sync_directory(os.path.dirname(target))  # noqa: PTH120 see above
+        except OSError as error:
+            raise self._translate(error, key) from None
+        return str(etag)
+
+    def delete(self, key: str) -> None:
+        """See ``Store.delete``."""
+        target = self._path(key)
+        if not os.path.lexists(target):
+            return  # without a trace: not even a lock file
+        try:
+            with self._locked(), contextlib.suppress(FileNotFoundError):
+                os.unlink(target)  # noqa: PTH108 Path cannot hold every name
+        except OSError as error:
+            raise self._translate(error, key) from None
+
+    def check(self) -> None:
+        """See ``Store.check``. Removes what killed writers have left behind, too."""
+        check_store(self)
+        now = time.time()
+        with contextlib.suppress(OSError), os.scandir(f"{self._root}/{STAGED}") as entries:
+            for entry in entries:
+                with contextlib.suppress(OSError):
+                    if now - entry.stat(follow_symlinks=False).st_mtime > LEFTOVER_S:
+                        os.unlink(entry.path)  # noqa: PTH108 see above
+
+    def _path(self, key: str) -> str:
+        """Where ``key`` is. A key cannot lead out of the folder."""
+        if "\0" in key or any(part in ("", ".", "..") for part in key.split("/")):
+            raise UnsupportedError(f"{printable(self.url)}: {key!a} cannot be a file's name")
+        return f"{self._root}/{key}"
+
+    def _show(self, key: str) -> str:
+        return printable(f"{self._root}/{key}")
+
+    def _open(self, key: str) -> BinaryIO:
+        """A regular file, opened for reading."""
+        try:
+            # A pipe would block, a device may do anything: neither is opened for good.
+            descriptor = os.open(self._path(key), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError as error:
+            raise self._translate(error, key) from None
+        mode = os.fstat(descriptor).st_mode
+        if stat.S_ISREG(mode):
+            return os.fdopen(descriptor, "rb", buffering=0)
+        os.close(descriptor)
+        raise NotFoundError(f"{self._show(key)} is no file")
+
+    def _entries(self, key: str) -> tuple[tuple[int, int], builtins.list[str]]:
+        path = f"{self._root}/{key}"
+        status = os.stat(path)  # noqa: PTH116 Path cannot hold every name
+        return (status.st_dev, status.st_ino), sorted(os.listdir(path))  # noqa: PTH208 see above
+
+    def _look(self, key: str) -> Object | bool:
+        """A file as an object; True for a directory, False for what is left out."""
+        path = f"{self._root}/{key}"
+        try:
+            status = os.stat(path)  # noqa: PTH116 Path cannot hold every name
+        except OSError:
+            # A link to nothing, or no permission: get() says what it is. Or removed just now.
+            return Object(key, 0, "", 0) if os.path.lexists(path) else False
+        if stat.S_ISREG(status.st_mode):
+            return False if key == LOCK else _object(key, status)
+        return stat.S_ISDIR(status.st_mode)
+
+    def _current(self, target: str) -> int | None:
+        """The modification time (ns) of what is there, or None."""
+        try:
+            return os.stat(target).st_mtime_ns  # noqa: PTH116 Path cannot hold every name
+        except FileNotFoundError:
+            return None
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Hold the folder's lock, among threads and processes; a killed holder loses it.
+
+        flock() and not an existence lock, which would outlive a killed holder.
+        """
+        path = f"{self._root}/{LOCK}"
+        deadline = time.monotonic() + LOCK_TIMEOUT_S
+        # Threads queue here, where waiting costs nothing; other processes have to be polled.
+        if not self._lock.acquire(timeout=LOCK_TIMEOUT_S):
+            raise UnavailableError(f"the lock {path} was not to be had in {LOCK_TIMEOUT_S:.0f} s")
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            try:
+                pause_s = 0.0005
+                while not _try_lock(descriptor, path):
+                    if time.monotonic() > deadline:
+                        raise UnavailableError(
+                            f"another process holds the lock {path} "
+                            f"for more than {LOCK_TIMEOUT_S:.0f} s: is it stopped?"
+                        )
+                    time.sleep(pause_s)
+                    pause_s = min(0.02, pause_s * 1.5)
+                yield
+            finally:
+                os.close(descriptor)
+        finally:
+            self._lock.release()
+
+    def _no_folder(self) -> StorageError:
+        if os.path.lexists(self.url):
+            try:
+                os.stat(self.url)  # noqa: PTH116 Path cannot hold every name
+            except OSError as error:
+                return self._translate(error, "")
+            return NotFoundError(f"{printable(self.url)} is a file, not a folder")
+        return NotFoundError(f"there is no folder {printable(self.url)}")
+
+    def _translate(self, error: OSError, key: str) -> StorageError:
+        where = self._show(key)
+        if isinstance(error, PermissionError) or error.errno == errno.EROFS:
+            return AccessDeniedError(f"{where}: {error.strerror}; check its permissions")
+        if isinstance(error, FileNotFoundError | NotADirectoryError):
+            if os.path.islink(f"{self._root}/{key}"):  # noqa: PTH114 Path cannot hold every name
+                return StorageError(f"{where} is a symbolic link to nothing")
+            return NotFoundError(f"there is no file {where}")
+        if error.errno == errno.ENAMETOOLONG:
+            return UnsupportedError(f"{where}: the name is too long for this file system")
+        return StorageError(f"{where}: {error.strerror}")
+
+
+def _object(key: str, status: os.stat_result) -> Object:
+    modified_ns = status.st_mtime_ns
+    return Object(key, status.st_size, str(modified_ns), modified_ns // 1000)
+
+
+def _version(status: os.stat_result) -> tuple[int, int, int]:
+    return status.st_mtime_ns, status.st_size, status.st_ino
+
+
+def _write_through(path: str, data: bytes) -> None:
+    with Path(path).open("xb", buffering=0) as file:
+        view = memoryview(data)
+        while view:
+            view = view[file.write(view) :]
+        os.fsync(file.fileno())
+
+
+def _date(path: str, older_ns: int) -> int:
+    """Give the file a modification time after ``older_ns``. Returns it, in ns."""
+    for tick in _TICKS_NS:
+        now = max(time.time_ns(), older_ns + tick)
+        os.utime(path, ns=(now, now))
+        kept = os.stat(path).st_mtime_ns  # noqa: PTH116 like its callers
+        if kept > older_ns:
+            return kept
+    raise UnsupportedError(f"{path}: this file system does not keep modification times")
+
+
+def _sync_directory(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _try_lock(descriptor: int, path: str) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        raise UnsupportedError(
+            f"{path}: this file system has no locks ({error.strerror}): use another for the sink"
+        ) from None
+    return True

@@ -1,0 +1,151 @@
+"""Buckets that speak S3: AWS, R2, SeaweedFS, MinIO, Ceph and others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import botocore.exceptions
+from obstore.store import S3Store as ObstoreS3
+
+from speechmill.errors import AccessDeniedError, ConflictError
+from speechmill.storage.base import Blob, Object, StoreOptions
+from speechmill.storage.credentials import S3Access, resolve
+from speechmill.storage.faults import Retrier
+from speechmill.storage.remote import NO_RETRIES, RemoteStore, client_config, nameable
+from speechmill.storage.signed import SignedClient
+from speechmill.storage.urls import Location
+
+if TYPE_CHECKING:
+    from obstore.store import S3Config, S3Credential
+
+__all__ = ["S3Store"]
+
+CREDENTIALS_TTL = timedelta(minutes=10)
+"""obstore asks again 5 minutes before this has passed; botocore renews keys that expire 10 to 15
+minutes ahead, so what obstore holds is never stale."""
+
+
+class _Credentials:
+    """Gives obstore the keys, fresh ones where they expire."""
+
+    def __init__(self, credentials: Any) -> None:
+        self._credentials = credentials
+        self.failure: Exception | None = None
+
+    def __call__(self) -> S3Credential:
+        try:
+            frozen = self._credentials.get_frozen_credentials()
+        except (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError) as error:
+            self.failure = error  # obstore would bury it in a general error
+            raise
+        self.failure = None
+        return {
+            "access_key_id": frozen.access_key,
+            "secret_access_key": frozen.secret_key,
+            "token": frozen.token,
+            "expires_at": datetime.now(UTC) + CREDENTIALS_TTL,
+        }
+
+
+class _S3Retrier(Retrier):
+    """Does not retry for a login that has run out."""
+
+    def __init__(self, retry_s: float, host: str, bucket: str, provider: _Credentials) -> None:
+        super().__init__(retry_s, host, bucket)
+        self._provider = provider
+
+    def call(self, what: str, action: Any) -> Any:
+        """See ``Retrier.call``."""
+
+        def checked() -> Any:
+            try:
+                return action()
+            except Exception:
+                if self._provider.failure is not None:
+                    raise AccessDeniedError(
+                        f"{what}: the credentials could not be renewed "
+                        f"({type(self._provider.failure).__name__}): log in again"
+                    ) from None
+                raise
+
+        return super().call(what, checked)
+
+
+class S3Store(RemoteStore):
+    """A bucket, or a prefix in it. See ``Store``."""
+
+    def __init__(self, location: Location, options: StoreOptions) -> None:
+        access = resolve(location.bucket, options)
+        provider = _Credentials(access.credentials)
+        retrier = _S3Retrier(
+            options.retry_s,
+            urlsplit(access.endpoint_url).netloc,
+            location.bucket,
+            provider,
+        )
+        super().__init__(
+            location,
+            _open(access, provider, writing=False),
+            _open(access, provider, writing=True),
+            retrier,
+        )
+        self.endpoint_url = access.endpoint_url
+        self._signed = SignedClient(access, retrier)
+
+    def list(self, prefix: str = "") -> Iterator[Object]:
+        """See ``Store.list``."""
+        below = self._start + (f"{prefix.strip('/')}/" if prefix.strip("/") else "")
+        cut = len(self._start)
+        for found in self._signed.list(below):
+            yield Object(found.key[cut:], found.size, found.etag, found.modified_us)
+
+    def get(self, key: str) -> Blob:
+        """See ``Store.get``."""
+        if nameable(self._start + key):
+            return super().get(key)
+        reply = self._signed.get(self._start + key)
+        return Blob(reply.data, reply.etag, reply.modified_us)
+
+    def read(self, key: str, start: int, length: int, *, etag: str) -> bytes:
+        """See ``Store.read``."""
+        if length == 0 or nameable(self._start + key):
+            return super().read(key, start, length, etag=etag)
+        wanted = {"Range": f"bytes={start}-{start + length - 1}", "If-Match": f'"{etag}"'}
+        reply = self._signed.get(self._start + key, wanted)
+        if reply.etag != etag or reply.size != length:
+            raise ConflictError(f"reading {self.url}/{key!a}: the object is not as it was")
+        return reply.data
+
+    def head(self, key: str) -> Object:
+        """See ``Store.head``."""
+        if nameable(self._start + key):
+            return super().head(key)
+        reply = self._signed.head(self._start + key)
+        return Object(key, reply.size, reply.etag, reply.modified_us)
+
+
+def _open(access: S3Access, provider: _Credentials, *, writing: bool) -> ObstoreS3:
+    # Every setting that obstore would else take from the environment is given.
+    config: S3Config = {
+        "endpoint": access.endpoint_url,
+        "aws_endpoint_url_s3": access.endpoint_url,
+        "region": access.region,
+        "virtual_hosted_style_request": False,
+        "conditional_put": "etag",
+        "disable_bulk_delete": True,  # not every S3 has it
+        "skip_signature": access.credentials is None,
+    }
+    client = client_config(allow_http=access.endpoint_url.startswith("http:"), writing=writing)
+    if access.ca_bundle:
+        client["root_certificate"] = Path(access.ca_bundle).read_bytes()
+    return ObstoreS3(
+        access.bucket,
+        config=config,
+        client_options=client,
+        retry_config=NO_RETRIES,
+        credential_provider=provider if access.credentials is not None else None,
+    )

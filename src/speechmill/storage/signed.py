@@ -1,0 +1,156 @@
+"""S3 requests that obstore cannot make: listings with odd keys in them, and reading those keys.
+
+obstore parses every key as a path, and gives a listing up at the first that is none. S3 keys are
+bytes. So listings are read here, with keys as bytes, and a key that obstore cannot name is read
+by a plain signed request.
+"""
+
+from __future__ import annotations
+
+import builtins
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+from urllib.parse import quote, unquote_to_bytes
+
+import botocore.auth
+import botocore.awsrequest
+import botocore.httpsession
+import botocore.utils
+
+from speechmill.errors import UnavailableError
+from speechmill.storage.base import Object
+from speechmill.storage.credentials import S3Access
+from speechmill.storage.faults import Retrier, fault_of_reply
+
+__all__ = ["Reply", "SignedClient"]
+
+CONNECT_TIMEOUT_S = 5.0
+READ_TIMEOUT_S = 30.0
+_NAMESPACE = "{http://s3.amazonaws.com/doc/2006-03-01/}"
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An object as a GET or HEAD has it; ``size`` (bytes) is that of the body."""
+
+    data: bytes
+    size: int
+    etag: str
+    modified_us: int
+
+
+class SignedClient:
+    """Lists a bucket, and reads any key. Thread-safe. See the errors of ``Retrier.call``."""
+
+    def __init__(self, access: S3Access, retrier: Retrier) -> None:
+        self._access = access
+        self._retrier = retrier
+        self._base = f"{access.endpoint_url}/{access.bucket}"
+        self._http = botocore.httpsession.URLLib3Session(
+            verify=access.ca_bundle or True,
+            proxies=botocore.utils.get_environ_proxies(access.endpoint_url),
+            timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S),
+            max_pool_connections=32,
+        )
+
+    def get(self, key: str, headers: Mapping[str, str] | None = None) -> Reply:
+        """The object's body, as ``headers`` (Range, If-Match) ask for it."""
+        return self._object("GET", key, headers or {})
+
+    def head(self, key: str) -> Reply:
+        """The object without its body."""
+        return self._object("HEAD", key, {})
+
+    def list(self, prefix: str) -> Iterator[Object]:
+        """Every object whose key starts with ``prefix``, in S3's order, with its full key."""
+        token = ""
+        while True:
+            query = {"encoding-type": "url", "list-type": "2", "prefix": prefix}
+            if token:
+                query["continuation-token"] = token
+            url = f"{self._base}?" + "&".join(f"{k}={_quote(v, '')}" for k, v in query.items())
+            what = f"listing s3://{self._access.bucket}/{prefix}"
+            objects, token = self._retrier.call(what, lambda: self._page(url, what))  # noqa: B023 called at once
+            yield from objects
+            if not token:
+                return
+
+    def _page(self, url: str, what: str) -> tuple[builtins.list[Object], str]:
+        response = self._send("GET", url, {}, what)
+        try:
+            return _parse_page(response.content)
+        except (ET.ParseError, ValueError) as error:
+            raise UnavailableError(f"{what}: the store's listing cannot be read: {error}") from None
+
+    def _object(self, method: str, key: str, headers: Mapping[str, str]) -> Reply:
+        what = f"reading s3://{self._access.bucket}/{key!a}"
+
+        def action() -> Reply:
+            response = self._send(method, f"{self._base}/{_quote(key, '/')}", headers, what)
+            size = int(response.headers.get("Content-Length") or len(response.content))
+            if method == "GET" and len(response.content) != size:
+                raise UnavailableError(f"{what}: {len(response.content)} bytes came, not {size}")
+            return Reply(
+                response.content if method == "GET" else b"",
+                size,
+                response.headers.get("ETag", "").strip('"'),
+                round(parsedate_to_datetime(response.headers["Last-Modified"]).timestamp()) * 10**6,
+            )
+
+        return self._retrier.call(what, action)
+
+    def _send(self, method: str, url: str, headers: Mapping[str, str], what: str) -> Any:
+        request = botocore.awsrequest.AWSRequest(method, url, headers=dict(headers))
+        if self._access.credentials is not None:
+            frozen = self._access.credentials.get_frozen_credentials()
+            botocore.auth.S3SigV4Auth(frozen, "s3", self._access.region).add_auth(request)
+        response = self._http.send(request.prepare())
+        if response.status_code not in (200, 206):
+            code, message = _error_of(response.content)
+            raise fault_of_reply(
+                response.status_code, code, message, what=what, bucket=self._access.bucket
+            )
+        return response
+
+
+def _quote(text: str, safe: str) -> str:
+    return quote(text.encode("utf-8", "surrogateescape"), safe=f"{safe}-_.~")
+
+
+def _error_of(body: bytes) -> tuple[str, str]:
+    try:
+        root = ET.fromstring(body)  # noqa: S314 expat loads nothing, and bounds expansion
+    except ET.ParseError:
+        return "", ""
+    found = {child.tag.rpartition("}")[2]: child.text or "" for child in root}
+    return found.get("Code", ""), found.get("Message", "")[:300]
+
+
+def _parse_page(body: bytes) -> tuple[list[Object], str]:
+    """The objects of a reply to ListObjectsV2, and the token of the next page ("" at the end)."""
+    root = ET.fromstring(body)  # noqa: S314 see _error_of
+    space = _NAMESPACE if root.tag.startswith("{") else ""
+    if root.tag != f"{space}ListBucketResult":
+        raise ValueError(f"it is a {root.tag}")
+    encoded = root.findtext(f"{space}EncodingType") == "url"
+    objects = []
+    for entry in root.iterfind(f"{space}Contents"):
+        key, size = entry.findtext(f"{space}Key") or "", int(entry.findtext(f"{space}Size") or 0)
+        if encoded and ("%" in key or "+" in key):
+            raw = unquote_to_bytes(key.replace("+", " "))
+            key = raw.decode("utf-8", "surrogateescape")
+        if size == 0 and key.endswith("/"):
+            continue  # a folder marker
+        # Replies to GET and HEAD have whole seconds only: so that an object has one time.
+        modified = datetime.fromisoformat(entry.findtext(f"{space}LastModified") or "")
+        etag = (entry.findtext(f"{space}ETag") or "").strip('"')
+        objects.append(Object(key, size, etag, int(modified.timestamp()) * 10**6))
+    more = root.findtext(f"{space}IsTruncated") == "true"
+    token = root.findtext(f"{space}NextContinuationToken") or ""
+    if more and not token:
+        raise ValueError("it is cut short, without a token to go on")
+    return objects, token if more else ""
