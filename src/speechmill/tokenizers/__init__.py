@@ -1,0 +1,81 @@
+"""Tokenizers by name. Adding one is one file and one line in ``TOKENIZERS``."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from types import MappingProxyType
+from typing import Final
+
+from speechmill.errors import JobError
+from speechmill.tokenizers.base import Tokenizer
+
+__all__ = ["TOKENIZERS", "open_tokenizer"]
+
+Option = int | float | str | bool
+
+
+def _mfcc() -> Callable[..., Tokenizer]:
+    from speechmill.tokenizers.mfcc import MfccTokenizer
+
+    return MfccTokenizer
+
+
+def _fake() -> Callable[..., Tokenizer]:
+    from speechmill.tokenizers.fake import FakeTokenizer
+
+    return FakeTokenizer
+
+
+TOKENIZERS: Final[Mapping[str, Callable[[], Callable[..., Tokenizer]]]] = MappingProxyType(
+    {"mfcc": _mfcc, "fake": _fake}
+)
+"""Name → a function that imports the tokenizer's class and returns it."""
+
+
+def open_tokenizer(spec: str, options: Mapping[str, Option]) -> Tokenizer:
+    """Open the tokenizer that ``spec`` names: ``NAME`` or ``NAME:FOLDER_OR_HUB_ID``.
+
+    Args:
+        spec: such as ``mfcc``. What follows the colon says which model, where the tokenizer has
+            one.
+        options: the tokenizer's own options by name, such as ``{"n_mfcc": 40}``.
+
+    Raises:
+        JobError: no such tokenizer or option, or a value of the wrong type or out of range.
+    """
+    name, _, model = spec.partition(":")
+    if name not in TOKENIZERS:
+        raise JobError(f"there is no tokenizer {name!r}{_hint(name, TOKENIZERS)}")
+    factory = TOKENIZERS[name]()
+    parameters = {
+        parameter.name: parameter
+        for parameter in inspect.signature(factory, eval_str=True).parameters.values()
+        if parameter.name != "model"
+    }
+    takes_model = len(parameters) < len(inspect.signature(factory).parameters)
+    if model and not takes_model:
+        raise JobError(f"the tokenizer {name!r} has no models to choose from: write {name!r} only")
+    checked: dict[str, Option] = {"model": model} if model else {}
+    for option, value in options.items():
+        if option not in parameters:
+            raise JobError(f"{name} has no option {option!r}{_hint(option, parameters)}")
+        checked[option] = _checked(name, option, value, parameters[option].annotation)
+    return factory(**checked)
+
+
+def _checked(name: str, option: str, value: Option, kind: object) -> Option:
+    """The value as the option's own type, or JobError."""
+    if kind is float and type(value) is int:
+        return float(value)
+    if isinstance(kind, type) and type(value) is not kind:
+        raise JobError(f"{name}: {option} must be of type {kind.__name__}, not {value!r}")
+    return value
+
+
+def _hint(word: str, choices: Mapping[str, object]) -> str:
+    """What the message goes on with: the nearest name if there is one, and all there are."""
+    near = get_close_matches(word, choices, n=1)
+    meant = f"; did you mean {near[0]!r}?" if near else ";"
+    return f"{meant} there are: {', '.join(sorted(choices)) or 'none'}"

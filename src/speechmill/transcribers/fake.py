@@ -1,0 +1,88 @@
+"""A transcriber without a model: for tests, and for dry runs of a build."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+import zlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from speechmill.errors import JobError
+from speechmill.records import Segment, Transcript
+
+__all__ = ["FakeTranscriber"]
+
+_SYLLABLES = ("ba", "do", "fi", "ga", "hu", "ka", "lo", "mi", "ne", "pu", "ra", "so", "tu", "ve")
+_MAX_WORDS = 32
+
+
+class FakeTranscriber:
+    """Words drawn from a hash of the samples: the same samples give the same words.
+
+    A waveform of zeros, or an empty one, gives "".
+
+    Args:
+        language: what each transcript says its language is.
+        seconds: how long each waveform is to take, at least.
+    """
+
+    sample_rate = 16_000
+
+    def __init__(self, *, language: str | None = None, seconds: float = 0.0) -> None:
+        self._language = language
+        self._seconds = seconds
+
+    @classmethod
+    def open(cls, model: str, language: str | None) -> FakeTranscriber:
+        """The fake by model name: ``fake:0.05`` takes 0.05 s a waveform, any other name none.
+
+        Raises:
+            JobError: what follows ``fake:`` is no number of seconds.
+        """
+        kind, _, seconds = model.partition(":")
+        if kind != "fake" or not seconds:
+            return cls(language=language)
+        try:
+            return cls(language=language, seconds=float(seconds))
+        except ValueError:
+            raise JobError(f"{model!r}: what follows 'fake:' must be seconds, as 0.05") from None
+
+    @property
+    def recipe(self) -> Mapping[str, object]:
+        """Every choice that shapes the text."""
+        return {"transcriber": "fake", "version": 1, "language": self._language}
+
+    @property
+    def provenance(self) -> Mapping[str, str]:
+        """What made the text."""
+        return {"transcriber_engine": "fake"}
+
+    def transcribe(self, waveforms: Sequence[NDArray[np.float32]]) -> list[Transcript]:
+        """Transcribe each waveform (float32 [num_samples], mono, −1..1, at 16 kHz)."""
+        return [self._transcribe(waveform) for waveform in waveforms]
+
+    def _transcribe(self, waveform: NDArray[np.float32]) -> Transcript:
+        if self._seconds:
+            time.sleep(self._seconds)
+        if not waveform.any():
+            return Transcript("", language=self._language, no_speech_prob=1.0)
+        digest = hashlib.blake2b(np.ascontiguousarray(waveform).data).digest()
+        duration_s = len(waveform) / self.sample_rate
+        num_words = min(_MAX_WORDS, 1 + int(2 * duration_s))
+        text = " ".join(
+            _SYLLABLES[a % len(_SYLLABLES)] + _SYLLABLES[b % len(_SYLLABLES)]
+            for a, b in zip(digest[:num_words], digest[_MAX_WORDS:], strict=False)
+        )
+        avg_logprob = -digest[0] / 256
+        return Transcript(
+            text,
+            language=self._language or "en",
+            language_probability=1.0,
+            avg_logprob=avg_logprob,
+            no_speech_prob=0.0,
+            compression_ratio=len(text) / len(zlib.compress(text.encode())),
+            segments=(Segment(0.0, duration_s, text, avg_logprob, 0.0),),
+        )

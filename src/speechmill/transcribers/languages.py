@@ -1,0 +1,77 @@
+"""The languages that Whisper knows, by code, and what users may call them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from difflib import get_close_matches
+from types import MappingProxyType
+from typing import Final
+
+from speechmill.errors import JobError
+
+__all__ = ["LANGUAGES", "language_code"]
+
+_TABLE = (
+    "af:afrikaans am:amharic ar:arabic as:assamese az:azerbaijani ba:bashkir be:belarusian "
+    "bg:bulgarian bn:bengali bo:tibetan br:breton bs:bosnian ca:catalan cs:czech cy:welsh "
+    "da:danish de:german el:greek en:english es:spanish et:estonian eu:basque fa:persian "
+    "fi:finnish fo:faroese fr:french gl:galician gu:gujarati ha:hausa haw:hawaiian "
+    "he:hebrew hi:hindi hr:croatian ht:haitian-creole hu:hungarian hy:armenian "
+    "id:indonesian is:icelandic it:italian ja:japanese jw:javanese ka:georgian kk:kazakh "
+    "km:khmer kn:kannada ko:korean la:latin lb:luxembourgish ln:lingala lo:lao "
+    "lt:lithuanian lv:latvian mg:malagasy mi:maori mk:macedonian ml:malayalam mn:mongolian "
+    "mr:marathi ms:malay mt:maltese my:burmese ne:nepali nl:dutch nn:nynorsk no:norwegian "
+    "oc:occitan pa:punjabi pl:polish ps:pashto pt:portuguese ro:romanian ru:russian "
+    "sa:sanskrit sd:sindhi si:sinhala sk:slovak sl:slovenian sn:shona so:somali "
+    "sq:albanian sr:serbian su:sundanese sv:swedish sw:swahili ta:tamil te:telugu tg:tajik "
+    "th:thai tk:turkmen tl:tagalog tr:turkish tt:tatar uk:ukrainian ur:urdu uz:uzbek "
+    "vi:vietnamese yi:yiddish yo:yoruba yue:cantonese zh:chinese"
+)
+
+LANGUAGES: Final[Mapping[str, str]] = MappingProxyType(
+    dict(entry.split(":") for entry in _TABLE.split())
+)
+"""Whisper's code → the language's English name, in lower case."""
+
+_ALSO = {
+    "jv": "jw",
+    "nb": "no",
+    "mandarin": "zh",
+    "castilian": "es",
+    "flemish": "nl",
+    "farsi": "fa",
+}
+
+
+def language_code(language: str, spoken: Collection[str], model: str) -> str:
+    """Whisper's code of a language, given by code or English name in any case.
+
+    Args:
+        language: such as ``en``, ``English`` or ``pt-BR`` (of which the region is left out).
+        spoken: the codes that the model knows.
+        model: the model's name, for the message.
+
+    Raises:
+        JobError: there is no such language, or the model does not know it.
+    """
+    word = language.strip().lower().replace("_", "-").replace(" ", "-")
+    names = {name: code for code, name in LANGUAGES.items()} | _ALSO
+    code = names.get(word, word)
+    if code not in LANGUAGES:
+        code = code.partition("-")[0]
+    if code in spoken:
+        return code
+    if code in LANGUAGES:
+        english = set(spoken) == {"en"}
+        kind = "an English-only model" if english else "a model without it"
+        other = f"; take {model.removesuffix('.en')!r}" if model.endswith(".en") else ""
+        raise JobError(
+            f"the model {model!r} cannot transcribe {LANGUAGES[code]} ({code!r}): "
+            f"it is {kind}{other}"
+        )
+    near = get_close_matches(word, [*names, *LANGUAGES], n=1)
+    meant = f"; did you mean {near[0]!r}?" if near else ";"
+    raise JobError(
+        f"there is no language {language!r}{meant} the model {model!r} knows: "
+        f"{', '.join(sorted(spoken))}"
+    )
