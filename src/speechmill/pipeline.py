@@ -46,7 +46,8 @@ from speechmill.records import (
     Utterance,
     Waveform,
 )
-from speechmill.storage import Store, open_sink, open_source
+from speechmill.storage import Store, StoreOptions, open_store
+from speechmill.storage.single import SingleWriter
 from speechmill.tokenizers import open_tokenizer
 from speechmill.tokenizers.base import Tokenizer
 from speechmill.transcribers import open_transcriber
@@ -111,10 +112,18 @@ def open_tools(job: Job) -> Tools:
 def _open_tools(job_json: str) -> Tools:
     job = Job.model_validate_json(job_json)
     names = [spec for spec in job.tokenizer if spec != "none"]
+    options = StoreOptions(job.profile, job.endpoint_url, job.region, job.store_retry_s)
+    sink_options = StoreOptions(
+        job.sink_profile or job.profile,
+        job.sink_endpoint_url or job.endpoint_url,
+        job.sink_region or job.region,
+        job.store_retry_s,
+    )
+    sink = open_store(job.sink, sink_options)
     return Tools(
         job=job,
-        source=open_source(job),
-        sink=open_sink(job),
+        source=open_store(job.source, options),
+        sink=SingleWriter(sink) if job.single_writer else sink,
         tokenizers=tuple(
             open_tokenizer(spec, job.tokenizer_option.get(spec.partition(":")[0], {}))
             for spec in names

@@ -29,7 +29,7 @@ from speechmill.dataset.layout import (
 )
 from speechmill.dataset.reader import list_parts, read_columns, scan
 from speechmill.dataset.schema import IDENTITY_COLUMNS
-from speechmill.errors import ConflictError, JobError, NotFoundError
+from speechmill.errors import AccessDeniedError, ConflictError, JobError, NotFoundError
 from speechmill.job import Job
 from speechmill.records import Part, Recording, Shard, printable
 from speechmill.storage import Store, inside
@@ -210,6 +210,8 @@ class _Planner:
             )
         except (NotFoundError, ConflictError):  # gone or changed meanwhile: the next build's
             return False
+        except AccessDeniedError:  # not to be read: let it fail where that is recorded
+            return True
         return audio.looks_like_audio(head)
 
     def _look_up(self, batch: list[Recording], pool: ThreadPoolExecutor) -> None:

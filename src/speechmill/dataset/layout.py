@@ -31,6 +31,7 @@ __all__ = [
     "directory",
     "failures_key",
     "folder_rule",
+    "path_component",
     "read_layout",
     "recipe_key",
 ]
@@ -82,17 +83,24 @@ def folder_rule(rule: str) -> Callable[[str], str]:
 
 
 @lru_cache(maxsize=4096)
-def directory(folder_name: str) -> str:
-    """The folder's directory below ``data``: ``folder=`` and its name, percent-encoded, so that
-    it is one harmless path component; over 180 characters it is cut and given a hash."""
+def path_component(folder_name: str) -> str:
+    """The folder's name as one harmless path component: percent-encoded; over 180 characters it is
+    cut and given a hash."""
     encoded = quote(folder_name, safe="")
+    if not encoded.strip("."):  # "." and ".." would lead elsewhere
+        encoded = encoded.replace(".", "%2E")
     if len(encoded) > MAX_DIRECTORY_CHARS:
         digest = hashlib.sha256(folder_name.encode()).hexdigest()[:HASH_CHARS]
         cut = encoded[: MAX_DIRECTORY_CHARS - HASH_CHARS - 1]
         if "%" in cut[-2:]:  # never half of an escape
             cut = cut[: cut.rindex("%")]
         encoded = f"{cut}-{digest}"
-    return f"folder={encoded}"
+    return encoded
+
+
+def directory(folder_name: str) -> str:
+    """The folder's directory below ``data`` and ``failures``."""
+    return f"folder={path_component(folder_name)}"
 
 
 def _part_name(part: Part) -> str:

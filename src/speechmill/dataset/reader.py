@@ -15,10 +15,11 @@ import pyarrow.parquet as pq
 from speechmill.dataset.commit import read_part
 from speechmill.dataset.layout import DATA
 from speechmill.dataset.schema import row_schema
+from speechmill.dataset.state import read_state
 from speechmill.errors import ConflictError, DatasetError, NotFoundError
-from speechmill.storage import Object, Store
+from speechmill.storage import Object, Store, StoreOptions, open_store
 
-__all__ = ["dataset_of", "list_parts", "read_columns", "scan"]
+__all__ = ["dataset_of", "list_parts", "open_dataset", "read_columns", "scan"]
 
 WHOLE_BYTES = 512 * 1024  # a part up to this size is fetched whole, in one request
 TAIL_BYTES = 64 * 1024  # of a larger one the end first: the footer is there
@@ -176,3 +177,25 @@ def dataset_of(store: Store) -> pads.Dataset:
         )
     except pa.ArrowException as error:
         raise DatasetError(f"the rows of {store.url} cannot be read ({error})") from None
+
+
+def open_dataset(
+    sink: str,
+    *,
+    profile: str | None = None,
+    endpoint_url: str | None = None,
+    region: str | None = None,
+) -> pads.Dataset:
+    """Open the rows of a sink, local or in a bucket, as a pyarrow dataset.
+
+    It may be read while a build is running: each part is one version of it, fetched whole.
+
+    Raises:
+        StorageError: the sink cannot be listed or read.
+        DatasetError: there is no dataset, or a part cannot be read.
+    """
+    options = StoreOptions(profile=profile, endpoint_url=endpoint_url, region=region)
+    store = open_store(sink, options)
+    if read_state(store) is None:
+        raise DatasetError(f"there is no dataset in {store.url}; speechmill build makes one")
+    return dataset_of(store)

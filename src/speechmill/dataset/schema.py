@@ -17,7 +17,9 @@ __all__ = [
     "FAILURE_SCHEMA",
     "IDENTITY_COLUMNS",
     "METADATA_KEY",
+    "PARQUET_OPTIONS",
     "SCHEMA_VERSION",
+    "dictionary_columns",
     "failures_to_table",
     "row_schema",
     "sort_rows",
@@ -253,33 +255,25 @@ def sort_rows(table: pa.Table) -> pa.Table:
     return table.sort_by(keys)
 
 
-def to_parquet(table: pa.Table) -> bytes:
-    """A part file's bytes.
+# Data page 1.0 and plain encodings are what every reader takes, fastparquet's flat columns among
+# them; page checksums tell a torn read from rows.
+PARQUET_OPTIONS = {
+    "compression": "zstd",
+    "data_page_version": "1.0",
+    "write_page_checksum": True,
+    "store_schema": True,
+}
+FEW_VALUES = ("folder_name", "language", "recipe", "sample_rate", "channels", "stage", "error")
 
-    Data page 1.0 and plain encodings are what every reader takes, fastparquet's flat columns
-    among them; page checksums tell a torn read from rows.
-    """
+
+def dictionary_columns(schema: pa.Schema) -> list[str]:
+    """The columns whose few different values a small dictionary holds."""
+    return [name for name in FEW_VALUES if name in schema.names]
+
+
+def to_parquet(table: pa.Table) -> bytes:
+    """A part file's bytes."""
     sink = pa.BufferOutputStream()
-    pq.write_table(
-        table,
-        sink,
-        compression="zstd",
-        data_page_version="1.0",
-        use_dictionary=[
-            name
-            for name in (
-                "folder_name",
-                "language",
-                "recipe",
-                "sample_rate",
-                "channels",
-                "stage",
-                "error",
-            )
-            if name in table.column_names
-        ],
-        write_page_checksum=True,
-        store_schema=True,
-    )
+    pq.write_table(table, sink, use_dictionary=dictionary_columns(table.schema), **PARQUET_OPTIONS)
     data: bytes = sink.getvalue().to_pybytes()
     return data

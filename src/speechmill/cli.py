@@ -1,0 +1,352 @@
+"""The command line: flags and a TOML file become a ``Job``; one call down does the work."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import signal
+import sys
+import threading
+import tomllib
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from speechmill._version import __version__
+from speechmill.errors import JobError, SpeechmillError
+from speechmill.job import Job, load_job
+
+__all__ = ["app", "main"]
+
+EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_SOME_FAILED = 0, 1, 2, 3
+STOP_GRACE_S = 20.0  # a stop that takes longer is cut short: commits are atomic
+
+app = typer.Typer(
+    name="speechmill",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="A bucket of recorded speech goes in, a training-ready Parquet dataset comes out.",
+    epilog="Example: `speechmill build ./corpus ./out --model base --language en`",
+)
+export_app = typer.Typer(no_args_is_help=True, help="Publish the rows in other layouts.")
+app.add_typer(
+    export_app, name="export", epilog="Example: `speechmill export parquet ./out ./plain`"
+)
+
+out = Console()
+err = Console(stderr=True)
+
+PANELS = {
+    "Storage": (
+        "profile", "endpoint_url", "region", "sink_profile", "sink_endpoint_url", "sink_region",
+        "store_retry_s", "single_writer",
+    ),
+    "Recordings": ("extension", "include", "exclude", "limit", "folder", "keep_damaged"),
+    "Transcription": ("transcriber", "model", "language", "beam_size", "device", "compute_type"),
+    "Tokens": ("tokenizer", "tokenizer_option"),
+}  # fmt: skip
+
+Profile = Annotated[
+    str | None, typer.Option(help="Profile of ~/.aws to read credentials from, such as r2.")
+]
+EndpointUrl = Annotated[
+    str | None, typer.Option(help="The object store's endpoint, where it is not AWS.")
+]
+Region = Annotated[str | None, typer.Option(help="The bucket's region.")]
+SinkArgument = Annotated[str, typer.Argument(metavar="SINK", help="The dataset: s3://…, a folder.")]
+
+
+def _option(name: str) -> inspect.Parameter:
+    """A field of ``Job`` as a flag that is None where it was not given."""
+    info = Job.model_fields[name]
+    of_type = info.annotation
+    if get_origin(of_type) is types.UnionType:
+        of_type = next(a for a in get_args(of_type) if a is not type(None))
+    flag = f"--{name.replace('_', '-')}"
+    flags = [f"{flag}/--no-{flag[2:]}"] if of_type is bool else [flag]
+    default = info.default
+    if get_origin(of_type) in (tuple, dict):
+        of_type, default = list[str], " ".join(default) if isinstance(default, tuple) else None
+    elif get_origin(of_type) is Literal:
+        of_type = str
+    shown = str(default) if default not in (None, "", False) else False
+    panel = next((title for title, names in PANELS.items() if name in names), "The run")
+    option = typer.Option(*flags, help=info.description, show_default=shown, rich_help_panel=panel)
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[of_type | None, option],  # type: ignore[operator]
+    )
+
+
+def _takes_a_job(command: Callable[[Job], None]) -> Callable[..., None]:
+    """Give a command SOURCE, SINK, --config and a flag for every other field of ``Job``."""
+
+    def run(**given: Any) -> None:
+        config = given.pop("config")
+        flags = {name: value for name, value in given.items() if value not in (None, [])}
+        if "tokenizer_option" in flags:
+            flags["tokenizer_option"] = _tokenizer_options(flags["tokenizer_option"])
+        command(load_job(config, flags))
+
+    def argument(name: str) -> inspect.Parameter:
+        details = typer.Argument(help=Job.model_fields[name].description, show_default=False)
+        return inspect.Parameter(
+            name,
+            inspect.Parameter.POSITIONAL_OR_KEYWORD,
+            default=None,
+            annotation=Annotated[str | None, details],
+        )
+
+    config_option = typer.Option(help="A TOML file with any of these options; flags win.")
+    parameters = [
+        argument("source"),
+        argument("sink"),
+        inspect.Parameter(
+            "config",
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None,
+            annotation=Annotated[Path | None, config_option],
+        ),
+        *(_option(name) for name in Job.model_fields if name not in ("source", "sink")),
+    ]
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {p.name: p.annotation for p in parameters}
+    run.__name__, run.__doc__ = command.__name__, command.__doc__
+    return run
+
+
+def _tokenizer_options(given: list[str]) -> dict[str, dict[str, Any]]:
+    options: dict[str, dict[str, Any]] = {}
+    for text in given:
+        path, equals, value = text.partition("=")
+        tokenizer, dot, key = path.partition(".")
+        if not (equals and dot and tokenizer and key):
+            raise JobError(
+                f"--tokenizer-option {text!r}: write NAME.OPTION=VALUE, such as mfcc.n_mfcc=13"
+            )
+        try:
+            parsed = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            parsed = value
+        options.setdefault(tokenizer, {})[key] = parsed
+    return options
+
+
+class _Stop:
+    """SIGINT and SIGTERM: the first one asks the build to stop, a second one ends the process."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def __call__(self) -> bool:
+        return self.signal is not None
+
+    @property
+    def exit_code(self) -> int:
+        return 128 + (self.signal or signal.SIGINT)
+
+    def _handle(self, number: int, _: object) -> None:
+        if self.signal is not None:
+            os._exit(128 + number)
+        self.signal = number
+        err.print("\nstopping: what is in hand is being committed (again to stop at once)")
+        timer = threading.Timer(STOP_GRACE_S, os._exit, [128 + number])
+        timer.daemon = True
+        timer.start()
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        previous = {n: signal.signal(n, self._handle) for n in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+
+@app.command(epilog="Example: `speechmill build s3://voices/vctk s3://voices/output --profile r2`")
+@_takes_a_job
+def build(job: Job) -> None:
+    """Build the dataset: transcribe and tokenize what SINK lacks of SOURCE.
+
+    The same command again goes on where it was cut short, and finds what is new or has changed.
+    Exit codes: 0 all done, 1 could not run, 2 wrong usage, 3 done but some recordings failed,
+    130 or 143 stopped by a signal.
+    """
+    from speechmill.builder import build as run
+    from speechmill.display import BuildDisplay, print_report
+
+    stop, display = _Stop(), BuildDisplay(err)
+    with stop.listening():
+        try:
+            report = run(job, observer=display, stop=stop)
+        finally:
+            display.close()
+    print_report(out, report)
+    if stop():
+        err.print("stopped; the same command goes on from here")
+        _leave(stop.exit_code)
+    if report.stopped or (not report.recordings and not report.pruned):
+        err.print("nothing to do: the dataset is up to date")
+    _leave(EXIT_OK if report.complete else EXIT_SOME_FAILED)
+
+
+@app.command(epilog="Example: `speechmill plan s3://voices/vctk s3://voices/output --profile r2`")
+@_takes_a_job
+def plan(job: Job) -> None:
+    """Show what a build would do: recordings, bytes, shards, already done. Writes nothing."""
+    from speechmill.builder import plan as make
+    from speechmill.display import print_plan
+
+    print_plan(out, make(job))
+
+
+@app.command(epilog="Example: `speechmill show s3://voices/output --profile r2`")
+def show(
+    sink: SinkArgument,
+    profile: Profile = None,
+    endpoint_url: EndpointUrl = None,
+    region: Region = None,
+) -> None:
+    """Show what SINK holds: rows, hours, folders, languages, failures, what made them."""
+    from speechmill.dataset.state import read_recipe, read_state
+    from speechmill.dataset.summary import summarize
+    from speechmill.display import print_summary
+    from speechmill.storage import StoreOptions, open_store
+
+    store = open_store(sink, StoreOptions(profile, endpoint_url, region))
+    state = read_state(store)
+    if state is None:
+        raise SpeechmillError(f"there is no dataset in {store.url}; speechmill build makes one")
+    print_summary(out, store.url, state, read_recipe(store, state["recipe"]), summarize(store))
+
+
+@app.command(epilog="Example: `speechmill failures s3://voices/output --profile r2`")
+def failures(
+    sink: SinkArgument,
+    profile: Profile = None,
+    endpoint_url: EndpointUrl = None,
+    region: Region = None,
+) -> None:
+    """List the recordings of SINK that failed, and why: path, stage, reason, attempts; by tabs."""
+    from speechmill.dataset.summary import failed_recordings
+    from speechmill.storage import StoreOptions, open_store
+
+    failed = failed_recordings(open_store(sink, StoreOptions(profile, endpoint_url, region)))
+    for row in failed:
+        reason = f"{row.error}: {row.message}"
+        fields = (row.file_name, row.stage, reason, str(row.attempts))
+        typer.echo("\t".join(" ".join(f.split()) for f in fields))
+    err.print(f"{len(failed)} failed" if failed else "no failures")
+
+
+@export_app.command(
+    "parquet", epilog="Example: `speechmill export parquet s3://voices/output ./plain`"
+)
+def export_parquet(
+    sink: SinkArgument,
+    destination: Annotated[str, typer.Argument(metavar="OUT", help="Where the files go.")],
+    template: Annotated[
+        str, typer.Option(help="Each file's path below OUT.")
+    ] = "{folder_name}/data.parquet",
+    profile: Profile = None,
+    endpoint_url: EndpointUrl = None,
+    region: Region = None,
+    out_profile: Annotated[
+        str | None, typer.Option(help="Profile of OUT, where it differs from SINK's.")
+    ] = None,
+    out_endpoint_url: Annotated[
+        str | None, typer.Option(help="Endpoint of OUT, where it differs from SINK's.")
+    ] = None,
+) -> None:
+    """Publish the rows as plain Parquet files, one a folder."""
+    from speechmill.dataset.export import export_parquet as run
+    from speechmill.storage import StoreOptions, open_store
+
+    source = open_store(sink, StoreOptions(profile, endpoint_url, region))
+    target = open_store(
+        destination,
+        StoreOptions(out_profile or profile, out_endpoint_url or endpoint_url, region),
+    )
+    files = rows = 0
+    for exported in run(source, target, template):
+        files, rows = files + 1, rows + exported.rows
+        typer.echo(f"{target.url}/{exported.key}\t{exported.rows} rows")
+    err.print(f"{rows} rows in {files} files")
+
+
+@app.command(epilog="Example: `speechmill doctor s3://voices/vctk s3://voices/output --profile r2`")
+def doctor(
+    source: Annotated[str | None, typer.Argument(help="A source to list and read.")] = None,
+    sink: Annotated[str | None, typer.Argument(help="A sink to write to.")] = None,
+    profile: Profile = None,
+    endpoint_url: EndpointUrl = None,
+    region: Region = None,
+    model: Annotated[str, typer.Option(help="Whisper model to look for.")] = "base",
+) -> None:
+    """Check what is there: devices, models, extras; and whether SOURCE and SINK can be used."""
+    from speechmill.display import print_checks
+    from speechmill.doctor import examine
+    from speechmill.storage import StoreOptions
+
+    checks = examine(source, sink, StoreOptions(profile, endpoint_url, region), model)
+    print_checks(out, checks)
+    _leave(EXIT_OK if all(c.good for c in checks) else EXIT_FAILED)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"speechmill {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    pass
+
+
+def _leave(code: int) -> NoReturn:
+    raise typer.Exit(code)
+
+
+def _exit(code: int) -> NoReturn:
+    """End at once: threads that wait for a store that is down are not waited for."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def main() -> None:
+    """The command ``speechmill``: errors become one message and an exit code."""
+    try:
+        app()
+    except SpeechmillError as error:
+        err.print(Text.assemble(("error: ", "bold red"), str(error)))
+        _exit(EXIT_USAGE if isinstance(error, JobError) else EXIT_FAILED)
+    except KeyboardInterrupt:
+        _exit(128 + signal.SIGINT)
+    except Exception as error:
+        if os.environ.get("SPEECHMILL_DEBUG"):
+            raise
+        err.print(
+            Text.assemble(
+                ("internal error: ", "bold red"),
+                f"{type(error).__name__}: {error}\n"
+                "This is a defect of Speechmill. SPEECHMILL_DEBUG=1 shows where it happened.",
+            )
+        )
+        _exit(EXIT_FAILED)

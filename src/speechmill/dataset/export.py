@@ -1,0 +1,98 @@
+"""Publishing a sink's rows in other layouts."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from string import Formatter
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from speechmill.dataset.commit import read_part
+from speechmill.dataset.layout import DATA, directory, path_component, read_layout
+from speechmill.dataset.reader import list_parts
+from speechmill.dataset.schema import PARQUET_OPTIONS, dictionary_columns
+from speechmill.errors import DatasetError, JobError
+from speechmill.storage import Object, Store
+
+__all__ = ["Exported", "export_parquet"]
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """A file that was written."""
+
+    key: str
+    rows: int
+
+
+def export_parquet(store: Store, out: Store, template: str) -> Iterator[Exported]:
+    """Write the rows as one Parquet file for each path that ``template`` gives.
+
+    ``{folder_name}`` stands for the folder's name, percent-encoded where it is no plain path
+    component. Without it all rows come into one file. Files that are there are replaced.
+
+    Raises:
+        JobError: the template has other placeholders, or is no relative path.
+        DatasetError: the sink has no rows, or a part cannot be read.
+        StorageError: a store cannot be read or written.
+    """
+    _check(template)
+    names = {directory(name): name for name in read_layout(store)}
+    files: defaultdict[str, list[Object]] = defaultdict(list)
+    for part in list_parts(store):
+        folder = part.key.removeprefix(f"{DATA}/").partition("/")[0]
+        name = names.get(folder, folder.removeprefix("folder="))
+        files[template.format(folder_name=path_component(name))].append(part)
+    if not files:
+        raise DatasetError(f"there are no rows in {store.url} to export")
+    for key, parts in files.items():
+        yield Exported(key, _write(store, parts, out, key))
+
+
+def _check(template: str) -> None:
+    try:
+        fields = {name for _, name, _, _ in Formatter().parse(template) if name is not None}
+    except ValueError as error:
+        raise JobError(f"the template {template!r} is malformed: {error}") from None
+    if fields - {"folder_name"}:
+        raise JobError(
+            f"the template {template!r} has unknown placeholders "
+            f"({', '.join(sorted(fields - {'folder_name'}))}); there is {{folder_name}}"
+        )
+    components = template.split("/")
+    if not template.endswith(".parquet") or {"", ".", ".."} & set(components):
+        raise JobError(
+            f"the template {template!r} must be a relative path that ends in .parquet, "
+            "such as {folder_name}/data.parquet"
+        )
+
+
+def _write(store: Store, parts: Sequence[Object], out: Store, key: str) -> int:
+    """Parts one after another into one file; no more than one of them is held."""
+    rows = 0
+    with tempfile.TemporaryDirectory(prefix="speechmill-") as folder:
+        path = Path(folder) / "data.parquet"
+        writer: pq.ParquetWriter | None = None
+        for part in parts:
+            table = read_part(part.key, store.get(part.key).data)
+            if writer is None:
+                writer = pq.ParquetWriter(
+                    path,
+                    table.schema,
+                    use_dictionary=dictionary_columns(table.schema),
+                    **PARQUET_OPTIONS,
+                )
+            try:
+                writer.write_table(table)
+            except (ValueError, pa.ArrowException) as error:
+                raise DatasetError(f"the parts of {key} have different columns: {error}") from None
+            rows += table.num_rows
+        if writer is not None:
+            writer.close()
+        out.put_file(key, path)
+    return rows

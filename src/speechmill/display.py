@@ -1,0 +1,248 @@
+"""What a user sees: the progress of a build, and tables of what came out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from speechmill.dataset.summary import Summary
+from speechmill.doctor import Check
+from speechmill.job import Recipe
+from speechmill.planner import Plan
+from speechmill.report import BuildReport, Tally
+
+__all__ = [
+    "BuildDisplay",
+    "format_bytes",
+    "format_duration",
+    "print_checks",
+    "print_plan",
+    "print_report",
+    "print_summary",
+]
+
+PLAIN_EVERY_S = 15.0
+KIB = 1024
+MINUTE, HOUR = 60, 3600
+MOST = 12  # folders, languages and flags that a summary names
+
+
+def format_bytes(count: int) -> str:
+    """12.3 MB and the like (powers of 1,024)."""
+    size = float(count)
+    for unit in ("B", "KB", "MB", "GB", "TB"):
+        if size < KIB or unit == "TB":
+            break
+        size /= KIB
+    return f"{size:,.0f} {unit}" if unit == "B" else f"{size:,.1f} {unit}"
+
+
+def format_duration(seconds: float) -> str:
+    """4.2 s, 3 min 05 s, 2 h 07 min and the like."""
+    if seconds < MINUTE:
+        return f"{seconds:.1f} s"
+    if seconds < HOUR:
+        return f"{int(seconds // MINUTE)} min {int(seconds % MINUTE):02d} s"
+    return f"{int(seconds // HOUR):,} h {int(seconds % HOUR // MINUTE):02d} min"
+
+
+def _facts(console: Console, title: str, rows: Iterable[tuple[str, str]]) -> None:
+    """Print a small table of names and values."""
+    table = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(name, Text(value))
+    console.print(table)
+
+
+class BuildDisplay:
+    """One display of a build: a bar on a terminal, a plain line now and then in a pipe."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._progress: Progress | None = None
+        self._started = self._said = time.monotonic()
+        self._total = 0
+
+    def planned(self, plan: Plan) -> None:
+        """See ``Observer``."""
+        self._started = self._said = time.monotonic()
+        self._total = plan.num_recordings
+        print_plan(self._console, plan, brief=True)
+        if not self._total or not self._console.is_terminal:
+            return
+        self._progress = Progress(
+            SpinnerColumn(),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TextColumn("left"),
+            TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[failed]}", style="red"),
+            console=self._console,
+            transient=True,
+        )
+        self._task = self._progress.add_task("build", total=self._total, rate="", failed="")
+        self._progress.start()
+
+    def progress(self, tally: Tally) -> None:
+        """See ``Observer``."""
+        elapsed_s = max(time.monotonic() - self._started, 1e-9)
+        rate = f"{tally.audio_s / HOUR:.2f} h audio  {tally.audio_s / elapsed_s:.1f} × real time"
+        failed = f"{tally.failed} failed" if tally.failed else ""
+        if self._progress:
+            self._progress.update(self._task, completed=tally.recordings, rate=rate, failed=failed)
+        elif self._total and time.monotonic() - self._said >= PLAIN_EVERY_S:
+            self._said = time.monotonic()
+            left_s = elapsed_s * (self._total / max(tally.recordings, 1) - 1)
+            left = f"{format_duration(left_s)} left" if tally.recordings else ""
+            self._console.print(
+                "  ".join(
+                    filter(
+                        None,
+                        [f"{tally.recordings}/{self._total} recordings", rate, left, failed],
+                    )
+                ),
+                highlight=False,
+            )
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        if self._progress:
+            with suppress(Exception):
+                self._progress.stop()
+            self._progress = None
+
+
+def _counted(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {name}" for name, count in counts.items())
+
+
+def print_plan(console: Console, plan: Plan, *, brief: bool = False) -> None:
+    """Print what is to be done."""
+    to_do = f"{plan.num_recordings:,} ({plan.new:,} new, {plan.changed:,} changed)"
+    rows = [
+        ("to do", f"{to_do}, {format_bytes(plan.num_bytes)}, in {len(plan.shards):,} shards"),
+        ("already done", f"{plan.done:,}"),
+    ]
+    if plan.failed:
+        rows.append(("failed before", f"{plan.failed:,} (--retry-failed tries them again)"))
+    if plan.left_out:
+        rows.append(("left out", _counted(plan.left_out)))
+    if not plan.listing_ended:
+        rows.append(("note", "--limit was reached; the rest of the source was not listed"))
+    if not brief:
+        rows.insert(0, ("listed", f"{plan.listed:,} files"))
+        rows.append(("folders", f"{len(plan.parts):,}, {sum(plan.parts.values()):,} parts"))
+    _facts(console, "", rows)
+    for name, (one, other) in list(plan.same_name.items())[:3]:
+        console.print(
+            Text(
+                f"note: {one!r} and {other!r} are one folder, {name!r}; "
+                "if they are not one speaker, use --folder path",
+                style="yellow",
+            )
+        )
+
+
+def print_report(console: Console, report: BuildReport) -> None:
+    """Print what a build did."""
+    rate = f"{1 / report.real_time_factor:.1f} × real time" if report.real_time_factor else "–"
+    rows = [
+        ("rows", f"{report.rows:,}"),
+        ("audio", format_duration(report.audio_s)),
+        ("wall time", f"{format_duration(report.wall_s)} (planning {report.plan_s:.1f} s)"),
+        ("real-time factor", f"{report.real_time_factor:.3f} ({rate})"),
+        (
+            "seconds a recording",
+            (
+                f"mean {report.seconds_mean:.3f}, p50 {report.seconds_p50:.3f}, "
+                f"p95 {report.seconds_p95:.3f}"
+            ),
+        ),
+        (
+            "of which",
+            ", ".join(f"{k.removesuffix('_s')} {v:.1f} s" for k, v in report.stages_s.items()),
+        ),
+        ("already done", f"{report.already_done:,}"),
+    ]
+    if report.gone:
+        rows.append(("gone meanwhile", f"{report.gone:,}"))
+    if report.pruned:
+        rows.append(("pruned", f"{report.pruned:,}"))
+    if report.failed or report.failed_before:
+        rows.append(
+            (
+                "failed",
+                (
+                    f"{report.failed:,} now {f'({_counted(report.errors)})' if report.errors else ''}, "
+                    f"{report.failed_before:,} before: speechmill failures {report.sink}"
+                ),
+            )
+        )
+    else:
+        rows.append(("failed", "0"))
+    rows += [("dataset", f"{report.sink}/data"), ("run", report.run_id)]
+    _facts(console, "", rows)
+
+
+def print_summary(
+    console: Console,
+    url: str,
+    state: Mapping[str, str],
+    recipe: Recipe | None,
+    summary: Summary,
+) -> None:
+    """Print what is in a sink."""
+    transcriber = recipe.choices.get("transcriber", {}) if recipe else {}
+    tokenizers = recipe.choices.get("tokenizers", {}) if recipe else {}
+    keys = ("name", "model", "compute_type")
+    made_by = [str(transcriber[k]) for k in keys if k in transcriber]
+    rows = [
+        ("rows", f"{summary.rows:,} ({summary.empty:,} without speech)"),
+        ("audio", f"{summary.audio_s / HOUR:,.2f} hours"),
+        ("parts", f"{summary.parts:,}, {format_bytes(summary.num_bytes)}"),
+        ("source", state["source"]),
+        ("made by", f"{' '.join(made_by)}; tokens: {', '.join(tokenizers) or 'none'}"),
+        ("recipe", state["recipe"]),
+        ("failures", _counted(summary.failures) or "0"),
+        ("languages", _counted(dict(summary.languages.most_common(MOST)))),
+        ("flags", _counted(dict(summary.flags.most_common(MOST))) or "none"),
+    ]
+    others = {name: count for name, count in summary.recipes.items() if name != state["recipe"]}
+    if others:
+        rows.append(("other recipes", f"{_counted(others)} (--rebuild replaces them)"))
+    _facts(console, url, rows)
+    folders = Table(
+        "folder", "rows", "minutes", title=f"{len(summary.folders):,} folders", box=None
+    )
+    for name, count in summary.folders.most_common(MOST):
+        folders.add_row(Text(name), f"{count:,}", f"{summary.folder_audio_s[name] / MINUTE:,.1f}")
+    console.print(folders)
+    slowest = Table("seconds", "recording", title="slowest recordings", box=None)
+    for seconds, name in summary.slowest:
+        slowest.add_row(f"{seconds:.2f}", Text(name))
+    console.print(slowest)
+
+
+def print_checks(console: Console, checks: Iterable[Check]) -> None:
+    """Print what the doctor found."""
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for check in checks:
+        mark = Text("ok", style="green") if check.good else Text("no", style="bold red")
+        table.add_row(mark, Text(check.what, style="bold"), Text(check.finding))
+    console.print(table)
