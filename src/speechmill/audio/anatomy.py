@@ -22,7 +22,8 @@ class Anatomy:
 
     ``demuxer`` is FFmpeg's name of the container; ``pieces`` are whole files of that container to
     be decoded one after the other (a chained Ogg has several). ``declared_s`` is the length in
-    seconds and ``declared_samples`` in samples per channel, None where the file does not say.
+    seconds and ``declared_samples`` in samples per channel, None where the file does not say;
+    ``padded_samples`` is the latter where the last block may hold a few more.
     ``packet_clock`` means that the packets' own times can be held against the declared length.
     """
 
@@ -31,6 +32,7 @@ class Anatomy:
     pieces: tuple[bytes, ...]
     declared_s: float | None = None
     declared_samples: int | None = None
+    padded_samples: int | None = None
     problem: Problem | None = None
     flags: tuple[str, ...] = ()
     options: tuple[tuple[str, str], ...] = ()

@@ -13,6 +13,26 @@ __all__ = ["inspect_asf", "inspect_mp4", "inspect_webm"]
 
 # FFmpeg's name of the demuxer for all of ISO 14496-12 and QuickTime.
 _MP4_DEMUXER = "mov,mp4,m4a,3gp,3g2,mj2"
+_TOP_BOXES = {
+    b"ftyp",
+    b"styp",
+    b"moov",
+    b"moof",
+    b"mdat",
+    b"mfra",
+    b"free",
+    b"skip",
+    b"wide",
+    b"pnot",
+    b"uuid",
+    b"udta",
+    b"meta",
+    b"sidx",
+    b"ssix",
+    b"prft",
+    b"emsg",
+    b"pdin",
+}
 _ASF_DATA = bytes.fromhex("3626b2758e66cf11a6d900aa0062ce6c")
 
 _EBML, _SEGMENT, _CLUSTER, _INFO = 0x1A45DFA3, 0x18538067, 0x1F43B675, 0x1549A966
@@ -55,12 +75,15 @@ _LEAVES = {
 def inspect_mp4(data: bytes, start: int) -> Anatomy:
     """MP4, M4A, MOV, 3GP: the boxes at the top of the file (ISO 14496-12)."""
     data = data[start:]
-    at, problem = 0, None
+    at, problem, trailing = 0, None, False
     seen: set[bytes] = set()
     while at + 8 <= len(data):
         size, name = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
-        if {b"moov", b"mdat"} <= seen and not name.isalnum():
-            break  # something was appended
+        if {b"moov", b"mdat"} <= seen and name not in _TOP_BOXES:
+            if data.find(b"moof", at) >= 0:
+                problem = Problem("damaged", f"there is no valid box at byte {at}")
+            trailing = True
+            break
         if size == 1 and at + 16 <= len(data):
             size = int.from_bytes(data[at + 8 : at + 16], "big")
         elif size == 0:
@@ -73,9 +96,14 @@ def inspect_mp4(data: bytes, start: int) -> Anatomy:
             problem = Problem("truncated", f"it ends inside its {name.decode('latin-1')!r} box")
             break
         at += size
+    if problem is None and not trailing and any(data[at:]):
+        problem = Problem("truncated", "it ends inside the head of a box")
     if b"moov" not in seen:
         raise TruncatedError("the MP4 file's index (its moov box) is missing: the end was cut off")
-    flags = ("unknown_length",) if b"moof" in seen and b"mfra" not in seen and not problem else ()
+    flags: tuple[str, ...] = ()
+    if problem is None:
+        endless = b"moof" in seen and b"mfra" not in seen
+        flags = ("trailing_data",) * trailing + ("unknown_length",) * endless
     return Anatomy("MP4", _MP4_DEMUXER, (data,), problem=problem, flags=flags, packet_clock=True)
 
 

@@ -16,12 +16,11 @@ from speechmill.errors import (
     DamagedError,
     EmptyAudioError,
     NotAudioError,
-    TruncatedError,
 )
 from speechmill.records import Waveform
 
 from . import boxes, flac, mpeg, ogg, riff
-from .anatomy import Anatomy
+from .anatomy import Anatomy, Problem
 from .mixing import Mixer, Weights
 from .resampling import resample
 from .sniffing import Kind, describe, recognise
@@ -47,45 +46,19 @@ _INSPECTORS: dict[Kind, Callable[[bytes, int], Anatomy]] = {
 }
 _DTYPES = {"u8": "u1", "s16": "i2", "s32": "i4", "s64": "i8", "flt": "f4", "dbl": "f8"}
 _MIN_RATE, _MAX_RATE = 1_000, 1_000_000
+_SKIP_MANUAL = int(av.codec.context.Flags2.skip_manual)
+_MAX_PADDING = 4096  # samples
 _WILD = 2.0**31  # no integer stored as a float is larger
 _OVER = 1.122  # 1 dB above full scale; lossy codecs overshoot by less
 # Decoders that may be opened: sound only, whatever else a file holds.
+# fmt: off
 _CODECS = {
-    "aac",
-    "aac_fixed",
-    "aac_latm",
-    "ac3",
-    "alac",
-    "amrnb",
-    "amrwb",
-    "eac3",
-    "flac",
-    "g722",
-    "g726",
-    "g726le",
-    "gsm",
-    "gsm_ms",
-    "libgsm",
-    "libopencore_amrnb",
-    "libopencore_amrwb",
-    "libopus",
-    "mace3",
-    "mace6",
-    "mp2",
-    "mp2float",
-    "mp3",
-    "mp3float",
-    "opus",
-    "qdm2",
-    "shorten",
-    "speex",
-    "vorbis",
-    "wmalossless",
-    "wmapro",
-    "wmav1",
-    "wmav2",
-    "wmavoice",
-} | {name for name in av.codecs_available if name.startswith(("pcm_", "adpcm_"))}
+    "aac", "aac_latm", "ac3", "adpcm_g722", "adpcm_ima_qt", "adpcm_ima_wav", "adpcm_ms", "alac",
+    "amrnb", "amrwb", "eac3", "flac", "gsm", "gsm_ms", "libgsm", "libopencore_amrnb",
+    "libopencore_amrwb", "libopus", "mp2", "mp2float", "mp3", "mp3float", "opus", "shorten",
+    "speex", "vorbis", "wmalossless", "wmapro", "wmav1", "wmav2", "wmavoice",
+} | {name for name in av.codecs_available if name.startswith("pcm_")}
+# fmt: on
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,8 +124,7 @@ def _finish(anatomy: Anatomy, tally: Tally, flags: set[str], *, keep_damaged: bo
             mixer.take()  # free the mix that is not wanted before the next one is made
         mixers = _read(anatomy, [weights for weights, _ in chosen]).mixers
     samples = _join(mixers, first.sample_rate)
-    if tally.max_samples is not None:
-        samples = samples[: tally.max_samples]
+    samples = samples[: _without_padding(anatomy, tally)]
     peak = max(float(samples.max()), -float(samples.min()))
     if peak > _WILD:
         raise DamagedError(f"a sample of {peak:.3g} is no sound: full scale is 1.0")
@@ -193,15 +165,12 @@ def _read(anatomy: Anatomy, weights: list[Weights | None] | None) -> Tally:
         try:
             _read_piece(piece, anatomy, tally, weights)
         except av.error.FFmpegError as error:
-            text = f"the {anatomy.name} data cannot be read ({error.strerror})"
             if not tally.samples:
-                if anatomy.problem is not None:
-                    text += f": {anatomy.problem.text}"
-                raise (
-                    TruncatedError
-                    if anatomy.problem is not None and anatomy.problem.kind == "truncated"
-                    else DamagedError
-                )(text) from error
+                why = f"FFmpeg cannot read it: {error.strerror}"
+                raise as_error(
+                    anatomy.problem or Problem("damaged", why), anatomy, tally
+                ) from error
+            tally.packets += 1
             tally.bad.append(tally.packets)
         except (MemoryError, ValueError, OverflowError) as error:
             raise DamagedError(f"the {anatomy.name} file makes no sense: {error}") from error
@@ -223,14 +192,22 @@ def _read_piece(
     ) as container:
         streams = container.streams.audio
         if not streams:
+            if anatomy.problem is not None:
+                raise as_error(anatomy.problem, anatomy, tally)
             raise NotAudioError(f"the {anatomy.name} file has no audio track")
         stream = next((s for s in streams if s.disposition & s.disposition.default), streams[0])
         context = stream.codec_context
-        if context.name not in _CODECS:
-            raise NotAudioError(f"the codec {context.name!r} is not supported")
+        if context is None or context.name not in _CODECS:
+            if anatomy.problem is not None:
+                raise as_error(anatomy.problem, anatomy, tally)
+            what = "" if context is None else f" ({context.name})"
+            raise NotAudioError(f"the codec of its track{what} is not supported")
         check = None
         context.thread_count = 1  # the caller has threads of its own
         tally.codec = context.name
+        if anatomy.name == "CAF" and context.name == "alac":
+            # FFmpeg would cut the last packet twice: it is a short one, not a padded one.
+            context.flags2 |= _SKIP_MANUAL
         tally.alone = len(container.streams) == 1
         if context.name == "flac":
             context.options = {"err_detect": "crccheck+explode"}
@@ -241,17 +218,19 @@ def _read_piece(
         if stream.duration is not None and stream.time_base is not None:
             tally.stream_s = float(stream.duration * stream.time_base)
         _decode_packets(container, stream, tally, weights, check)
-        if anatomy.name == "MP4":
-            tally.max_samples = _without_padding(tally)
 
 
-def _without_padding(tally: Tally) -> int | None:
-    """Samples of an MP4 track without the encoder's padding at the end, which FFmpeg leaves."""
-    if tally.stream_s is None or len(tally.mixers) != 1:
+def _without_padding(anatomy: Anatomy, tally: Tally) -> int | None:
+    """How many samples are sound, where FFmpeg leaves padding behind them; None if all are."""
+    if len(tally.mixers) != 1:
         return None
-    declared = round(tally.stream_s * tally.mixers[0].sample_rate)
-    # Padding is at most a frame or two: a wrong duration must not cut sound away.
-    return declared if 0 < tally.samples - declared < 4096 and declared else None
+    if anatomy.declared_samples is not None:
+        return anatomy.declared_samples
+    declared = anatomy.padded_samples
+    if anatomy.name == "MP4" and tally.stream_s is not None:
+        declared = round(tally.stream_s * tally.mixers[0].sample_rate)
+    # Padding is at most a frame or two: a wrong number must not cut sound away.
+    return declared if declared and 0 < tally.samples - declared < _MAX_PADDING else None
 
 
 def _decode_packets(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Literal
 
@@ -44,13 +44,22 @@ Length = Callable[[bytes, int], int]
 """(data, position) -> bytes of the frame whose header is there, 0 where there is none."""
 
 
-@dataclass(frozen=True, slots=True)
-class Walk:
-    """Frames followed from header to header; ``end`` is where the last whole one ends."""
+@dataclass(slots=True)
+class _Walk:
+    """Frames followed from header to header; ``end`` is where the last whole one ends.
 
-    frames: int
+    ``parts`` are files joined end to end, as [start, end, number of frames].
+    """
+
     end: int
+    parts: list[list[int]] = field(default_factory=list)
     problem: Problem | None = None
+    tail_only: bool = False  # the problem is one of the bytes behind the last frame
+
+    @property
+    def frames(self) -> int:
+        """Whole frames in all parts."""
+        return sum(frames for _, _, frames in self.parts)
 
 
 @cache
@@ -140,41 +149,54 @@ def _is_tag(data: bytes, at: int) -> bool:
     return data.startswith((b"TAG", b"APETAGEX", b"LYRICSBEGIN", b"3DI", b"ID3"), at)
 
 
-def _walk(data: bytes, at: int, length: Length) -> Walk:
-    """Follow the frames from ``at`` to the end of the data."""
-    frames, size = 0, len(data)
+def _walk(data: bytes, at: int, length: Length, starts: frozenset[int] = frozenset()) -> _Walk:
+    """Follow the frames from ``at`` to the end of the data; ``starts`` may begin a new part."""
+    size, walk = len(data), _Walk(at, [[at, at, 0]])
     while True:
+        walk.end = at
         step = length(data, at)
-        if step:
-            if at + step > size:
-                return Walk(frames, at, Problem("truncated", "it ends in the middle of a frame"))
+        if step and at + step <= size:
+            if at in starts and walk.parts[-1][2]:
+                walk.parts.append([at, at, 0])
             at += step
-            frames += 1
+            walk.parts[-1][1] = at
+            walk.parts[-1][2] += 1
             continue
-        if at < size and size - at < 7 and data[at] == 0xFF:
-            return Walk(frames, at, Problem("truncated", "it ends in the middle of a frame"))
+        if step or (size - 7 < at < size and data[at] == 0xFF):
+            walk.problem = Problem("truncated", "it ends in the middle of a frame")
+            return walk
         after_tag = skip_id3(data, at)
-        if after_tag == at:
+        if after_tag == at or after_tag >= size:
             break
-        if after_tag >= size:
-            return Walk(frames, at)
-        at = after_tag  # files joined end to end
-    if at == size or _is_tag(data, at):
-        return Walk(frames, at)
-    again = _search(data, at, size, length)
-    if again >= 0:
-        return Walk(frames, at, Problem("damaged", f"bytes {at} to {again} are no audio frames"))
-    tail = size - at
-    if tail > _MAX_TAIL:
-        return Walk(frames, at, Problem("damaged", f"its last {tail} bytes are no audio frames"))
-    return Walk(frames, at)
+        at = after_tag
+        walk.parts.append([at, at, 0])
+    if at < size and not _is_tag(data, at):
+        again, tail = _search(data, at, size, length), size - at
+        if again >= 0:
+            walk.problem = Problem("damaged", f"bytes {at} to {again} are no audio frames")
+        elif tail > _MAX_TAIL:
+            walk.problem = Problem("damaged", f"its last {tail} bytes are no audio frames")
+            walk.tail_only = True
+    return walk
 
 
-def _declared_frames(data: bytes, start: int, length: int) -> int | None:
-    """The frame count of a Xing, Info or VBRI header in the first frame."""
-    frame = data[start : start + length]
+def _info_headers(data: bytes) -> frozenset[int]:
+    """Where frames may start that carry a Xing or Info header: the first frame of a file."""
+    starts: set[int] = set()
     for magic in (b"Xing", b"Info"):
-        at = frame.find(magic, 4, 64)
+        at = data.find(magic)
+        while at >= 0:
+            # It stands behind the frame's header, checksum and side information.
+            starts.update(at - before for before in (13, 15, 21, 23, 36, 38))
+            at = data.find(magic, at + 4)
+    return frozenset(starts)
+
+
+def _declared_frames(data: bytes, start: int) -> int | None:
+    """The frame count of a Xing, Info or VBRI header in the first frame; 0 if it has none."""
+    frame = data[start : start + mpeg_length(data, start)]
+    for magic in (b"Xing", b"Info"):
+        at = frame.find(magic, 13, 42)
         if at >= 0 and len(frame) >= at + 12:
             flags, frames = struct.unpack_from(">II", frame, at + 4)
             return int(frames) if flags & 1 else 0
@@ -183,62 +205,54 @@ def _declared_frames(data: bytes, start: int, length: int) -> int | None:
     return None
 
 
-def _pieces(data: bytes, start: int, end: int, problem: Problem | None) -> tuple[bytes, ...]:
-    """What FFmpeg is given: no tags, no bytes behind the last frame; no copy if it is all."""
-    if problem is not None and problem.kind == "damaged":
-        end = len(data)
-    return (data if (start, end) == (0, len(data)) else data[start:end],)
-
-
 def inspect_mp3(data: bytes, start: int) -> Anatomy:
     """Follow the frames of an MP3 or MP2 stream that starts at ``start``."""
-    walk = _walk(data, start, mpeg_length)
-    if not walk.frames:
-        raise EmptyAudioError("an MP3 stream without a single whole frame")
-    _, samples, rate = _mpeg_header(data[start + 1], data[start + 2])
-    declared = _declared_frames(data, start, mpeg_length(data, start))
-    header = declared is not None
-    frames, problem, declared_s = walk.frames - header, walk.problem, None
-    if declared:
-        declared_s = declared * samples / rate
+    walk = _walk(data, start, mpeg_length, _info_headers(data))
+    declared_s, complete, problem = 0.0, True, walk.problem
+    for at, _, there in walk.parts:
+        if not there:
+            continue
+        _, samples, rate = _mpeg_header(data[at + 1], data[at + 2])
+        declared = _declared_frames(data, at)
+        frames = there - (declared is not None)
+        declared_s += (declared or frames) * samples / rate
+        if declared is None or frames < declared:
+            complete = False
         # Some encoders count the header's own frame.
-        if frames >= declared - 1 and problem is not None and walk.end < len(data):
-            problem = problem if frames < declared else _forgive_tail(problem)
-        elif frames < declared - 1 and problem is None:
+        if problem is None and declared is not None and frames < declared - 1:
             problem = Problem("truncated", f"{frames} of {declared} frames are there")
-    return Anatomy(
-        "MP3",
-        "mp3",
-        _pieces(data, start, walk.end, problem),
-        declared_s,
-        problem=problem,
-        flags=_tail_flags(data, walk, problem),
-    )
-
-
-def _forgive_tail(problem: Problem) -> Problem | None:
-    """Bytes behind a stream of which each declared frame is there do no harm."""
-    return None if "last" in problem.text else problem
+    if walk.tail_only and complete:
+        problem = None
+    return _bare_anatomy("MP3", data, walk, problem, declared_s)
 
 
 def inspect_aac(data: bytes, start: int) -> Anatomy:
     """Follow the frames of an ADTS stream that starts at ``start``."""
     walk = _walk(data, start, adts_length)
+    return _bare_anatomy("AAC", data, walk, walk.problem, None)
+
+
+def _bare_anatomy(
+    name: Literal["MP3", "AAC"],
+    data: bytes,
+    walk: _Walk,
+    problem: Problem | None,
+    declared_s: float | None,
+) -> Anatomy:
+    """FFmpeg is given each part for itself, without tags and what is behind the last frame."""
     if not walk.frames:
-        raise EmptyAudioError("an AAC stream without a single whole frame")
-    return Anatomy(
-        "AAC",
-        "aac",
-        _pieces(data, start, walk.end, walk.problem),
-        problem=walk.problem,
-        flags=_tail_flags(data, walk, walk.problem),
+        raise EmptyAudioError(f"an {name} stream without a single whole frame")
+    if problem is not None:
+        walk.parts[-1][1] = len(data)
+    pieces = tuple(
+        data if (at, end) == (0, len(data)) else data[at:end]
+        for at, end, frames in walk.parts
+        if frames
     )
-
-
-def _tail_flags(data: bytes, walk: Walk, problem: Problem | None) -> tuple[str, ...]:
-    if problem is not None or walk.end == len(data) or _is_tag(data, walk.end):
-        return ()
-    return ("trailing_data",)
+    flags: tuple[str, ...] = ()
+    if problem is None and walk.end < len(data) and not _is_tag(data, walk.end):
+        flags = ("trailing_data",)
+    return Anatomy(name, name.lower(), pieces, declared_s, problem=problem, flags=flags)
 
 
 def inspect_amr(data: bytes, start: int) -> Anatomy:
@@ -247,9 +261,13 @@ def inspect_amr(data: bytes, start: int) -> Anatomy:
     sizes, head = (_AMR_WB, 9) if wide else (_AMR_NB, 6)
     at = start + head
     problem = None
+    flags: tuple[str, ...] = ()
     while at < len(data):
         step = sizes[data[at] >> 3 & 15]
-        if not step or data[at] & 0x83:
+        if not data[at] and len(data) - at <= _MAX_TAIL and not any(data[at:]):
+            flags = ("trailing_data",)
+            break
+        if not step or not data[at] or data[at] & 0x83:  # a frame type 0 of zeros is no frame
             problem = Problem("damaged", f"byte {at} starts no AMR frame")
             break
         if at + step > len(data):
@@ -260,4 +278,4 @@ def inspect_amr(data: bytes, start: int) -> Anatomy:
         if problem is not None and problem.kind == "damaged":
             raise NotAudioError("an AMR header, and behind it no AMR frames")
         raise EmptyAudioError("header only: an AMR file without a single whole frame")
-    return Anatomy("AMR", "amr", (data[start:at],), problem=problem)
+    return Anatomy("AMR", "amr", (data[start:at],), problem=problem, flags=flags)

@@ -6,7 +6,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from speechmill.errors import EmptyAudioError
+from speechmill.errors import EmptyAudioError, NotAudioError
 
 from .anatomy import Anatomy, Problem
 
@@ -15,7 +15,9 @@ __all__ = ["inspect_aiff", "inspect_au", "inspect_caf", "inspect_sph", "inspect_
 # Writers that cannot seek back leave a placeholder: 0xFFFFFFFF, 0x7FFFF000 (SoX), 0x80000000 …
 _UNKNOWN_FROM = 0x7FFF0000
 _UNKNOWN_64 = 1 << 62
-_PCM_TAGS = {1, 3, 6, 7}
+_PCM_TAGS = {1, 3, 6, 7}  # integers, floats, A-law, µ-law
+# ADPCM, GSM, MPEG, AAC, WMA: of other codecs FFmpeg would guess the kind from the bytes.
+_OTHER_TAGS = {2, 0x11, 0x31, 0x50, 0x55, 0xFF, 0x160, 0x161, 0x162, 0x163, 0x1610, 0xA106}
 _MAX_CHUNKS = 10_000
 
 
@@ -49,6 +51,7 @@ def _judge(
     bytes_per_s: float,
     exact: bool,
     options: tuple[tuple[str, str], ...] = (),
+    padded_samples: int | None = None,
 ) -> Anatomy:
     """An anatomy from the bytes declared and present.
 
@@ -62,7 +65,7 @@ def _judge(
     if where.declared is None:
         flags = ("unknown_length",)
     # A last sample that is not whole, or the padding byte, is nobody's loss.
-    elif where.declared - where.present >= max(1, block):
+    elif where.declared - where.present >= (max(1, block) if exact else 2):
         problem = Problem("truncated", f"{where.present} of {where.declared} bytes are there")
     declared = where.declared if where.declared is not None else present
     return Anatomy(
@@ -71,6 +74,7 @@ def _judge(
         (data,),
         declared / bytes_per_s if bytes_per_s else None,
         declared_samples=present // block if exact and block else None,
+        padded_samples=padded_samples,
         problem=problem,
         flags=flags,
         options=options,
@@ -81,20 +85,20 @@ def inspect_wav(data: bytes, start: int) -> Anatomy:
     """RIFF, RF64 and BW64 (EBU Tech 3306): the data chunk's size against the bytes present."""
     data = data[start:]
     order = ">" if data.startswith(b"RIFX") else "<"
-    fmt, size64, found = b"", None, None
+    fmt, size64, found, fact = b"", None, None, 0
     for name, at, size in _chunks(data, 12, order):
         if name == b"fmt ":
             fmt = data[at : at + min(size, 40)]
         elif name == b"ds64" and at + 16 <= len(data):
             (size64,) = struct.unpack_from("<Q", data, at + 8)
+        elif name == b"fact" and at + 4 <= len(data):
+            (fact,) = struct.unpack_from(f"{order}I", data, at)
         elif name == b"data":
             found = _wav_data(data, at, size, size64, order)
             break
     if found is None or len(fmt) < 16:
         raise EmptyAudioError("header only: the WAV file has no data chunk")
-    tag, _, _, bytes_per_s, block, _ = struct.unpack_from(f"{order}HHIIHH", fmt)
-    if tag == 0xFFFE and len(fmt) >= 26:
-        (tag,) = struct.unpack_from(f"{order}H", fmt, 24)
+    tag, bytes_per_s, block = _wave_format(fmt, order)
     options = (("ignore_length", "1"),) if found.declared is None else ()
     return _judge(
         "WAV",
@@ -106,7 +110,18 @@ def inspect_wav(data: bytes, start: int) -> Anatomy:
         exact=tag in _PCM_TAGS,
         # FFmpeg searches plain samples for hidden DTS, for 20 ms, unless told to look less far.
         options=(*options, ("probesize", "4096")),
+        padded_samples=fact or None,
     )
+
+
+def _wave_format(fmt: bytes, order: str) -> tuple[int, int, int]:
+    """Codec tag, bytes a second and bytes a block of a WAVEFORMATEX."""
+    tag, _, _, bytes_per_s, block, _ = struct.unpack_from(f"{order}HHIIHH", fmt)
+    if tag == 0xFFFE and len(fmt) >= 26:  # the real one stands in the extension
+        (tag,) = struct.unpack_from(f"{order}H", fmt, 24)
+    if tag not in _PCM_TAGS | _OTHER_TAGS:
+        raise NotAudioError(f"its codec (WAVE format tag {tag:#06x}) is not supported")
+    return tag, bytes_per_s, block
 
 
 def _wav_data(data: bytes, at: int, size: int, size64: int | None, order: str) -> _Data:
@@ -142,9 +157,7 @@ def inspect_w64(data: bytes, start: int) -> Anatomy:
         if name == b"fmt ":
             fmt = data[at + 24 : at + 64]
         if name == b"data" and len(fmt) >= 16:
-            tag, _, _, bytes_per_s, block, _ = struct.unpack_from("<HHIIHH", fmt)
-            if tag == 0xFFFE and len(fmt) >= 26:
-                (tag,) = struct.unpack_from("<H", fmt, 24)
+            tag, bytes_per_s, block = _wave_format(fmt, "<")
             declared = size - 24 if 24 <= size < _UNKNOWN_64 else None
             found = _Data(at + 24, declared, len(data) - at - 24)
             return _judge(

@@ -13,6 +13,7 @@ from .mixing import Mixer
 __all__ = ["Tally", "as_error", "find_problem", "has_gap", "nothing_decoded"]
 
 _TOLERANCE_S = 0.15  # lossy codecs start and end a frame early or late
+_WMA_GAP_S = 0.1  # WMA has no pauses; its first frame, up to 46 ms, only primes the decoder
 _GAP_S = 0.3  # a hole in the packets' times that is worth a flag
 # One packet in, one frame out: a packet without a frame is a loss …
 _STEADY = {"aac", "flac", "mp2float", "mp3float", "opus"}
@@ -34,7 +35,6 @@ class Tally:
     end_s: float = 0.0  # of the last packet, by its own time
     span_s: float = 0.0  # from the start of the first packet to there
     stream_s: float | None = None  # length of the track, as FFmpeg has read it
-    max_samples: int | None = None  # what is behind is the encoder's padding
     codec: str = ""
     alone: bool = True  # the file holds nothing but this one track
     checks: list[FlacCheck] = field(default_factory=list)  # one a piece, FLAC only
@@ -65,7 +65,7 @@ def _flac_problem(tally: Tally) -> tuple[Problem | None, bool]:
     """What FLAC's own checks say; and whether they are sure that all is well."""
     for check in tally.checks:
         if check.total and check.samples < check.total:
-            if check.reaches_end:
+            if check.reaches_end and not _breaks_off(tally):
                 return Problem("damaged", "some of its frames cannot be decoded"), False
             return Problem("truncated", "the last frames are missing"), False
         if check.total and check.samples > check.total:
@@ -82,12 +82,17 @@ def _flac_problem(tally: Tally) -> tuple[Problem | None, bool]:
     return None, known or trailing
 
 
+def _breaks_off(tally: Tally) -> bool:
+    """Whether nothing came of the last packet."""
+    return tally.last_good < tally.packets
+
+
 def _packet_problem(anatomy: Anatomy, tally: Tally) -> Problem | None:
     bad = tally.bad
     if anatomy.demuxer in _CUT_ANYWHERE:
         bad = [packet for packet in bad if packet > 1]
     if bad:
-        if tally.codec == "flac" and min(bad) > tally.last_good:
+        if tally.codec == "flac" and _breaks_off(tally):
             return Problem("truncated", "its last frame cannot be decoded")
         return Problem("damaged", f"{len(bad)} of {tally.packets} packets cannot be decoded")
     if tally.codec in _STEADY:
@@ -99,6 +104,8 @@ def _packet_problem(anatomy: Anatomy, tally: Tally) -> Problem | None:
 
 
 def _length_problem(anatomy: Anatomy, tally: Tally) -> Problem | None:
+    if anatomy.name == "WMA" and tally.span_s - tally.decoded_s > _WMA_GAP_S:
+        return Problem("damaged", "some of its packets are missing")
     expected = anatomy.declared_samples
     if expected is not None and tally.samples < expected:
         return Problem("damaged", f"{tally.samples} of {expected} samples could be decoded")
@@ -138,7 +145,8 @@ def nothing_decoded(anatomy: Anatomy, tally: Tally) -> AudioError:
     if anatomy.problem is not None and anatomy.problem.kind == "damaged":
         return as_error(anatomy.problem, anatomy, tally)
     if tally.bad:
-        return DamagedError(f"no packet of the {anatomy.name} file can be decoded")
+        problem = find_problem(anatomy, tally)
+        return as_error(problem or Problem("damaged", "it cannot be decoded"), anatomy, tally)
     if anatomy.problem is not None:
         return TruncatedError(
             f"the {anatomy.name} file is truncated before its first sample: {anatomy.problem.text}"
