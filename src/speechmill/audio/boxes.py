@@ -33,6 +33,7 @@ _TOP_BOXES = {
     b"emsg",
     b"pdin",
 }
+_ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 _ASF_DATA = bytes.fromhex("3626b2758e66cf11a6d900aa0062ce6c")
 
 _EBML, _SEGMENT, _CLUSTER, _INFO = 0x1A45DFA3, 0x18538067, 0x1F43B675, 0x1549A966
@@ -188,16 +189,38 @@ def inspect_asf(data: bytes, start: int) -> Anatomy:
     at = 0
     while at + 24 <= len(data):
         size = int.from_bytes(data[at + 16 : at + 24], "little")
-        if data.startswith(_ASF_DATA, at):
-            problem: Problem | None = None
-            flags: tuple[str, ...] = ()
-            if size >> 62 or size < 50:  # a broadcast
-                flags = ("unknown_length",)
-            elif at + size > len(data):
-                present = len(data) - at
-                problem = Problem("truncated", f"{present} of {size} bytes of sound are there")
-            if len(data) - at <= 50:
-                raise EmptyAudioError("header only: the WMA file holds no samples")
-            return Anatomy("WMA", "asf", (data,), problem=problem, flags=flags, packet_clock=True)
-        at += max(24, size)
-    raise EmptyAudioError("header only: the WMA file ends before its samples")
+        if not data.startswith(_ASF_DATA, at):
+            at += max(24, size)
+            continue
+        if len(data) - at <= 50:
+            break
+        problem: Problem | None = None
+        flags: tuple[str, ...] = ()
+        if size >> 62 or size < 50:  # a broadcast
+            size, flags = len(data) - at, ("unknown_length",)
+        elif at + size > len(data):
+            present = len(data) - at
+            problem = Problem("truncated", f"{present} of {size} bytes of sound are there")
+        piece = data[: at + size]  # without an index or what was appended
+        return Anatomy(
+            "WMA",
+            "asf",
+            (piece,),
+            None if flags else _asf_duration_s(data[:at]),
+            problem=problem,
+            flags=flags,
+            packet_clock=True,
+        )
+    raise EmptyAudioError("header only: the WMA file holds no samples")
+
+
+def _asf_duration_s(header: bytes) -> float | None:
+    """The length that the file properties state; FFmpeg's own is a guess from the file's size."""
+    at = 30
+    while at + 24 <= len(header):
+        if header.startswith(_ASF_PROPERTIES, at) and at + 92 <= len(header):
+            play_100ns, _, preroll_ms, flags = struct.unpack_from("<QQQI", header, at + 64)
+            seconds = play_100ns / 1e7 - preroll_ms / 1e3
+            return seconds if seconds > 0 and not flags & 1 else None
+        at += max(24, int.from_bytes(header[at + 16 : at + 24], "little"))
+    return None

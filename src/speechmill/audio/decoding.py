@@ -89,7 +89,7 @@ def decode(data: bytes, *, keep_damaged: bool = False) -> Decoded:
         raise EmptyAudioError("the file is empty (0 bytes)")
     found = recognise(data)
     if found is None:
-        raise NotAudioError(f"this is no audio: it looks like {describe(data)}")
+        raise NotAudioError(f"this is no audio but {describe(data)}")
     kind, start = found
     anatomy = _INSPECTORS[kind](data, start)
     tally = _read(anatomy, None)
@@ -205,6 +205,7 @@ def _read_piece(
         check = None
         context.thread_count = 1  # the caller has threads of its own
         tally.codec = context.name
+        tally.starts.append(tally.packets)
         if anatomy.name == "CAF" and context.name == "alac":
             # FFmpeg would cut the last packet twice: it is a short one, not a padded one.
             context.flags2 |= _SKIP_MANUAL
@@ -240,15 +241,15 @@ def _decode_packets(
     weights: list[Weights | None] | None,
     check: flac.FlacCheck | None,
 ) -> None:
-    first_s: float | None = None
+    first_pts: int | None = None
+    end_pts = 0
     for packet in container.demux(stream):
         if packet.size:
             tally.packets += 1
-            if packet.pts is not None and packet.time_base is not None:
-                begin_s = float(packet.pts * packet.time_base)
-                first_s = begin_s if first_s is None else first_s
-                end_s = begin_s + float((packet.duration or 0) * packet.time_base)
-                tally.end_s, tally.span_s = end_s, end_s - first_s
+            pts = packet.pts
+            if pts is not None:
+                first_pts = pts if first_pts is None else first_pts
+                end_pts = pts + (packet.duration or 0)
             if check is not None:
                 check.see_packet(bytes(memoryview(packet)[:12]))
         try:
@@ -264,6 +265,9 @@ def _decode_packets(
             _take(frame, tally, weights, check)
     if tally.mixers:
         _checked(check, tally.mixers[-1].flush())
+    if first_pts is not None and stream.time_base is not None:
+        tally.end_s = float(end_pts * stream.time_base)
+        tally.span_s = float((end_pts - first_pts) * stream.time_base)
 
 
 def _take(

@@ -68,7 +68,7 @@ class Mixer:
         self._blocks: list[NDArray[np.float32]] = []
         zeros = np.zeros(channels)
         self._stats = _Stats(
-            total=zeros.copy(), square=zeros.copy(), low=zeros.copy(), high=zeros.copy()
+            total=zeros.copy(), square=zeros.copy(), low=zeros + np.inf, high=zeros - np.inf
         )
 
     def add(self, samples: NDArray[Any]) -> NDArray[Any] | None:

@@ -29,7 +29,7 @@ __all__ = [
 
 _SEARCH_BYTES = 1 << 17  # how far a stream's first frame may be from the start of the file
 _CHAIN = 4  # so many frames in a row are no accident
-_MAX_TAIL = 4096  # unknown bytes behind the last frame that are put up with
+_MAX_TAIL = 4096  # unknown bytes before the first or behind the last frame that are put up with
 _RATES = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000, 8000)}
 _KBPS = {
     (True, 2): (0, 32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
@@ -250,8 +250,13 @@ def _bare_anatomy(
         if frames
     )
     flags: tuple[str, ...] = ()
+    lead = walk.parts[0][0] - skip_id3(data, 0)
+    if problem is None and lead > _MAX_TAIL:
+        problem = Problem("damaged", f"its first {lead} bytes are no audio frames")
+    elif lead:
+        flags = ("leading_data",)
     if problem is None and walk.end < len(data) and not _is_tag(data, walk.end):
-        flags = ("trailing_data",)
+        flags = (*flags, "trailing_data")
     return Anatomy(name, name.lower(), pieces, declared_s, problem=problem, flags=flags)
 
 

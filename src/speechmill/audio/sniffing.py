@@ -34,8 +34,8 @@ EXTENSIONS: tuple[str, ...] = (
     "opus",
     "rf64",
     "snd",
-    "spx",
     "sph",
+    "spx",
     "w64",
     "wav",
     "wave",
@@ -166,9 +166,9 @@ def describe(data: bytes) -> str:
         return (
             "nothing but zeros, as a failed copy leaves them"
             if not data.strip(b"\x00")
-            else ("zeros at the start, then unknown data")
+            else ("zeros, and then data of an unknown kind")
         )
-    return _describe_text(head) or "no audio format that is known here"
+    return _describe_text(head) or "data of an unknown kind"
 
 
 def _describe_text(head: bytes) -> str | None:

@@ -30,6 +30,7 @@ class Tally:
     mixers: list[Mixer] = field(default_factory=list)  # one a run of equal frames
     packets: int = 0
     bad: list[int] = field(default_factory=list)  # packets that could not be decoded
+    starts: list[int] = field(default_factory=list)  # packets before each piece
     last_good: int = 0
     barren: list[int] = field(default_factory=list)  # packets that gave no frame
     end_s: float = 0.0  # of the last packet, by its own time
@@ -96,8 +97,10 @@ def _packet_problem(anatomy: Anatomy, tally: Tally) -> Problem | None:
             return Problem("truncated", "its last frame cannot be decoded")
         return Problem("damaged", f"{len(bad)} of {tally.packets} packets cannot be decoded")
     if tally.codec in _STEADY:
-        last = tally.packets - _EDGE_PACKETS
-        lost = sum(_EDGE_PACKETS < packet <= last for packet in tally.barren)
+        edges = [*tally.starts, tally.packets]
+        lost = sum(
+            all(abs(packet - edge) > _EDGE_PACKETS for edge in edges) for packet in tally.barren
+        )
         if lost:
             return Problem("damaged", f"{lost} of {tally.packets} packets hold no sound")
     return None
@@ -121,7 +124,7 @@ def _declared_s(anatomy: Anatomy, tally: Tally) -> float | None:
     """Seconds that the file says it has; a picture's track may be longer than the sound's."""
     if anatomy.declared_s is not None:
         return anatomy.declared_s if tally.alone else None
-    return tally.stream_s if anatomy.packet_clock else None
+    return tally.stream_s if anatomy.name == "MP4" else None
 
 
 def has_gap(anatomy: Anatomy, tally: Tally) -> bool:
