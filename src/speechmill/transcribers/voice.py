@@ -67,21 +67,24 @@ def voice_spans(
     highest = float(probabilities.max(initial=0.0))
     if highest < options.threshold:
         return [], highest
-    duration_s = len(waveform) / SAMPLE_RATE
+    return _spans(probabilities, len(waveform) / SAMPLE_RATE, options), highest
+
+
+def _spans(
+    probabilities: NDArray[np.float32], duration_s: float, options: VoiceOptions
+) -> list[tuple[float, float]]:
+    """Join the frames that may hold a voice (there is at least one) across the short pauses."""
     voiced = np.flatnonzero(probabilities >= options.span_threshold)
-    frame_s = FRAME / SAMPLE_RATE
-    # Ends of the pauses: before the first voice, between two, after the last one.
-    starts = np.concatenate(([0.0], (voiced + 1) * frame_s))
-    ends = np.concatenate((voiced * frame_s, [duration_s]))
-    spans: list[tuple[float, float]] = []
-    opened = 0.0
-    for index in np.flatnonzero(ends - starts >= options.min_gap_s):
-        if index > 0:
-            spans.append((opened, float(starts[index]) + options.pad_s))
-        opened = float(ends[index]) - options.pad_s
-    if opened < duration_s - options.pad_s or not spans:
-        spans.append((max(0.0, opened), duration_s))
-    return spans, highest
+    starts_s = voiced * (FRAME / SAMPLE_RATE)
+    ends_s = np.minimum((voiced + 1) * (FRAME / SAMPLE_RATE), duration_s)
+    pauses = np.flatnonzero(starts_s[1:] - ends_s[:-1] >= options.min_gap_s)
+    firsts_s = starts_s[np.concatenate(([0], pauses + 1))] - options.pad_s
+    lasts_s = ends_s[np.concatenate((pauses, [-1]))] + options.pad_s
+    if starts_s[0] < options.min_gap_s:
+        firsts_s[0] = 0.0
+    if duration_s - ends_s[-1] < options.min_gap_s:
+        lasts_s[-1] = duration_s
+    return list(zip(firsts_s.tolist(), lasts_s.tolist(), strict=True))
 
 
 def _voice_probabilities(
