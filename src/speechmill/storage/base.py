@@ -6,6 +6,7 @@ import contextlib
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from speechmill.errors import ConflictError, StorageError, UnsupportedError
@@ -115,6 +116,15 @@ class Store(Protocol):
             ConflictError: with ``if_absent``, there is one; with ``if_etag``, it has another etag
                 or is gone.
             UnsupportedError: the store cannot do that, or cannot have such a key.
+        """
+
+    def put_file(self, key: str, path: Path) -> None:
+        """Write the object from a local file, whole or not at all, whatever is there.
+
+        The file may be of any size; it is not held in memory.
+
+        Raises:
+            UnsupportedError: the store cannot have such a key.
         """
 
     def delete(self, key: str) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import obstore
@@ -175,6 +176,13 @@ class RemoteStore:
                 raise
             raise ConflictError(f"{what}: the object is gone") from None
         return etag.strip('"') if etag else self.head(key).etag
+
+    def put_file(self, key: str, path: Path) -> None:
+        """See ``Store.put_file``. A large file goes in several pieces."""
+        full = self._full(key)
+        self._retrier.call(
+            f"writing {self.url}/{key}", lambda: obstore.put(self._writer, full, path)
+        )
 
     def delete(self, key: str) -> None:
         """See ``Store.delete``."""

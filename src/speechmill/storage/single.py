@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from speechmill.storage.base import Blob, Object, Store
 
@@ -42,6 +43,10 @@ class SingleWriter:
         """Write the object whatever is there."""
         del if_absent, if_etag
         return self._store.put(key, data)
+
+    def put_file(self, key: str, path: Path) -> None:
+        """See ``Store``."""
+        self._store.put_file(key, path)
 
     def delete(self, key: str) -> None:
         """See ``Store``."""
