@@ -195,8 +195,6 @@ def build(job: Job) -> None:
     if stop():
         err.print("stopped; the same command goes on from here")
         _leave(stop.exit_code)
-    if report.stopped or (not report.recordings and not report.pruned):
-        err.print("nothing to do: the dataset is up to date")
     _leave(EXIT_OK if report.complete else EXIT_SOME_FAILED)
 
 

@@ -9,7 +9,6 @@ from contextlib import suppress
 from rich.console import Console
 from rich.progress import (
     BarColumn,
-    MofNCompleteColumn,
     Progress,
     SpinnerColumn,
     TextColumn,
@@ -76,19 +75,19 @@ class BuildDisplay:
         self._console = console
         self._progress: Progress | None = None
         self._started = self._said = time.monotonic()
-        self._total = 0
+        self._total = self._num_bytes = 0
 
     def planned(self, plan: Plan) -> None:
         """See ``Observer``."""
         self._started = self._said = time.monotonic()
-        self._total = plan.num_recordings
+        self._total, self._num_bytes = plan.num_recordings, plan.num_bytes
         print_plan(self._console, plan, brief=True)
         if not self._total or not self._console.is_terminal:
             return
         self._progress = Progress(
             SpinnerColumn(),
             BarColumn(bar_width=24),
-            MofNCompleteColumn(),
+            TextColumn("{task.fields[done]}"),
             TextColumn("{task.fields[rate]}"),
             TextColumn("left"),
             TimeRemainingColumn(compact=True),
@@ -96,7 +95,9 @@ class BuildDisplay:
             console=self._console,
             transient=True,
         )
-        self._task = self._progress.add_task("build", total=self._total, rate="", failed="")
+        self._task = self._progress.add_task(
+            "build", total=self._num_bytes, done="", rate="", failed=""
+        )
         self._progress.start()
 
     def progress(self, tally: Tally) -> None:
@@ -104,17 +105,20 @@ class BuildDisplay:
         elapsed_s = max(time.monotonic() - self._started, 1e-9)
         rate = f"{tally.audio_s / HOUR:.2f} h audio  {tally.audio_s / elapsed_s:.1f} × real time"
         failed = f"{tally.failed} failed" if tally.failed else ""
+        done = f"{tally.recordings:,}/{self._total:,} recordings"
         if self._progress:
-            self._progress.update(self._task, completed=tally.recordings, rate=rate, failed=failed)
+            self._progress.update(
+                self._task, completed=tally.num_bytes, done=done, rate=rate, failed=failed
+            )
         elif self._total and time.monotonic() - self._said >= PLAIN_EVERY_S:
             self._said = time.monotonic()
-            left_s = elapsed_s * (self._total / max(tally.recordings, 1) - 1)
-            left = f"{format_duration(left_s)} left" if tally.recordings else ""
+            left_s = elapsed_s * (self._num_bytes / max(tally.num_bytes, 1) - 1)
+            left = f"{format_duration(max(left_s, 0))} left" if tally.num_bytes else ""
             self._console.print(
                 "  ".join(
                     filter(
                         None,
-                        [f"{tally.recordings}/{self._total} recordings", rate, left, failed],
+                        [done, rate, left, failed],
                     )
                 ),
                 highlight=False,
@@ -161,6 +165,15 @@ def print_plan(console: Console, plan: Plan, *, brief: bool = False) -> None:
 
 def print_report(console: Console, report: BuildReport) -> None:
     """Print what a build did."""
+    if not (report.recordings or report.pruned or report.stopped):
+        failed = f", {report.failed_before:,} failed before" if report.failed_before else ""
+        console.print(
+            f"nothing to do: {report.already_done:,} recordings are done{failed} "
+            f"({format_duration(report.wall_s)}); {report.sink}",
+            highlight=False,
+            soft_wrap=True,
+        )
+        return
     rate = f"{1 / report.real_time_factor:.1f} × real time" if report.real_time_factor else "–"
     rows = [
         ("rows", f"{report.rows:,}"),
@@ -184,14 +197,13 @@ def print_report(console: Console, report: BuildReport) -> None:
         rows.append(("gone meanwhile", f"{report.gone:,}"))
     if report.pruned:
         rows.append(("pruned", f"{report.pruned:,}"))
+    errors = f" ({_counted(report.errors)})" if report.errors else ""
     if report.failed or report.failed_before:
         rows.append(
             (
                 "failed",
-                (
-                    f"{report.failed:,} now {f'({_counted(report.errors)})' if report.errors else ''}, "
-                    f"{report.failed_before:,} before: speechmill failures {report.sink}"
-                ),
+                (f"{report.failed:,} now{errors}, {report.failed_before:,} before: "
+                f"speechmill failures {report.sink}"),
             )
         )
     else:
@@ -208,16 +220,18 @@ def print_summary(
     summary: Summary,
 ) -> None:
     """Print what is in a sink."""
-    transcriber = recipe.choices.get("transcriber", {}) if recipe else {}
-    tokenizers = recipe.choices.get("tokenizers", {}) if recipe else {}
-    keys = ("name", "model", "compute_type")
-    made_by = [str(transcriber[k]) for k in keys if k in transcriber]
+    choices = recipe.choices if recipe else {}
+    tokenizers = choices.get("tokenizers", {})
+    details = {**(recipe.made_by if recipe else {}), **choices.get("transcriber", {})}
+    details["model"] = recipe.made_by.get("model", "") if recipe else ""
+    keys = ("transcriber", "model", "compute_type")
+    made_by = " ".join(str(details[k]) for k in keys if details.get(k))
     rows = [
         ("rows", f"{summary.rows:,} ({summary.empty:,} without speech)"),
         ("audio", f"{summary.audio_s / HOUR:,.2f} hours"),
         ("parts", f"{summary.parts:,}, {format_bytes(summary.num_bytes)}"),
         ("source", state["source"]),
-        ("made by", f"{' '.join(made_by)}; tokens: {', '.join(tokenizers) or 'none'}"),
+        ("made by", f"{made_by}; tokens: {', '.join(tokenizers) or 'none'}"),
         ("recipe", state["recipe"]),
         ("failures", _counted(summary.failures) or "0"),
         ("languages", _counted(dict(summary.languages.most_common(MOST)))),

@@ -8,7 +8,7 @@ import json
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -237,18 +237,31 @@ def load_job(path: Path | None, overrides: Mapping[str, Any]) -> Job:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Every choice that shapes the rows' values, as JSON values."""
+    """Every choice that shapes the rows' values, as JSON values.
+
+    ``made_by`` says in words what the choices say in digests (model, engine, versions); it is
+    kept beside them and shapes nothing.
+    """
 
     choices: Mapping[str, Any]
+    made_by: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def id(self) -> str:
         """What the rows' column ``recipe`` holds: 16 hexadecimal digits."""
-        return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
+        canonical = json.dumps(self.choices, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
     def to_json(self) -> str:
-        """The choices as canonical JSON."""
-        return json.dumps(self.choices, sort_keys=True, indent=2, ensure_ascii=False)
+        """The recipe as it is kept in the sink."""
+        kept = {"made_by": dict(self.made_by), "choices": self.choices}
+        return json.dumps(kept, sort_keys=True, indent=2, ensure_ascii=False)
+
+    @staticmethod
+    def from_json(text: str | bytes) -> Recipe:
+        """The inverse of ``to_json``; ValueError, KeyError or TypeError for other JSON."""
+        kept = json.loads(text)
+        return Recipe(kept["choices"], kept["made_by"])
 
     def differences(self, other: Recipe) -> list[str]:
         """What differs, one line a choice, as ``path: this → other``."""

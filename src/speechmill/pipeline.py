@@ -84,7 +84,8 @@ class Tools:
                 },
                 "transcriber": dict(self.transcriber.recipe),
                 "tokenizers": {t.name: dict(t.recipe) for t in self.tokenizers},
-            }
+            },
+            made_by={"transcriber": self.job.transcriber, **self.transcriber.provenance},
         )
 
     @cached_property
@@ -336,6 +337,7 @@ class _ShardRun:
         tokens.result()
 
     def _transcribe(self, batch: Sequence[_Ready]) -> None:
+        """Transcribe a batch; if that fails, one by one, to find out whose fault it was."""
         transcriber = self.tools.transcriber
         with self.tools.model_lock:
             started = time.perf_counter()
@@ -343,9 +345,7 @@ class _ShardRun:
                 transcripts = transcriber.transcribe(
                     [r.waveforms[transcriber.sample_rate] for r in batch]
                 )
-            except ModelError:
-                raise
-            except Exception as error:  # noqa: BLE001 - find out whose fault it was, one by one
+            except Exception as error:  # noqa: BLE001 - see above
                 if len(batch) == 1:
                     batch[0].fail("transcribe", error)
                     return
@@ -354,6 +354,9 @@ class _ShardRun:
         if transcripts is None:
             for ready in batch:
                 self._transcribe([ready])
+            if all(r.failure and r.failure.error == ModelError.__name__ for r in batch):
+                # Not the recordings' fault: the engine cannot run the model.
+                raise ModelError(batch[0].failure.message if batch[0].failure else "")
             return
         total_s = sum(r.duration_s for r in batch)
         for ready, transcript in zip(batch, transcripts, strict=True):
@@ -380,6 +383,7 @@ class _ShardRun:
                 complete.append(ready.part)
             done = RecordingDone(
                 file_name=ready.recording.file_name,
+                num_bytes=ready.recording.size,
                 duration_s=ready.duration_s,
                 num_rows=0 if ready.failure or ready.gone else 1,
                 fetch_s=ready.fetch_s,

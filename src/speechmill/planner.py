@@ -291,7 +291,8 @@ class _Planner:
     def _shards(self, counts: Mapping[str, int]) -> Iterator[Shard]:
         """Parts in order of their names, several together until a shard is worth its while."""
         target_s = 60 * self.job.part_minutes
-        index, waiting, waiting_s = 0, [], 0.0
+        index, waiting_s = 0, 0.0
+        waiting: list[tuple[Part, tuple[Recording, ...]]] = []
         for folder_name in sorted(self.folders):
             by_part: defaultdict[Part, list[Recording]] = defaultdict(list)
             for recording in self.folders.pop(folder_name).recordings:

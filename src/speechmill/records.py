@@ -196,6 +196,7 @@ class RecordingDone:
     """
 
     file_name: str
+    num_bytes: int = 0
     duration_s: float = 0.0
     num_rows: int = 0
     fetch_s: float = 0.0

@@ -53,6 +53,7 @@ class Tally:
     rows: int = 0
     failed: int = 0
     gone: int = 0
+    num_bytes: int = 0
     audio_s: float = 0.0
     stages: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     errors: Counter[str] = field(default_factory=Counter)
@@ -62,6 +63,7 @@ class Tally:
         """Count one recording."""
         self.recordings += 1
         self.rows += done.num_rows
+        self.num_bytes += done.num_bytes
         self.gone += done.gone
         self.audio_s += done.duration_s
         for stage in STAGES:

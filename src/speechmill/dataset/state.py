@@ -51,10 +51,9 @@ def _parse(data: bytes) -> dict[str, Any]:
 def read_recipe(store: Store, recipe: str) -> Recipe | None:
     """A recipe that made rows of this sink, in full; None where it is not kept."""
     try:
-        choices: Mapping[str, Any] = json.loads(store.get(recipe_key(recipe)).data)
-    except (NotFoundError, ValueError):
+        return Recipe.from_json(store.get(recipe_key(recipe)).data)
+    except (NotFoundError, ValueError, KeyError, TypeError):
         return None
-    return Recipe(choices)
 
 
 def current_recipe(store: Store) -> str | None:

@@ -36,14 +36,14 @@ def update(store: Store, key: str, change: Callable[[bytes | None], bytes | None
         try:
             blob = store.get(key)
         except NotFoundError:
-            old, condition = None, {"if_absent": True}
+            old, etag = None, None
         else:
-            old, condition = blob.data, {"if_etag": blob.etag}
+            old, etag = blob.data, blob.etag
         new = change(old)
         if new is None:
             return conflicts
         try:
-            store.put(key, new, **condition)  # type: ignore[arg-type]
+            store.put(key, new, if_absent=etag is None, if_etag=etag)
         except ConflictError:
             time.sleep(wait_s * random.random())  # noqa: S311 - jitter is no secret
             wait_s = min(2 * wait_s, LONGEST_WAIT_S)

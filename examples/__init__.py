@@ -1,0 +1,1 @@
+"""Examples: the demo, its corpus, and job files."""
