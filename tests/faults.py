@@ -36,7 +36,7 @@ class FaultyProxy:
     """Forwards HTTP to ``target``; a share ``rate`` of requests, drawn by ``seed``, goes wrong.
 
     Use it as a context manager. ``endpoint_url`` is where it listens. ``faults`` counts what was
-    done. With ``down`` set, every connection is reset.
+    done. ``rate`` may be changed. With ``down`` set, every connection is reset.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class FaultyProxy:
     ) -> None:
         parts = urlsplit(target)
         self._target = (parts.hostname or "127.0.0.1", parts.port or 80)
-        self._rate = rate
+        self.rate = rate
         self._kinds = tuple(kinds)
         self._slow_s = slow_s
         self._random = random.Random(seed)
@@ -89,7 +89,7 @@ class FaultyProxy:
             kind = None
             if self.down:
                 kind = "reset_before"
-            elif self._random.random() < self._rate:
+            elif self._random.random() < self.rate:
                 kind = self._random.choice(self._kinds)
             if kind:
                 self.faults[kind] += 1

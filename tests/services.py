@@ -255,7 +255,7 @@ def main() -> None:
     """Run an object store until interrupted."""
     with SeaweedFS(sys.argv[1:] or ("src", "dst")) as server, tempfile.TemporaryDirectory() as d:
         environment = server.write_profile(Path(d))
-        print("buckets", *server.buckets, "at", server.endpoint_url)  # noqa: T201 a command
+        print("buckets", *server.buckets, "at", server.endpoint_url, flush=True)  # noqa: T201 a command
         print(*(f"{k}={v}" for k, v in environment.items()), "AWS_PROFILE=r2")  # noqa: T201
         with contextlib.suppress(KeyboardInterrupt):
             signal.pause()

@@ -106,6 +106,14 @@ def test_a_large_object_comes_back_whole(store: Store) -> None:
     assert store.get("large").data == data
 
 
+def test_a_file_of_any_size_is_put(store: Store, tmp_path: Path) -> None:
+    for size in (0, 100, 12_000_000):
+        (tmp_path / "file").write_bytes(bytes(range(100)) * (size // 100))
+        store.put_file("d/file", tmp_path / "file")
+        assert store.get("d/file").data == (tmp_path / "file").read_bytes()
+    assert [o.key for o in store.list()] == ["d/file"]
+
+
 def test_an_empty_object_is_an_object(store: Store) -> None:
     store.put("empty", b"")
     assert store.get("empty").data == b""

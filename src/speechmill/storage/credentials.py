@@ -51,8 +51,7 @@ def resolve(bucket: str, options: StoreOptions) -> S3Access:
         endpoint = _normalise_endpoint(configured, bucket) if configured else None
         region = _region(session, options, endpoint)
         if endpoint is None:
-            client = session.client("s3", region_name=region)
-            endpoint = str(client.meta.endpoint_url).rstrip("/")
+            endpoint = _aws_endpoint(session, region)
         credentials = (
             None if options.anonymous else _credentials(session, options, bucket, bool(configured))
         )
@@ -74,6 +73,18 @@ def resolve(bucket: str, options: StoreOptions) -> S3Access:
         credentials,
         ca_bundle if endpoint.startswith("https:") else None,
     )
+
+
+def _aws_endpoint(session: Any, region: str | None) -> str:
+    # The keys are placeholders: without any, making a client looks for some, and may ask
+    # a metadata address.
+    client = session.client(
+        "s3",
+        region_name=region,
+        aws_access_key_id="none",
+        aws_secret_access_key="none",  # noqa: S106 see above
+    )
+    return str(client.meta.endpoint_url).rstrip("/")
 
 
 def _configured_endpoint(core: Any, options: StoreOptions) -> str | None:
@@ -148,7 +159,11 @@ def _credentials(session: Any, options: StoreOptions, bucket: str, has_endpoint:
         raise AccessDeniedError(f"s3://{bucket}: {error} (run `aws sso login{again}`)") from None
     except (botocore.exceptions.ProfileNotFound, botocore.exceptions.InvalidConfigError):
         raise
-    except (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError) as error:
+    except (
+        botocore.exceptions.BotoCoreError,
+        botocore.exceptions.ClientError,
+        RuntimeError,  # keys that are expired again as soon as they are renewed
+    ) as error:
         # Its text may quote what a credential process has printed.
         raise AccessDeniedError(
             f"s3://{bucket}: no credentials could be had ({type(error).__name__}); {_how(named)}"

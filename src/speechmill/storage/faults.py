@@ -171,8 +171,10 @@ class Retrier:
         self._bucket = bucket
         self._reached = threading.Event()
 
-    def call(self, what: str, action: Callable[[], T]) -> T:
+    def call(self, what: str, action: Callable[[], T], *, once: bool = False) -> T:
         """What ``action`` returns. ``what`` says what it does, for errors.
+
+        ``once``: do not try again, only make foreign errors ours.
 
         Raises:
             UnavailableError: it still fails after ``retry_s`` seconds.
@@ -197,7 +199,7 @@ class Retrier:
             pause = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** min(attempt, 10))
             pause *= random.uniform(0.5, 1.0)  # noqa: S311 spreads clients, hides nothing
             elapsed = time.monotonic() - started
-            if elapsed + pause > min(limit, self._retry_s):
+            if once or elapsed + pause > min(limit, self._retry_s):
                 raise UnavailableError(
                     f"{failure} (host {self._host}; tried {attempt} times in {elapsed:.0f} s)"
                 ) from None

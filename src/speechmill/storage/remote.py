@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["NO_RETRIES", "RemoteStore", "client_config", "nameable", "open_cloud", "open_memory"]
 
 NO_RETRIES: RetryConfig = {"max_retries": 0, "retry_timeout": timedelta(0)}
-"""Retrying is ours alone (``Retrier``): obstore's own knows neither cut bodies nor our limit."""
+"""Retrying is ours (``Retrier``): obstore's own covers neither cut bodies nor all statuses."""
 
 READ_STALL_S = 30.0
 WRITE_STALL_S = 120.0
@@ -86,8 +86,8 @@ class RemoteStore:
         stream = obstore.list(self._reader, start or None, chunk_size=LIST_CHUNK)
         what = f"listing {self.url}"
         while True:
-            # A stream that has failed cannot be asked again, so failures here are final.
-            chunk = self._retrier.call(what, lambda: next(stream, None))
+            # A stream that has failed must not be asked again: it might end there, in silence.
+            chunk = self._retrier.call(what, lambda: next(stream, None), once=True)
             if chunk is None:
                 return
             for meta in chunk:
@@ -250,7 +250,8 @@ def open_cloud(location: Location, options: StoreOptions) -> RemoteStore:
             kind(
                 location.bucket,
                 client_options=client_config(allow_http=False, writing=writing),
-                retry_config=NO_RETRIES,
+                # Listings are streams, which only obstore itself can go on with.
+                retry_config={"retry_timeout": timedelta(seconds=options.retry_s)},
                 config={"skip_signature": options.anonymous},
             )
             for writing in (False, True)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 import botocore.exceptions
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = ["S3Store"]
 
+T = TypeVar("T")
+
 CREDENTIALS_TTL = timedelta(minutes=10)
 """obstore asks again 5 minutes before this has passed; botocore renews keys that expire 10 to 15
 minutes ahead, so what obstore holds is never stale."""
@@ -39,7 +41,11 @@ class _Credentials:
     def __call__(self) -> S3Credential:
         try:
             frozen = self._credentials.get_frozen_credentials()
-        except (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError) as error:
+        except (
+            botocore.exceptions.BotoCoreError,
+            botocore.exceptions.ClientError,
+            RuntimeError,  # keys that are expired again as soon as they are renewed
+        ) as error:
             self.failure = error  # obstore would bury it in a general error
             raise
         self.failure = None
@@ -58,10 +64,10 @@ class _S3Retrier(Retrier):
         super().__init__(retry_s, host, bucket)
         self._provider = provider
 
-    def call(self, what: str, action: Any) -> Any:
+    def call(self, what: str, action: Callable[[], T], *, once: bool = False) -> T:
         """See ``Retrier.call``."""
 
-        def checked() -> Any:
+        def checked() -> T:
             try:
                 return action()
             except Exception:
@@ -72,7 +78,7 @@ class _S3Retrier(Retrier):
                     ) from None
                 raise
 
-        return super().call(what, checked)
+        return super().call(what, checked, once=once)
 
 
 class S3Store(RemoteStore):

@@ -83,7 +83,7 @@ class SignedClient:
         response = self._send("GET", url, {}, what)
         try:
             return _parse_page(response.content)
-        except (ET.ParseError, ValueError) as error:
+        except (ET.ParseError, ValueError, KeyError) as error:
             raise UnavailableError(f"{what}: the store's listing cannot be read: {error}") from None
 
     def _object(self, method: str, key: str, headers: Mapping[str, str]) -> Reply:
@@ -139,15 +139,16 @@ def _parse_page(body: bytes) -> tuple[list[Object], str]:
     encoded = root.findtext(f"{space}EncodingType") == "url"
     objects = []
     for entry in root.iterfind(f"{space}Contents"):
-        key, size = entry.findtext(f"{space}Key") or "", int(entry.findtext(f"{space}Size") or 0)
+        fields = {child.tag: child.text or "" for child in entry}
+        key, size = fields[f"{space}Key"], int(fields[f"{space}Size"])
         if encoded and ("%" in key or "+" in key):
             raw = unquote_to_bytes(key.replace("+", " "))
             key = raw.decode("utf-8", "surrogateescape")
         if size == 0 and key.endswith("/"):
             continue  # a folder marker
         # Replies to GET and HEAD have whole seconds only: so that an object has one time.
-        modified = datetime.fromisoformat(entry.findtext(f"{space}LastModified") or "")
-        etag = (entry.findtext(f"{space}ETag") or "").strip('"')
+        modified = datetime.fromisoformat(fields[f"{space}LastModified"])
+        etag = fields[f"{space}ETag"].strip('"')
         objects.append(Object(key, size, etag, int(modified.timestamp()) * 10**6))
     more = root.findtext(f"{space}IsTruncated") == "true"
     token = root.findtext(f"{space}NextContinuationToken") or ""

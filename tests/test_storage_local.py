@@ -1,0 +1,143 @@
+"""What a folder as a store promises beyond the contract: over processes, kills and clocks."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import speechmill.storage.local
+from speechmill.errors import NotFoundError, StorageError, UnavailableError, UnsupportedError
+from speechmill.storage import open_store
+
+INCREMENT = """
+import sys
+from speechmill.errors import ConflictError
+from speechmill.storage import open_store
+store = open_store(sys.argv[1])
+for _ in range(25):
+    while True:
+        blob = store.get("count")
+        try:
+            store.put("count", b"%d" % (int(blob.data) + 1), if_etag=blob.etag)
+        except ConflictError:
+            continue
+        break
+"""
+
+HOLD = """
+import fcntl, os, sys, time
+lock = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
+fcntl.flock(lock, fcntl.LOCK_EX)
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+def test_no_update_of_several_processes_is_lost(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    store.put("count", b"0")
+    command = [sys.executable, "-c", INCREMENT, str(tmp_path)]
+    workers = [subprocess.Popen(command) for _ in range(4)]
+    assert [worker.wait(60) for worker in workers] == [0] * 4
+    assert store.get("count").data == b"100"
+    assert list((tmp_path / "_speechmill" / "staged").iterdir()) == []
+
+
+def test_a_killed_holder_loses_the_lock(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    store.put("a", b"1")
+    command = [sys.executable, "-c", HOLD, str(tmp_path / "_speechmill" / "lock")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        holder.kill()
+    started = time.monotonic()
+    store.put("a", b"2")
+    assert time.monotonic() - started < 5
+
+
+def test_a_lock_that_is_not_given_back_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(speechmill.storage.local, "LOCK_TIMEOUT_S", 0.3)
+    store = open_store(str(tmp_path))
+    store.put("a", b"1")
+    with (tmp_path / "_speechmill" / "lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(UnavailableError, match="_speechmill/lock"):
+            store.put("a", b"2")
+    assert store.get("a").data == b"1"
+    assert list((tmp_path / "_speechmill" / "staged").iterdir()) == []
+
+
+def test_a_tag_never_repeats(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    tags = [int(store.put("a", b"%d" % n)) for n in range(200)]
+    assert tags == sorted(set(tags))
+    ahead = time.time_ns() + 3600 * 10**9
+    os.utime(tmp_path / "a", ns=(ahead, ahead))
+    assert int(store.put("a", b"the clock was set back")) > ahead
+
+
+def test_leftovers_of_killed_writers_go_after_an_hour(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    store.put("a", b"1")
+    staged = tmp_path / "_speechmill" / "staged"
+    (staged / "old").write_bytes(b"x")
+    (staged / "new").write_bytes(b"x")
+    os.utime(staged / "old", (time.time() - 4000, time.time() - 4000))
+    store.check()
+    assert [p.name for p in staged.iterdir()] == ["new"]
+    assert [o.key for o in store.list()] == ["a"]
+
+
+def test_our_own_files_are_listed_but_not_the_lock_nor_what_is_staged(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    store.put("_speechmill/source.json", b"{}")
+    assert [o.key for o in store.list()] == ["_speechmill/source.json"]
+    assert [o.key for o in store.list("_speechmill")] == ["_speechmill/source.json"]
+
+
+def test_no_key_leads_out_of_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "outside").write_bytes(b"x")
+    store = open_store(str(tmp_path / "in"))
+    for key in ("../outside", "a/../../outside", str(tmp_path / "outside")):
+        with pytest.raises(UnsupportedError):
+            store.get(key)
+        with pytest.raises(UnsupportedError):
+            store.put(key, b"y")
+        with pytest.raises(UnsupportedError):
+            store.delete(key)
+    assert (tmp_path / "outside").read_bytes() == b"x"
+
+
+def test_names_that_the_file_system_cannot_have_are_said_so(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match="too long"):
+        open_store(str(tmp_path)).put("x" * 300, b"x")
+
+
+def test_a_folder_is_no_object(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    store.put("d/a", b"x")
+    for ask in (store.get, store.head):
+        with pytest.raises(NotFoundError):
+            ask("d")
+    with pytest.raises(StorageError):
+        store.put("d", b"x")
+    with pytest.raises(StorageError):
+        store.put("d/a/b", b"x")
+
+
+def test_bytes_that_are_not_utf8_make_the_round_trip(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    key = os.fsdecode(b"p\xff/\xe9.wav")
+    etag = store.put(key, b"x")
+    assert [(o.key, o.etag) for o in store.list()] == [(key, etag)]
+    store.delete(key)
+    assert list(store.list()) == []
