@@ -14,7 +14,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatch
@@ -127,7 +127,7 @@ def resolve_whisper(name: str) -> Model:
             they should be. The message says where it was looked for and what to do.
     """
     path = Path(name).expanduser()
-    if _is_folder(path, name):
+    if name and _is_folder(path, name):
         _check_complete(path, name)
         return Model(name, path.resolve(), _digests(path), "folder")
     repository = WHISPER_REPOSITORIES.get(name, name)
@@ -313,7 +313,8 @@ def _joined(name: str, pieces: Mapping[str, list[Path]], digests: Mapping[str, s
             if (found := _digests(whole)) != digests:
                 raise ModelError(_broken(name, pieces["model.bin"][0].parent, found, digests))
             if target.is_dir() and _digests(target) != digests:
-                target.rename(Path(staging) / "damaged")
+                with suppress(FileNotFoundError):  # another process does the same
+                    target.rename(Path(staging) / "damaged")
             try:
                 whole.rename(target)
             except OSError:

@@ -1,8 +1,8 @@
 """Where in a waveform somebody speaks, as Silero's voice activity model hears it.
 
 Whisper makes up words where there are none, above all in digital silence. This finds the stretches
-that are worth transcribing, and it is meant to miss none: voices 40 dB down, behind louder noise,
-or a fifth of a second long are found (``docs/transcription.md`` has the figures).
+that are worth transcribing, and it is meant to miss none: voices 40 dB down, in noise as loud as
+they are, or a fifth of a second long are found (``tests/test_whisper.py`` holds it to that).
 """
 
 from __future__ import annotations
