@@ -76,9 +76,11 @@ def _option(name: str) -> inspect.Parameter:
         of_type, default = list[str], " ".join(default) if isinstance(default, tuple) else None
     elif get_origin(of_type) is Literal:
         of_type = str
-    shown = str(default) if default not in (None, "", False) else False
+    shown = f" [default: {default}]" if default not in (None, "", False) else ""
     panel = next((title for title, names in PANELS.items() if name in names), "The run")
-    option = typer.Option(*flags, help=info.description, show_default=shown, rich_help_panel=panel)
+    option = typer.Option(
+        *flags, help=f"{info.description}{shown}", show_default=False, rich_help_panel=panel
+    )
     return inspect.Parameter(
         name,
         inspect.Parameter.KEYWORD_ONLY,
@@ -98,7 +100,7 @@ def _takes_a_job(command: Callable[[Job], None]) -> Callable[..., None]:
         command(load_job(config, flags))
 
     def argument(name: str) -> inspect.Parameter:
-        details = typer.Argument(help=Job.model_fields[name].description, show_default=False)
+        details = typer.Argument(metavar=name.upper(), help=Job.model_fields[name].description)
         return inspect.Parameter(
             name,
             inspect.Parameter.POSITIONAL_OR_KEYWORD,

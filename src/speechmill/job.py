@@ -211,7 +211,7 @@ def _explain(error: ValidationError) -> str:
             hint = f"; did you mean {near[0]!r}?" if near else ""
             text = f"there is no such key{hint}"
         elif found["type"] == "missing":
-            text = "is missing"
+            text = "is missing: give it as an argument, or as a key of the job file"
         elif found["type"] != "value_error":
             text = f"{text} (it is {found['input']!r})"
         lines.append(f"{key}: {text}")

@@ -28,8 +28,13 @@ TRIES = 20  # times that a part is begun anew because it was replaced meanwhile
 
 
 def list_parts(store: Store, root: str = DATA) -> list[Object]:
-    """The part files below ``root`` ("data" or "failures"), by key."""
-    return sorted((o for o in store.list(root) if o.key.endswith(".parquet")), key=lambda o: o.key)
+    """The part files below ``root`` ("data" or "failures"), by key; none in a sink that is not
+    there yet."""
+    try:
+        parts = [o for o in store.list(root) if o.key.endswith(".parquet")]
+    except NotFoundError:
+        return []
+    return sorted(parts, key=lambda o: o.key)
 
 
 class _Pinned(io.RawIOBase):
