@@ -21,7 +21,9 @@ from speechmill.errors import (
     UnsupportedError,
 )
 from speechmill.storage import StoreOptions, open_store
+from speechmill.storage.base import check_store
 from speechmill.storage.faults import fault_of_reply
+from speechmill.storage.single import SingleWriter
 from tests.faults import FaultyProxy
 from tests.services import SeaweedFS
 
@@ -171,3 +173,28 @@ def test_each_reply_has_its_error(status: int, code: str, expected: type[Storage
     fault = fault_of_reply(status, code, "what the store says", what="reading x", bucket="b")
     assert type(fault) is expected
     assert "reading x" in str(fault)
+
+
+def test_a_store_that_ignores_conditions_is_refused_unless_vouched_for() -> None:
+    careless = SingleWriter(open_store(f"memory://{uuid.uuid4().hex}"))
+    with pytest.raises(UnsupportedError, match="--single-writer"):
+        check_store(careless)
+    careless.check()
+    assert list(careless.list()) == []
+    etag = careless.put("a", b"1")
+    careless.put("a", b"2", if_absent=True)
+    careless.put("a", b"3", if_etag=etag)
+    assert careless.get("a").data == b"3"
+
+
+def test_a_store_that_refuses_true_conditions_is_refused() -> None:
+    class Stubborn(SingleWriter):
+        def put(
+            self, key: str, data: bytes, *, if_absent: bool = False, if_etag: str | None = None
+        ) -> str:
+            if if_etag is not None or (if_absent and list(self.list())):
+                raise ConflictError(key)
+            return super().put(key, data)
+
+    with pytest.raises(UnsupportedError, match="unchanged"):
+        check_store(Stubborn(open_store(f"memory://{uuid.uuid4().hex}")))
