@@ -187,7 +187,8 @@ class _Planner:
             name = printable(listed.key)
             if self.job.prune:
                 self.names.add(_digest(name))
-            if (reason := chosen(name)) is not None:
+            # What could not even be looked at (no etag) is taken: its failure says why.
+            if listed.etag and (reason := chosen(name)) is not None:
                 self.left_out[reason] += 1
             else:
                 yield Recording(listed.key, listed.size, listed.etag, listed.modified_us)
@@ -264,7 +265,7 @@ class _Planner:
             self._add(part.folder_name, recording)
 
     def _add(self, folder_name: str, recording: Recording) -> None:
-        if not _extension(recording.key) and not self.job.extension:
+        if recording.etag and not _extension(recording.key) and not self.job.extension:
             self.bare.append((folder_name, recording))
         else:
             self._take(folder_name, recording)
