@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
-from urllib.parse import quote
+from urllib.parse import quote, unquote_to_bytes
 
 from speechmill.dataset.schema import SCHEMA_VERSION
 from speechmill.dataset.swap import update
@@ -49,6 +49,9 @@ ROOT_FOLDER = "_root"  # the folder of recordings that lie in none
 # A local name may have 255 bytes and an S3 key 1,024; this leaves room for SINK and the rest.
 MAX_DIRECTORY_CHARS = 180
 HASH_CHARS = 16
+# Followed by any number of underscores, so that "225" and "225_" stay different.
+LIKE_AN_INTEGER = re.compile(r"-?(0[xX][0-9a-fA-F]{1,8}|[0-9]{1,20})_*")
+HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"  # as a directory key, readers take it for null
 
 
 def recipe_key(recipe: str) -> str:
@@ -89,18 +92,29 @@ def path_component(folder_name: str) -> str:
     encoded = quote(folder_name, safe="")
     if not encoded.strip("."):  # "." and ".." would lead elsewhere
         encoded = encoded.replace(".", "%2E")
-    if len(encoded) > MAX_DIRECTORY_CHARS:
+    if len(encoded) > MAX_DIRECTORY_CHARS or folder_name == HIVE_NULL:
         digest = hashlib.sha256(folder_name.encode()).hexdigest()[:HASH_CHARS]
-        cut = encoded[: MAX_DIRECTORY_CHARS - HASH_CHARS - 1]
-        if "%" in cut[-2:]:  # never half of an escape
-            cut = cut[: cut.rindex("%")]
-        encoded = f"{cut}-{digest}"
+        encoded = f"{_cut(encoded, MAX_DIRECTORY_CHARS - HASH_CHARS - 1)}-{digest}"
     return encoded
 
 
+def _cut(encoded: str, length: int) -> str:
+    """At most so many characters. Readers refuse all of a dataset for a directory that decodes to
+    half of a character, so none is cut in two."""
+    cut = encoded[:length]
+    if "%" in cut[-2:]:
+        cut = cut[: cut.rindex("%")]
+    return quote(unquote_to_bytes(cut).decode("utf-8", "ignore"), safe="")
+
+
 def directory(folder_name: str) -> str:
-    """The folder's directory below ``data`` and ``failures``."""
-    return f"folder={path_component(folder_name)}"
+    """The folder's directory below ``data`` and ``failures``.
+
+    Readers take keys that look like integers for integers. Dask then finds none of them again as
+    soon as another folder's key does not, so such keys get an underscore at the end.
+    """
+    text = "_" if LIKE_AN_INTEGER.fullmatch(folder_name) else ""
+    return f"folder={path_component(folder_name)}{text}"
 
 
 def _part_name(part: Part) -> str:

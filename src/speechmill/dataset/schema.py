@@ -132,14 +132,15 @@ def row_schema(tokenizers: Sequence[Tokenizer]) -> pa.Schema:
             ("avg_logprob", pa.float32()),
             ("no_speech_prob", pa.float32()),
             ("compression_ratio", pa.float32()),
-            ("segments", _SEGMENTS),
-            ("words", _WORDS),
             ("flags", _list(pa.string())),
             *_IDENTITY_FIELDS[1:],
             ("fetch_s", pa.float32()),
             ("decode_s", pa.float32()),
             ("transcribe_s", pa.float32()),
             ("tokenize_s", pa.float32()),
+            # Last, because fastparquet miscounts the columns that come after structs.
+            ("segments", _SEGMENTS),
+            ("words", _WORDS),
         ],
         metadata={METADATA_KEY: json.dumps(metadata, sort_keys=True).encode()},
     )
