@@ -1,0 +1,1 @@
+"""Commands that measure. ``benchmarks/README.md`` lists them."""
