@@ -13,11 +13,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from speechmill.dataset.commit import read_part
-from speechmill.dataset.layout import DATA, directory, path_component, read_layout
+from speechmill.dataset.layout import (
+    DATA,
+    OWN_PREFIXES,
+    directory,
+    path_component,
+    read_layout,
+)
 from speechmill.dataset.reader import list_parts
 from speechmill.dataset.schema import PARQUET_OPTIONS, dictionary_columns
 from speechmill.errors import DatasetError, JobError
-from speechmill.storage import Object, Store
+from speechmill.storage import Object, Store, inside
 
 __all__ = ["Exported", "export_parquet"]
 
@@ -37,11 +43,15 @@ def export_parquet(store: Store, out: Store, template: str) -> Iterator[Exported
     component. Without it all rows come into one file. Files that are there are replaced.
 
     Raises:
-        JobError: the template has other placeholders, or is no relative path.
+        JobError: the template has other placeholders, is no relative path, or leads into the
+            sink's own files.
         DatasetError: the sink has no rows, or a part cannot be read.
         StorageError: a store cannot be read or written.
     """
     _check(template)
+    below = inside(store.url, out.url)
+    if below is not None and f"{below}/{template}".strip("/").partition("/")[0] in OWN_PREFIXES:
+        raise JobError(f"{template!r} below {out.url} lies among the dataset's own files")
     names = {directory(name): name for name in read_layout(store)}
     files: defaultdict[str, list[Object]] = defaultdict(list)
     for part in list_parts(store):
@@ -56,13 +66,15 @@ def export_parquet(store: Store, out: Store, template: str) -> Iterator[Exported
 
 def _check(template: str) -> None:
     try:
-        fields = {name for _, name, _, _ in Formatter().parse(template) if name is not None}
+        parsed = [field for field in Formatter().parse(template) if field[1] is not None]
     except ValueError as error:
         raise JobError(f"the template {template!r} is malformed: {error}") from None
-    if fields - {"folder_name"}:
+    if unknown := {str(name) for _, name, spec, how in parsed if spec or how} | {
+        str(name) for _, name, _, _ in parsed if name != "folder_name"
+    }:
         raise JobError(
-            f"the template {template!r} has unknown placeholders "
-            f"({', '.join(sorted(fields - {'folder_name'}))}); there is {{folder_name}}"
+            f"the template {template!r} has placeholders that are not known, or not plain "
+            f"({', '.join(sorted(unknown))}); there is {{folder_name}}"
         )
     components = template.split("/")
     if not template.endswith(".parquet") or {"", ".", ".."} & set(components):
