@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pyarrow as pa
 import pytest
@@ -108,6 +109,7 @@ class ExactlyOneRow(RuleBasedStateMachine):
         self.ever_done: set[str] = set()
         self.unreadable: set[tuple[str, str]] = set()
         self._agree()
+        self._upload("a/1.wav", 1, broken=False)
 
     def _agree(self) -> None:
         agree_on_source(
@@ -121,20 +123,20 @@ class ExactlyOneRow(RuleBasedStateMachine):
 
     def _plan(self) -> Plan:
         """Plan with the real planner over a listing of what is present."""
-        lister = _Listing(self.source, list(self.present.values()))
-        return make_plan(self.job, lister, self.sink.store, self.recipe.id)
+        lister = cast("Store", _Listing(self.source, list(self.present.values())))
+        return make_plan(self.job, lister, self.sink.store, self.recipe.id, settle=lambda: None)
 
-    @rule(name=names, age=st.sampled_from([0, 1, 1, 1, -500]))
-    def upload(self, name: str, age: int) -> None:
-        """A new version of a recording; sometimes an older one is put back."""
+    @rule(name=names, age=st.sampled_from([0, 1, 1, 1, -500]), broken=st.booleans())
+    def upload(self, name: str, age: int, broken: bool) -> None:
+        """A new version of a recording; sometimes an older one is put back, or a broken one."""
+        self._upload(name, age, broken)
+
+    def _upload(self, name: str, age: int, broken: bool) -> None:
         self.now_us += max(age, 0)
         self.present[name] = Recording(
             name, 10 + next(counter) % 3, f"e{next(counter)}", self.now_us + age
         )
-
-    @rule(name=names)
-    def becomes_unreadable(self, name: str) -> None:
-        if name in self.present:
+        if broken:
             self.unreadable.add((name, self.present[name].etag))
 
     @rule(target=plans)
@@ -234,9 +236,9 @@ class ExactlyOneRow(RuleBasedStateMachine):
         assert sorted([*there, *failed]) == sorted(self.present)
         for name, recording in self.present.items():
             assert (name in failed) == ((name, recording.etag) in self.unreadable)
-        for part in list_parts(self.sink.store):
+        for listed in list_parts(self.sink.store):
             for name, version in versions(
-                read_part(part.key, self.sink.get(part.key).data)
+                read_part(listed.key, self.sink.get(listed.key).data)
             ).items():
                 assert version.etag == self.present[name].etag
                 assert version.recipe == self.recipe.id

@@ -7,20 +7,22 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import soundfile
 from numpy.typing import NDArray
 
 import speechmill
 from speechmill import audio, builder, pipeline
+from speechmill.dataset import commit as dataset_commit
 from speechmill.dataset.summary import failed_recordings
 from speechmill.errors import AccessDeniedError, ModelError, NotFoundError, UnavailableError
 from speechmill.job import Job
 from speechmill.pipeline import open_tools
 from speechmill.planner import Plan
-from speechmill.records import RecordingDone, Transcript
+from speechmill.records import Part, RecordingDone, Transcript
 from speechmill.report import BuildReport
-from speechmill.storage import Blob, Object, open_store
+from speechmill.storage import Blob, Object, Store, open_store
 from speechmill.storage.local import LocalStore
 from speechmill.transcribers.fake import FakeTranscriber
 
@@ -135,7 +137,7 @@ def test_a_decoder_that_breaks_is_a_failure_like_any_other(
             raise MemoryError("cannot hold it")
         return decode(data, keep_damaged=keep_damaged)
 
-    monkeypatch.setattr(pipeline.audio, "decode", rough)
+    monkeypatch.setattr(audio, "decode", rough)
     assert build(job).failed == 3
     assert failed(job)["p2/1.wav"] == ("decode", "MemoryError")
 
@@ -291,10 +293,13 @@ def test_a_stop_commits_what_is_in_hand_and_the_next_build_goes_on(
 def test_slow_models_commit_within_a_part(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline, "COMMIT_EVERY_S", 0.0)
     seen: list[int] = []
-    commit = pipeline.commit
-    monkeypatch.setattr(
-        pipeline, "commit", lambda *a, **k: (seen.append(a[2].num_rows), commit(*a, **k))[1]
-    )
+    commit = dataset_commit.commit
+
+    def counted(store: Store, part: Part, rows: pa.Table, *rest: object, **options: object) -> int:
+        seen.append(rows.num_rows)
+        return commit(store, part, rows, *rest, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(pipeline, "commit", counted)
     assert build(job).rows == 12
     assert len(seen) > 3
 

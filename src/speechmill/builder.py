@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -12,7 +13,7 @@ from typing import Protocol
 
 from speechmill._version import __version__
 from speechmill.dataset.state import agree_on_source, check_source, read_recipe, read_state
-from speechmill.errors import DatasetError, SpeechmillError
+from speechmill.errors import SpeechmillError
 from speechmill.job import Job
 from speechmill.pipeline import Tools, open_tools
 from speechmill.planner import Plan, make_plan, prune, tidy
@@ -34,6 +35,8 @@ LIBRARIES = (
     "pyarrow",
     "soxr",
 )
+
+LAST_WORDS_S = 3.0
 
 
 class Observer(Protocol):
@@ -61,19 +64,8 @@ def plan(job: Job) -> Plan:
         SpeechmillError: as ``build``.
     """
     tools = _settled_tools(job)
-    state = read_state(tools.sink)
-    check_source(
-        tools.sink,
-        state,
-        tools.source.url,
-        job.folder,
-        tools.recipe,
-        rebuild=job.rebuild,
-        source_moved=job.source_moved,
-    )
-    made = make_plan(tools.job, tools.source, tools.sink, tools.recipe.id, agree=False)
-    _refuse_nothing(tools, made)
-    return made
+    _check_source(tools)
+    return make_plan(tools.job, tools.source, tools.sink, tools.recipe.id)
 
 
 def build(
@@ -99,12 +91,14 @@ def build(
     observer = observer or _Nobody()
     tools = _settled_tools(job)
     job = tools.job
-    _check_sink(tools)
+    _check_source(tools)
+    tools.sink.check()
     log = RunLog(tools.sink, run_id := new_run_id())
     log.event("started", version=__version__, source=tools.source.url, recipe=tools.recipe.id)
     try:
-        made = make_plan(job, tools.source, tools.sink, tools.recipe.id)
-        _refuse_nothing(tools, made)
+        made = make_plan(
+            job, tools.source, tools.sink, tools.recipe.id, settle=lambda: _agree_on_source(tools)
+        )
         tidy(tools.sink, made)
         plan_s = time.monotonic() - started
         log.event(
@@ -123,7 +117,7 @@ def build(
         pruned = prune(tools.sink, made) if job.prune and not stop() else 0
     except BaseException as error:
         log.event("broken off", "error", error=type(error).__name__, message=str(error))
-        log.flush(now=True)
+        _last_words(log)
         raise
     tally = work.tally
     report = BuildReport(
@@ -223,28 +217,31 @@ def _settled_tools(job: Job) -> Tools:
     return open_tools(job.model_copy(update={"compute_type": kept}))
 
 
-def _check_sink(tools: Tools) -> None:
-    """That the sink can be written, and that its rows are of this source and recipe."""
-    job = tools.job
-    tools.sink.check()
-    agree_on_source(
+def _check_source(tools: Tools) -> None:
+    """That there is a source, and that the sink's rows are of it and of this recipe.
+
+    Nothing is written yet: a mistyped source must leave no trace in the sink.
+    """
+    next(iter(tools.source.list()), None)
+    check_source(
         tools.sink,
+        read_state(tools.sink),
         tools.source.url,
-        job.folder,
+        tools.job.folder,
         tools.recipe,
-        rebuild=job.rebuild,
-        source_moved=job.source_moved,
+        rebuild=tools.job.rebuild,
+        source_moved=tools.job.source_moved,
     )
 
 
-def _refuse_nothing(tools: Tools, made: Plan) -> None:
-    if made.num_recordings or made.done or made.failed:
-        return
-    others = ", ".join(f"{count} {reason}" for reason, count in made.left_out.items())
-    found = f"of {made.listed} files none was chosen ({others})" if made.listed else "it is empty"
-    raise DatasetError(
-        f"no recordings found in {tools.source.url}: {found}; "
-        "check the path, and --extension, --include and --exclude"
+def _agree_on_source(tools: Tools) -> None:
+    agree_on_source(
+        tools.sink,
+        tools.source.url,
+        tools.job.folder,
+        tools.recipe,
+        rebuild=tools.job.rebuild,
+        source_moved=tools.job.source_moved,
     )
 
 
@@ -254,6 +251,13 @@ def _libraries() -> dict[str, str]:
         with suppress(PackageNotFoundError):
             found[name] = version(name)
     return {**found, "machine": platform.machine(), "system": platform.platform()}
+
+
+def _last_words(log: RunLog) -> None:
+    """Write the log, but do not wait for a store that is down: it was waited for already."""
+    writing = threading.Thread(target=log.flush, kwargs={"now": True}, daemon=True)
+    writing.start()
+    writing.join(LAST_WORDS_S)
 
 
 def _log_end(log: RunLog, report: BuildReport) -> None:

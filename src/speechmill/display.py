@@ -202,8 +202,10 @@ def print_report(console: Console, report: BuildReport) -> None:
         rows.append(
             (
                 "failed",
-                (f"{report.failed:,} now{errors}, {report.failed_before:,} before: "
-                f"speechmill failures {report.sink}"),
+                (
+                    f"{report.failed:,} now{errors}, {report.failed_before:,} before: "
+                    f"speechmill failures {report.sink}"
+                ),
             )
         )
     else:

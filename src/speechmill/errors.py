@@ -61,9 +61,7 @@ class MissingExtraError(JobError):
     """An optional dependency is not installed."""
 
     def __init__(self, what: str, extra: str) -> None:
-        super().__init__(
-            f"{what} needs the extra {extra!r}: pip install 'speechmill[{extra}]'"
-        )
+        super().__init__(f"{what} needs the extra {extra!r}: pip install 'speechmill[{extra}]'")
         self.what = what
         self.extra = extra
 

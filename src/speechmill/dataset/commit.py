@@ -167,8 +167,8 @@ def commit(
     conflicts = 0
     if rows.num_rows:
         conflicts += _add_rows(store, data_key(part), rows, replaces, is_current)
-        done = versions(rows)
-        remove(store, failures_key(part), lambda name, v: name in done and not v.newer(done[name]))
+        done = set(rows["file_name"].to_pylist())
+        remove(store, failures_key(part), lambda name, _: name in done)
     if failures:
         conflicts += _add_failures(store, failures_key(part), failures, recipe)
         _settle(store, part, failures)
@@ -210,8 +210,6 @@ def _add_failures(store: Store, key: str, failures: Sequence[Failure], recipe: s
         for failure in failures:
             name, mine = failure.recording.file_name, Version.of(failure.recording, recipe)
             seen = known.get(name)
-            if seen is not None and seen.newer(mine):
-                continue
             if times.get(name) == now_us:  # ours already: the reply to the put was lost
                 continue
             if seen is not None and seen.same_source(mine):
@@ -239,7 +237,8 @@ def _settle(store: Store, part: Part, failures: Sequence[Failure]) -> None:
         if (row := there.get(name)) is None:
             continue
         mine = Version.of(failure.recording, row.recipe)
-        if row.same_source(mine) or row.newer(mine):
+        planned = failure.recording.replaces == row.etag  # restored, so older than its row
+        if row.same_source(mine) or (row.newer(mine) and not planned):
             outlived.add(name)
         elif failure.stage == "decode":
             outdated[name] = row
