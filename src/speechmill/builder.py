@@ -29,7 +29,6 @@ LIBRARIES = (
     "av",
     "ctranslate2",
     "faster-whisper",
-    "librosa",
     "numpy",
     "obstore",
     "pyarrow",
