@@ -19,13 +19,14 @@ from rich.console import Console
 from rich.text import Text
 
 from speechmill._version import __version__
-from speechmill.errors import JobError, SpeechmillError
+from speechmill.errors import JobError, SpeechmillError, UnavailableError
 from speechmill.job import Job, load_job
 
 __all__ = ["app", "main"]
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_SOME_FAILED = 0, 1, 2, 3
 STOP_GRACE_S = 20.0  # a stop that takes longer is cut short: commits are atomic
+GOES_ON = "stopped; the same command goes on from here"
 
 app = typer.Typer(
     name="speechmill",
@@ -144,12 +145,18 @@ def _tokenizer_options(given: list[str]) -> dict[str, dict[str, Any]]:
 
 
 class _Stop:
-    """SIGINT and SIGTERM: the first one asks the build to stop, a second one ends the process."""
+    """SIGINT and SIGTERM: the first one asks the build to stop, a second one ends the process.
+
+    Until the build asks for the first time it has nothing in hand (it loads a model, lists, or
+    plans): then the first one ends the process, too.
+    """
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self._asked = False
 
     def __call__(self) -> bool:
+        self._asked = True
         return self.signal is not None
 
     @property
@@ -157,13 +164,19 @@ class _Stop:
         return 128 + (self.signal or signal.SIGINT)
 
     def _handle(self, number: int, _: object) -> None:
-        if self.signal is not None:
-            os._exit(128 + number)
+        again = self.signal is not None
         self.signal = number
+        if again or not self._asked:
+            self._leave_at_once()
         err.print("\nstopping: what is in hand is being committed (again to stop at once)")
-        timer = threading.Timer(STOP_GRACE_S, os._exit, [128 + number])
+        timer = threading.Timer(STOP_GRACE_S, self._leave_at_once)
         timer.daemon = True
         timer.start()
+
+    def _leave_at_once(self) -> None:
+        # An exception would not do: raised within a library's import it becomes another one.
+        err.print(GOES_ON)
+        os._exit(self.exit_code)
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -184,18 +197,24 @@ def build(job: Job) -> None:
     Exit codes: 0 all done, 1 could not run, 2 wrong usage, 3 done but some recordings failed,
     130 or 143 stopped by a signal.
     """
-    from speechmill.builder import build as run
-    from speechmill.display import BuildDisplay, print_report
-
-    stop, display = _Stop(), BuildDisplay(err)
+    stop = _Stop()
     with stop.listening():
         try:
-            report = run(job, observer=display, stop=stop)
-        finally:
-            display.close()
+            from speechmill.builder import build as run
+            from speechmill.display import BuildDisplay, print_report
+
+            display = BuildDisplay(err)
+            try:
+                report = run(job, observer=display, stop=stop)
+            finally:
+                display.close()
+        except UnavailableError as error:
+            raise UnavailableError(
+                f"{error}\nonce the store answers again, the same command goes on from here"
+            ) from None
     print_report(out, report)
     if stop():
-        err.print("stopped; the same command goes on from here")
+        err.print(GOES_ON)
         _leave(stop.exit_code)
     _leave(EXIT_OK if report.complete else EXIT_SOME_FAILED)
 
