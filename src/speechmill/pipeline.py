@@ -7,6 +7,7 @@ are committed behind its back, so that the model does not wait for the network.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections import defaultdict, deque
@@ -71,6 +72,16 @@ class Tools:
     transcriber: Transcriber
     tokenizers: tuple[Tokenizer, ...]
     model_lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @cached_property
+    def fetchers(self) -> ThreadPoolExecutor:
+        """The threads that fetch and decode, for all shards of the process."""
+        return ThreadPoolExecutor(self.job.fetchers, thread_name_prefix="fetch")
+
+    @cached_property
+    def decoding(self) -> threading.Semaphore:
+        """Held while decoding: more at once than there are cores gains nothing."""
+        return threading.Semaphore(os.cpu_count() or 1)
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -212,6 +223,7 @@ class _ShardRun:
         self.stop, self.on_done = stop, on_done
         self.missing = {part: len(recordings) for part, recordings in shard.parts}
         self.pending: defaultdict[Part, list[_Ready]] = defaultdict(list)
+        self.flying: deque[tuple[float, Future[_Ready]]] = deque()
         self.committed_at = time.monotonic()
         self.commits: list[Future[int]] = []
         self.done: list[RecordingDone] = []
@@ -222,11 +234,10 @@ class _ShardRun:
     def run(self) -> ShardReport:
         started = time.monotonic()
         stopped = False
-        threads = ThreadPoolExecutor(self.job.fetchers, thread_name_prefix="fetch")
         helpers = ThreadPoolExecutor(1, thread_name_prefix="tokenize")
         committer = ThreadPoolExecutor(1, thread_name_prefix="commit")
         try:
-            for batch in self._batches(self._prepared(threads)):
+            for batch in self._batches(self._prepared()):
                 self._transcribe_and_tokenize(batch, helpers)
                 self._collect(batch, committer)
                 self._raise_failed_commits()
@@ -236,7 +247,9 @@ class _ShardRun:
             self._commit_pending(committer, list(self.pending))
             conflicts = sum(f.result() for f in self.commits)
         finally:
-            for pool in (threads, helpers, committer):
+            for _, future in self.flying:
+                future.cancel()
+            for pool in (helpers, committer):
                 pool.shutdown(wait=False, cancel_futures=True)
         return ShardReport(
             shard_index=self.shard.index,
@@ -247,7 +260,7 @@ class _ShardRun:
             stopped=stopped,
         )
 
-    def _prepared(self, pool: ThreadPoolExecutor) -> Iterator[_Ready]:
+    def _prepared(self) -> Iterator[_Ready]:
         """Recordings, decoded, in order of size, so that neighbours are of similar length.
 
         So many are on their way that the next batch is ready when the model is.
@@ -259,7 +272,7 @@ class _ShardRun:
                 reverse=True,
             )
         )
-        flying: deque[tuple[float, Future[_Ready]]] = deque()
+        flying = self.flying
         flying_s = 0.0
         ahead = self.job.fetchers + 2 * self.job.batch_size
         while waiting or flying:
@@ -269,7 +282,9 @@ class _ShardRun:
             ):
                 part, recording = waiting.popleft()
                 estimated_s = estimate_s(recording)
-                flying.append((estimated_s, pool.submit(self._prepare, part, recording)))
+                flying.append(
+                    (estimated_s, self.tools.fetchers.submit(self._prepare, part, recording))
+                )
                 flying_s += estimated_s
             estimated_s, future = flying.popleft()
             flying_s -= estimated_s
@@ -299,8 +314,8 @@ class _ShardRun:
         ready.fetch_s = time.perf_counter() - started
         if ready.failure or ready.gone:
             return ready
-        started = time.perf_counter()
-        with _recorded(ready, "decode"):
+        with self.tools.decoding, _recorded(ready, "decode"):
+            started = time.perf_counter()
             decoded = audio.decode(data, keep_damaged=self.job.keep_damaged)
             del data
             for rate in self.rates:
@@ -308,7 +323,7 @@ class _ShardRun:
             # The row needs the rest of it only; the samples are not held twice.
             length = np.broadcast_to(np.float32(0), decoded.waveform.samples.shape)
             ready.decoded = replace(decoded, waveform=Waveform(length, decoded.sample_rate))
-        ready.decode_s = time.perf_counter() - started
+            ready.decode_s = time.perf_counter() - started
         return ready
 
     def _fetch(self, ready: _Ready) -> bytes:
