@@ -175,7 +175,7 @@ def test_a_big_folder_is_many_shards_and_small_folders_share_one() -> None:
     assert len(big.shards) > 10
     assert max(s.num_recordings for s in big.shards) < 50
     small = make([(f"{i}/0.wav", MINUTE // 6) for i in range(300)], memory(), part_minutes=10.0)
-    assert 3 <= len(small.shards) <= 6
+    assert 6 <= len(small.shards) <= 12
     assert max(len(s.parts) for s in small.shards) > 50
     for made in (big, small):
         assert [s.index for s in made.shards] == list(range(len(made.shards)))

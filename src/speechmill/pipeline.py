@@ -73,15 +73,28 @@ class Tools:
     tokenizers: tuple[Tokenizer, ...]
     model_lock: threading.Lock = field(default_factory=threading.Lock)
 
+    # One set of threads for all shards of the process: threads that come and go leave memory that
+    # the allocator keeps for each of them.
+
     @cached_property
     def fetchers(self) -> ThreadPoolExecutor:
-        """The threads that fetch and decode, for all shards of the process."""
+        """The threads that fetch."""
         return ThreadPoolExecutor(self.job.fetchers, thread_name_prefix="fetch")
 
     @cached_property
-    def decoding(self) -> threading.Semaphore:
-        """Held while decoding: more at once than there are cores gains nothing."""
-        return threading.Semaphore(os.cpu_count() or 1)
+    def decoders(self) -> ThreadPoolExecutor:
+        """The threads that decode."""
+        return ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="decode")
+
+    @cached_property
+    def tokenizing(self) -> ThreadPoolExecutor:
+        """The threads that tokenize a batch while it is transcribed."""
+        return ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="tokenize")
+
+    @cached_property
+    def committing(self) -> ThreadPoolExecutor:
+        """The threads that commit parts."""
+        return ThreadPoolExecutor(2, thread_name_prefix="commit")
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -223,40 +236,38 @@ class _ShardRun:
         self.stop, self.on_done = stop, on_done
         self.missing = {part: len(recordings) for part, recordings in shard.parts}
         self.pending: defaultdict[Part, list[_Ready]] = defaultdict(list)
+        self.fetching: deque[Future[tuple[_Ready, bytes]]] = deque()
         self.flying: deque[tuple[float, Future[_Ready]]] = deque()
         self.committed_at = time.monotonic()
-        self.commits: list[Future[int]] = []
+        self.commits: list[Future[tuple[int, float]]] = []
         self.done: list[RecordingDone] = []
-        self.commit_s = 0.0
         rates = {tools.transcriber.sample_rate, *(t.sample_rate for t in tools.tokenizers)}
         self.rates = sorted(rates)
 
     def run(self) -> ShardReport:
         started = time.monotonic()
         stopped = False
-        helpers = ThreadPoolExecutor(1, thread_name_prefix="tokenize")
-        committer = ThreadPoolExecutor(1, thread_name_prefix="commit")
         try:
             for batch in self._batches(self._prepared()):
-                self._transcribe_and_tokenize(batch, helpers)
-                self._collect(batch, committer)
+                self._transcribe_and_tokenize(batch)
+                self._collect(batch)
                 self._raise_failed_commits()
                 if self.stop():
                     stopped = True
                     break
-            self._commit_pending(committer, list(self.pending))
-            conflicts = sum(f.result() for f in self.commits)
+            self._commit_pending(list(self.pending))
+            commits = [f.result() for f in self.commits]
         finally:
-            for _, future in self.flying:
-                future.cancel()
-            for pool in (helpers, committer):
-                pool.shutdown(wait=False, cancel_futures=True)
+            for fetched in self.fetching:
+                fetched.cancel()
+            for _, decoded in self.flying:
+                decoded.cancel()
         return ShardReport(
             shard_index=self.shard.index,
             done=tuple(self.done),
             wall_s=time.monotonic() - started,
-            commit_s=self.commit_s,
-            conflicts=conflicts,
+            commit_s=sum(seconds for _, seconds in commits),
+            conflicts=sum(conflicts for conflicts, _ in commits),
             stopped=stopped,
         )
 
@@ -282,11 +293,12 @@ class _ShardRun:
             ):
                 part, recording = waiting.popleft()
                 estimated_s = estimate_s(recording)
-                flying.append(
-                    (estimated_s, self.tools.fetchers.submit(self._prepare, part, recording))
-                )
+                fetched = self.tools.fetchers.submit(self._fetched, part, recording)
+                self.fetching.append(fetched)
+                flying.append((estimated_s, self.tools.decoders.submit(self._decoded, fetched)))
                 flying_s += estimated_s
             estimated_s, future = flying.popleft()
+            self.fetching.popleft()
             flying_s -= estimated_s
             yield future.result()
 
@@ -305,25 +317,29 @@ class _ShardRun:
         if batch:
             yield batch
 
-    def _prepare(self, part: Part, recording: Recording) -> _Ready:
-        """Fetch, decode, and resample to each rate that is needed."""
+    def _fetched(self, part: Part, recording: Recording) -> tuple[_Ready, bytes]:
         ready = _Ready(part, recording)
         started = time.perf_counter()
+        data = b""
         with _recorded(ready, "fetch"):
             data = self._fetch(ready)
         ready.fetch_s = time.perf_counter() - started
+        return ready, data
+
+    def _decoded(self, fetched: Future[tuple[_Ready, bytes]]) -> _Ready:
+        """Decode, and resample to each rate that is needed."""
+        ready, data = fetched.result()
         if ready.failure or ready.gone:
             return ready
-        with self.tools.decoding, _recorded(ready, "decode"):
-            started = time.perf_counter()
+        started = time.perf_counter()
+        with _recorded(ready, "decode"):
             decoded = audio.decode(data, keep_damaged=self.job.keep_damaged)
-            del data
             for rate in self.rates:
                 ready.waveforms[rate] = audio.resample(decoded.waveform, rate).samples
             # The row needs the rest of it only; the samples are not held twice.
             length = np.broadcast_to(np.float32(0), decoded.waveform.samples.shape)
             ready.decoded = replace(decoded, waveform=Waveform(length, decoded.sample_rate))
-            ready.decode_s = time.perf_counter() - started
+        ready.decode_s = time.perf_counter() - started
         return ready
 
     def _fetch(self, ready: _Ready) -> bytes:
@@ -343,11 +359,11 @@ class _ShardRun:
         )
         return blob.data
 
-    def _transcribe_and_tokenize(self, batch: Sequence[_Ready], pool: ThreadPoolExecutor) -> None:
+    def _transcribe_and_tokenize(self, batch: Sequence[_Ready]) -> None:
         good = [r for r in batch if not r.failure and not r.gone]
         if not good:
             return
-        tokens = pool.submit(self._tokenize, good)
+        tokens = self.tools.tokenizing.submit(self._tokenize, good)
         self._transcribe(good)
         tokens.result()
 
@@ -387,7 +403,7 @@ class _ShardRun:
                     ready.codes += tokenizer.encode([waveforms[tokenizer.sample_rate]])
             ready.tokenize_s = time.perf_counter() - started
 
-    def _collect(self, batch: Sequence[_Ready], committer: ThreadPoolExecutor) -> None:
+    def _collect(self, batch: Sequence[_Ready]) -> None:
         """Put the batch to its parts; commit those that are complete, or all when it is time."""
         complete = []
         for ready in batch:
@@ -412,14 +428,16 @@ class _ShardRun:
             self.on_done(done)
         if time.monotonic() - self.committed_at > COMMIT_EVERY_S:
             complete = list(self.pending)
-        self._commit_pending(committer, complete)
+        self._commit_pending(complete)
 
-    def _commit_pending(self, committer: ThreadPoolExecutor, parts: Sequence[Part]) -> None:
+    def _commit_pending(self, parts: Sequence[Part]) -> None:
         for part in parts:
-            self.commits.append(committer.submit(self._commit, part, self.pending.pop(part)))
+            outcome = self.pending.pop(part)
+            self.commits.append(self.tools.committing.submit(self._commit, part, outcome))
             self.committed_at = time.monotonic()
 
-    def _commit(self, part: Part, outcome: Sequence[_Ready]) -> int:
+    def _commit(self, part: Part, outcome: Sequence[_Ready]) -> tuple[int, float]:
+        """Returns the conflicts met, and the seconds it took."""
         started = time.perf_counter()
         good = [r for r in outcome if not r.failure and not r.gone]
         recipe = self.tools.recipe.id
@@ -432,8 +450,7 @@ class _ShardRun:
             replaces={r.recording.file_name: r.recording.replaces for r in good},
             is_current=self.tools.is_current,
         )
-        self.commit_s += time.perf_counter() - started
-        return conflicts
+        return conflicts, time.perf_counter() - started
 
     def _raise_failed_commits(self) -> None:
         for future in self.commits:

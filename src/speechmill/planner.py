@@ -45,6 +45,7 @@ __all__ = ["Plan", "estimate_s", "make_plan", "prune", "tidy"]
 LOOK_UP = 50_000  # recordings that are looked up in the dataset together
 LOOKERS = 16  # requests at the same time while planning
 HEAD_BYTES = 64  # of a file without extension, to see whether it is audio
+SMALL_PARTS = 0.5  # of a full part: so much audio small parts bring together to make a shard
 LIMIT_OVERHANG = 10_000  # recordings of other folders after --limit is reached: then listing ends
 
 # Typical sizes of speech, bytes a second, to guess how much audio a folder holds. Only the number
@@ -332,7 +333,7 @@ class _Planner:
 
     def _shards(self, counts: Mapping[str, int]) -> Iterator[Shard]:
         """Parts in order of their names, several together until a shard is worth its while."""
-        target_s = 60 * self.job.part_minutes
+        target_s = 60 * self.job.part_minutes * SMALL_PARTS
         index, waiting_s = 0, 0.0
         waiting: list[tuple[Part, tuple[Recording, ...]]] = []
         for folder_name in sorted(self.folders):
@@ -343,7 +344,7 @@ class _Planner:
             for part in sorted(by_part):
                 recordings = by_part[part]
                 part_s = sum(map(estimate_s, recordings))
-                if waiting and waiting_s + part_s > 1.5 * target_s:
+                if waiting and waiting_s + part_s > target_s:
                     yield Shard(index, tuple(waiting))
                     index, waiting, waiting_s = index + 1, [], 0.0
                 waiting.append((part, tuple(recordings)))
