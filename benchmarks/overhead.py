@@ -24,9 +24,9 @@ from tests.services import SeaweedFS
 
 from benchmarks.figures import command, machine, print_table
 from speechmill import Job, audio, build
-from speechmill.pipeline import Tools, open_tools
 from speechmill.records import Codes, Transcript
 from speechmill.storage import StoreOptions, open_store
+from speechmill.tools import Tools, open_tools
 
 CORPUS = Path(__file__).parents[1] / "examples" / "corpus"
 PROFILE = "benchmark"

@@ -18,12 +18,12 @@ from speechmill.dataset import commit as dataset_commit
 from speechmill.dataset.summary import failed_recordings
 from speechmill.errors import AccessDeniedError, ModelError, NotFoundError, UnavailableError
 from speechmill.job import Job
-from speechmill.pipeline import open_tools
 from speechmill.planner import Plan
 from speechmill.records import Part, RecordingDone, Transcript
 from speechmill.report import BuildReport
 from speechmill.storage import Blob, Object, Store, open_store
 from speechmill.storage.local import LocalStore
+from speechmill.tools import open_tools
 from speechmill.transcribers.fake import FakeTranscriber
 
 numbers = itertools.count()

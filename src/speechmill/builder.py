@@ -15,13 +15,14 @@ from speechmill._version import __version__
 from speechmill.dataset.state import agree_on_source, check_source, read_recipe, read_state
 from speechmill.errors import SpeechmillError
 from speechmill.job import Job
-from speechmill.pipeline import Tools, open_tools
-from speechmill.planner import Plan, make_plan, prune, tidy
+from speechmill.planner import Plan, make_plan
 from speechmill.records import RecordingDone
 from speechmill.report import BuildReport, Tally
 from speechmill.runlog import RunLog, new_run_id
 from speechmill.runners.base import Runner
 from speechmill.runners.local import LocalRunner
+from speechmill.tools import Tools, open_tools
+from speechmill.upkeep import prune, tidy
 
 __all__ = ["Observer", "build", "plan"]
 

@@ -7,24 +7,19 @@ are committed behind its back, so that the model does not wait for the network.
 
 from __future__ import annotations
 
-import os
-import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from speechmill import audio
 from speechmill.dataset.commit import commit
-from speechmill.dataset.schema import row_schema, utterances_to_table
-from speechmill.dataset.state import current_recipe
+from speechmill.dataset.schema import utterances_to_table
 from speechmill.errors import (
     ModelError,
     NotFoundError,
@@ -32,7 +27,7 @@ from speechmill.errors import (
     StorageError,
     UnavailableError,
 )
-from speechmill.job import Job, Recipe
+from speechmill.job import Job
 from speechmill.planner import estimate_s
 from speechmill.records import (
     Codes,
@@ -47,122 +42,13 @@ from speechmill.records import (
     Utterance,
     Waveform,
 )
-from speechmill.storage import Store, StoreOptions, open_store
-from speechmill.storage.single import SingleWriter
-from speechmill.tokenizers import open_tokenizer
-from speechmill.tokenizers.base import Tokenizer
-from speechmill.transcribers import open_transcriber
-from speechmill.transcribers.base import Transcriber
+from speechmill.tools import Tools, open_tools
 
-__all__ = ["Tools", "open_tools", "process_shard"]
+__all__ = ["process_shard"]
 
-ROWS_VERSION = 1  # bumped by hand when rows of the same transcripts and tokens would differ
 COMMIT_EVERY_S = 300.0  # what a slow model has done is committed so often, also within a part
 MAX_AHEAD_S = 3600.0  # audio on its way to the model, unless one recording alone is longer
 MAX_BATCH_S = 120.0  # audio in a batch, likewise; it bounds how long a stop takes
-
-
-@dataclass
-class Tools:
-    """What a process needs for a job, opened once: stores, model, tokenizers."""
-
-    job: Job
-    source: Store
-    sink: Store
-    transcriber: Transcriber
-    tokenizers: tuple[Tokenizer, ...]
-    model_lock: threading.Lock = field(default_factory=threading.Lock)
-
-    # One set of threads for all shards of the process: threads that come and go leave memory that
-    # the allocator keeps for each of them.
-
-    @cached_property
-    def fetchers(self) -> ThreadPoolExecutor:
-        """The threads that fetch."""
-        return ThreadPoolExecutor(self.job.fetchers, thread_name_prefix="fetch")
-
-    @cached_property
-    def decoders(self) -> ThreadPoolExecutor:
-        """The threads that decode."""
-        return ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="decode")
-
-    @cached_property
-    def tokenizing(self) -> ThreadPoolExecutor:
-        """The threads that tokenize a batch while it is transcribed."""
-        return ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="tokenize")
-
-    @cached_property
-    def committing(self) -> ThreadPoolExecutor:
-        """The threads that commit parts."""
-        return ThreadPoolExecutor(2, thread_name_prefix="commit")
-
-    @cached_property
-    def recipe(self) -> Recipe:
-        """Every choice that shapes the rows."""
-        return Recipe(
-            {
-                "rows": {"version": ROWS_VERSION},
-                "audio": {
-                    "version": audio.AUDIO_VERSION,
-                    "keep_damaged": self.job.keep_damaged,
-                },
-                "transcriber": dict(self.transcriber.recipe),
-                "tokenizers": {t.name: dict(t.recipe) for t in self.tokenizers},
-            },
-            made_by={"transcriber": self.job.transcriber, **self.transcriber.provenance},
-        )
-
-    @cached_property
-    def schema(self) -> pa.Schema:
-        """The columns of the rows."""
-        return row_schema(self.tokenizers)
-
-    def is_current(self) -> bool:
-        """Whether this recipe is the one that the sink's rows are to have."""
-        return current_recipe(self.sink) == self.recipe.id
-
-
-def open_tools(job: Job) -> Tools:
-    """The tools of a job; those of the last few jobs stay open.
-
-    Raises:
-        JobError: a name or an option of the transcriber or a tokenizer is wrong.
-        ModelError: weights cannot be found.
-        StorageError: a store cannot be opened.
-    """
-    return _open_tools(job.model_dump_json())
-
-
-@lru_cache(maxsize=4)
-def _open_tools(job_json: str) -> Tools:
-    job = Job.model_validate_json(job_json)
-    names = [spec for spec in job.tokenizer if spec != "none"]
-    options = StoreOptions(job.profile, job.endpoint_url, job.region, job.store_retry_s)
-    sink_options = StoreOptions(
-        job.sink_profile or job.profile,
-        job.sink_endpoint_url or job.endpoint_url,
-        job.sink_region or job.region,
-        job.store_retry_s,
-    )
-    sink = open_store(job.sink, sink_options)
-    return Tools(
-        job=job,
-        source=open_store(job.source, options),
-        sink=SingleWriter(sink) if job.single_writer else sink,
-        tokenizers=tuple(
-            open_tokenizer(spec, job.tokenizer_option.get(spec.partition(":")[0], {}))
-            for spec in names
-        ),
-        transcriber=open_transcriber(
-            job.transcriber,
-            model=job.model,
-            language=job.language,
-            device=job.device,
-            compute_type=job.compute_type,
-            beam_size=job.beam_size,
-            cpu_threads=job.threads,
-        ),
-    )
 
 
 @dataclass(slots=True)

@@ -16,14 +16,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from speechmill import audio
-from speechmill.dataset.commit import Version, remove, versions
+from speechmill.dataset.commit import Version, versions
 from speechmill.dataset.layout import (
     DATA,
     FAILURES,
     OWN_PREFIXES,
     agree_on_parts,
     data_key,
-    failures_key,
     folder_rule,
     read_layout,
 )
@@ -40,7 +39,7 @@ from speechmill.job import Job
 from speechmill.records import Part, Recording, Shard, printable
 from speechmill.storage import Store, inside
 
-__all__ = ["Plan", "estimate_s", "make_plan", "prune", "tidy"]
+__all__ = ["Plan", "estimate_s", "make_plan", "name_digest"]
 
 LOOK_UP = 50_000  # recordings that are looked up in the dataset together
 LOOKERS = 16  # requests at the same time while planning
@@ -115,7 +114,8 @@ def _extension(key: str) -> str:
     return extension.lower() if stem.strip(".") else ""
 
 
-def _digest(file_name: str) -> bytes:
+def name_digest(file_name: str) -> bytes:
+    """What ``Plan.names`` holds of a file name."""
     return hashlib.blake2b(file_name.encode(), digest_size=16).digest()
 
 
@@ -224,7 +224,7 @@ class _Planner:
             self.listed += 1
             name = printable(listed.key)
             if self.job.prune:
-                self.names.add(_digest(name))
+                self.names.add(name_digest(name))
                 if not listed.etag:
                     self.unseen.append(f"{name}/")
             # What could not even be looked at (no etag) is taken: its failure says why.
@@ -403,41 +403,3 @@ def _read_failures(sink: Store) -> dict[str, tuple[Version, str]]:
         for (name, version), stage in zip(versions(table).items(), stages, strict=True):
             found[name] = (version, stage)
     return found
-
-
-def tidy(sink: Store, plan: Plan) -> None:
-    """Take away what a build that was cut short left over: failures of recordings that have their
-    row, and rows of recordings whose present version is known to be no audio."""
-    stale: defaultdict[Part, set[str]] = defaultdict(set)
-    for part, name in plan.stale_failures:
-        stale[part].add(name)
-    for part, names in stale.items():
-        remove(sink, failures_key(part), lambda name, _, names=names: name in names)  # type: ignore[misc]
-    outdated: defaultdict[Part, dict[str, Version]] = defaultdict(dict)
-    for part, name, version in plan.outdated_rows:
-        outdated[part][name] = version
-    for part, rows in outdated.items():
-        remove(sink, data_key(part), lambda name, v, rows=rows: rows.get(name) == v)  # type: ignore[misc]
-
-
-def prune(sink: Store, plan: Plan) -> int:
-    """Remove rows and failures of recordings that the plan's listing did not have.
-
-    What lies below a folder that could not be looked into is not taken for gone. Returns how many
-    recordings it were.
-
-    Raises:
-        JobError: nothing was listed, so that everything would go.
-    """
-    if not plan.names:
-        raise JobError("the source lists nothing; --prune would empty the sink, so it was not done")
-
-    def gone(name: str) -> bool:
-        return _digest(name) not in plan.names and not name.startswith(plan.unseen)
-
-    pruned = 0
-    for root in (DATA, FAILURES):
-        for part, table in scan(sink, IDENTITY_COLUMNS, root):
-            if any(gone(name) for name in versions(table)):
-                pruned += remove(sink, part.key, lambda name, _: gone(name))
-    return pruned
