@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -10,21 +12,31 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import soundfile
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import speechmill
 from speechmill import audio, builder, pipeline
 from speechmill.dataset import commit as dataset_commit
 from speechmill.dataset.summary import failed_recordings
-from speechmill.errors import AccessDeniedError, ModelError, NotFoundError, UnavailableError
+from speechmill.errors import (
+    AccessDeniedError,
+    DatasetError,
+    ModelError,
+    NotFoundError,
+    RecipeChangedError,
+    UnavailableError,
+)
 from speechmill.job import Job
 from speechmill.planner import Plan
-from speechmill.records import Part, RecordingDone, Transcript
+from speechmill.records import Failure, Part, Recording, RecordingDone, Transcript, printable
 from speechmill.report import BuildReport
 from speechmill.storage import Blob, Object, Store, open_store
 from speechmill.storage.local import LocalStore
 from speechmill.tools import open_tools
 from speechmill.transcribers.fake import FakeTranscriber
+from tests.rows import rows
 
 numbers = itertools.count()
 
@@ -48,14 +60,14 @@ def job(tmp_path: Path) -> Job:
 
 
 def names(job: Job) -> list[str]:
-    rows = speechmill.open_dataset(job.sink).to_table(columns=["file_name"])
-    return list(rows["file_name"].to_pylist())
+    table = speechmill.open_dataset(job.sink).to_table(columns=["file_name"])
+    return list(table["file_name"].to_pylist())
 
 
 def failed(job: Job) -> dict[str, tuple[str, str]]:
-    rows = failed_recordings(open_store(job.sink))
-    assert len({r.file_name for r in rows}) == len(rows)
-    return {r.file_name: (r.stage, r.error) for r in rows}
+    found = failed_recordings(open_store(job.sink))
+    assert len({r.file_name for r in found}) == len(found)
+    return {r.file_name: (r.stage, r.error) for r in found}
 
 
 def build(job: Job) -> BuildReport:
@@ -334,3 +346,108 @@ def test_the_logs_of_a_run_tell_each_recording_and_the_totals(job: Job) -> None:
     assert "recording failed" in application
     assert "finished" in application
     assert (folder / "report.json").exists()
+
+
+def test_a_source_that_vanishes_is_an_error_and_not_a_million_deletions(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unmounted(store: LocalStore, key: str) -> None:
+        if key.endswith(".wav"):
+            shutil.rmtree(job.source, ignore_errors=True)
+
+    rough_get(monkeypatch, unmounted)
+    with pytest.raises(UnavailableError, match="no longer there"):
+        speechmill.build(job)
+
+
+def test_a_broken_engine_ends_the_build_also_with_batches_of_one(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trouble_with(monkeypatch, 4800, ModelError("out of memory"))
+    one = job.model_copy(update={"batch_size": 1, "sink": f"{job.sink}-1"})
+    with pytest.raises(ModelError, match="out of memory"):  # three in a row, and none before
+        speechmill.build(one.model_copy(update={"include": ("*/2.wav",)}))
+    assert build(job).failed == 3  # it works for others: these three are to blame
+
+
+def test_what_is_done_is_committed_when_the_source_goes_down(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listing = LocalStore.list
+    down: list[str] = []
+
+    def trouble(store: LocalStore, key: str) -> None:
+        if key.endswith("0.wav"):  # the shortest, so the last ones
+            down.append(key)
+            raise UnavailableError("connection refused")
+
+    def list_while_up(self: LocalStore, prefix: str = "") -> Iterator[Object]:
+        if down and not prefix:
+            raise UnavailableError("connection refused")
+        return listing(self, prefix)
+
+    rough_get(monkeypatch, trouble)
+    monkeypatch.setattr(LocalStore, "list", list_while_up)
+    with pytest.raises(UnavailableError):
+        speechmill.build(job)
+    monkeypatch.undo()
+    assert len(names(job)) == 8
+
+
+def test_the_order_of_tokenizers_is_part_of_the_recipe(job: Job) -> None:
+    speechmill.build(job.model_copy(update={"tokenizer": ("mfcc", "fake")}))
+    with pytest.raises(RecipeChangedError, match=r"tokenizers\.token\.name"):
+        speechmill.build(job.model_copy(update={"tokenizer": ("fake", "mfcc")}))
+
+
+def test_a_rebuild_cannot_change_the_type_of_a_token_column(job: Job) -> None:
+    build(job)
+    with pytest.raises(DatasetError, match="another sink"):
+        speechmill.build(job.model_copy(update={"tokenizer": ("fake",), "rebuild": True}))
+    report = speechmill.build(
+        job.model_copy(update={"tokenizer": ("mfcc", "fake"), "rebuild": True})
+    )
+    assert report.rows == 12
+    assert "token_fake" in speechmill.open_dataset(job.sink).schema.names
+
+
+def test_keys_that_print_alike_are_still_two_recordings(job: Job) -> None:
+    folder = Path(job.source) / "odd"
+    folder.mkdir()
+    samples = (Path(job.source) / "p1" / "0.wav").read_bytes()
+    (folder / "\\xff.wav").write_bytes(samples)
+    Path(os.fsdecode(os.fsencode(folder) + b"/\xff.wav")).write_bytes(samples)
+    (folder / "\\xfe.wav").write_bytes(b"junk")
+    Path(os.fsdecode(os.fsencode(folder) + b"/\xfe.wav")).write_bytes(b"junk")
+    report = build(job)
+    assert (report.rows, report.failed) == (14, 2)
+    again = build(job)
+    assert (again.recordings, again.failed_before) == (0, 2)
+
+
+@given(st.lists(st.binary(min_size=1, max_size=6), min_size=2, max_size=6, unique=True))
+def test_different_keys_have_different_names(keys: list[bytes]) -> None:
+    keys += [b"\\" + k for k in keys] + [b"\\x" + k for k in keys]
+    decoded = {k.decode("utf-8", "surrogateescape") for k in keys}
+    assert len({printable(k) for k in decoded}) == len(decoded)
+
+
+def test_a_late_row_of_an_older_version_leaves_the_newer_versions_failure(job: Job) -> None:
+    sink, part = open_store(f"memory://late-{next(numbers)}"), Part("p1", 0, 1)
+    older, newer = Recording("x", 1, "e1", 1), Recording("x", 1, "e2", 2)
+    failure = Failure(newer, "p1", "decode", "DamagedError", "broken")
+    for table, failures in ((rows([]), [failure]), (rows([older]), [])):
+        dataset_commit.commit(
+            sink, part, table, failures, recipe="r1", replaces={}, is_current=lambda: True
+        )
+    assert [f.file_name for f in failed_recordings(sink)] == ["x"]
+
+
+def test_a_damaged_part_is_named_with_what_to_do(job: Job) -> None:
+    build(job)
+    part = next(Path(job.sink, "data").rglob("*.parquet"))
+    part.write_bytes(part.read_bytes()[:-100])
+    with pytest.raises(DatasetError, match="remove the file"):
+        speechmill.build(job)
+    part.unlink()
+    assert build(job).rows == 4

@@ -120,7 +120,7 @@ def test_every_listed_object_is_counted_exactly_once(
     for key in later | (touched & first):
         store.put(key, content(key, 2))
     made = plan(source, sink, limit=limit, exclude=(*exclude, "*never*"))
-    to_do = made.new + made.changed
+    to_do = made.new + made.changed + made.again
     assert made.listed == len({"keep/me.wav"} | first | later)
     assert made.listed == made.done + made.failed + to_do + sum(made.left_out.values())
     assert to_do == made.num_recordings == len(set(planned(made)))
@@ -177,7 +177,7 @@ def test_a_big_folder_is_many_shards_and_small_folders_share_one() -> None:
     assert max(s.num_recordings for s in big.shards) < 50
     small = make([(f"{i}/0.wav", MINUTE // 6) for i in range(300)], memory(), part_minutes=10.0)
     assert 6 <= len(small.shards) <= 12
-    assert max(len(s.parts) for s in small.shards) > 50
+    assert max(len(s.parts) for s in small.shards) > 25
     for made in (big, small):
         assert [s.index for s in made.shards] == list(range(len(made.shards)))
         parts = Counter(part for s in made.shards for part, _ in s.parts)
@@ -226,7 +226,7 @@ def test_new_changed_done_and_failed_are_told_apart() -> None:
     store.put("p1/worse.wav", wav(4))
     store.put("p2/c.wav", wav(5))
     made = plan(source, sink)
-    assert (made.done, made.changed, made.new, made.failed) == (1, 1, 2, 1)
+    assert (made.done, made.changed, made.new, made.failed) == (1, 2, 1, 1)
     assert planned(made) == ["p1/b.wav", "p1/worse.wav", "p2/c.wav"]
     assert planned(plan(source, sink, retry_failed=True)) == sorted(["p1/bad.wav", *planned(made)])
     old = rows_of(sink)
@@ -278,7 +278,7 @@ def test_prune_refuses_to_work_on_half_a_listing_or_on_none() -> None:
         build(source, sink, prune=True)
     made = make([("p1/a.wav", 1)], memory())  # planned without --prune
     with pytest.raises(JobError, match="empty the sink"):
-        prune(open_store(sink), made)
+        prune(open_store(source), open_store(sink), made)
     assert len(rows_of(sink)) == 2
 
 
@@ -290,7 +290,7 @@ def test_prune_spares_what_lies_in_a_folder_that_cannot_be_looked_into() -> None
     lister: Any = Lister(lambda: [Object("shut", 0, "", 0), Object("x/b.wav", 1, "tag", 0)])
     job = Job(source=lister.url, sink=sink, prune=True)
     made = make_plan(job, lister, open_store(sink), "r")
-    assert prune(open_store(sink), made) == 1
+    assert prune(open_store(memory()), open_store(sink), made) == 1
     keys = [o.key for o in open_store(sink).list("data")]
     left = {k: open_store(sink).get(k) for k in keys}
     assert [len(_names(blob.data)) for _, blob in sorted(left.items())] == [0, 1]

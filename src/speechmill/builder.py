@@ -7,13 +7,15 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from queue import SimpleQueue
 from typing import Protocol
 
 from speechmill._version import __version__
+from speechmill.dataset.reader import stored_schema
 from speechmill.dataset.state import agree_on_source, check_source, read_recipe, read_state
-from speechmill.errors import SpeechmillError
+from speechmill.errors import DatasetError, SpeechmillError
 from speechmill.job import Job
 from speechmill.planner import Plan, make_plan
 from speechmill.records import RecordingDone
@@ -21,8 +23,8 @@ from speechmill.report import BuildReport, Tally
 from speechmill.runlog import RunLog, new_run_id
 from speechmill.runners.base import Runner
 from speechmill.runners.local import LocalRunner
-from speechmill.tools import Tools, open_tools
-from speechmill.upkeep import prune, tidy
+from speechmill.tools import Tools, forget_tools, open_tools
+from speechmill.upkeep import count_gone, prune, tidy
 
 __all__ = ["Observer", "build", "plan"]
 
@@ -65,7 +67,10 @@ def plan(job: Job) -> Plan:
     """
     tools = _settled_tools(job)
     _check_source(tools)
-    return make_plan(tools.job, tools.source, tools.sink, tools.recipe.id)
+    made = make_plan(tools.job, tools.source, tools.sink, tools.recipe.id)
+    if job.prune:
+        made = replace(made, prunable=count_gone(tools.source, tools.sink, made))
+    return made
 
 
 def build(
@@ -108,13 +113,14 @@ def build(
             done=made.done,
             new=made.new,
             changed=made.changed,
+            again=made.again,
             failed_before=made.failed,
             shards=len(made.shards),
         )
         observer.planned(made)
         work = _Work(log, observer)
         work.run(job, runner or LocalRunner(), made, stop)
-        pruned = prune(tools.sink, made) if job.prune and not stop() else 0
+        pruned = prune(tools.source, tools.sink, made) if job.prune and not stop() else 0
     except BaseException as error:
         log.event("broken off", "error", error=type(error).__name__, message=str(error))
         _last_words(log)
@@ -206,6 +212,7 @@ class _Work:
 
 def _settled_tools(job: Job) -> Tools:
     """The job's tools, with the compute type that the sink's recipe has settled on."""
+    forget_tools()
     tools = open_tools(job)
     state = read_state(tools.sink)
     if job.compute_type != "auto" or state is None:
@@ -223,15 +230,33 @@ def _check_source(tools: Tools) -> None:
     Nothing is written yet: a mistyped source must leave no trace in the sink.
     """
     next(iter(tools.source.list()), None)
+    state = read_state(tools.sink)
     check_source(
         tools.sink,
-        read_state(tools.sink),
+        state,
         tools.source.url,
         tools.job.folder,
         tools.recipe,
         rebuild=tools.job.rebuild,
         source_moved=tools.job.source_moved,
     )
+    if state is not None and state["recipe"] != tools.recipe.id:
+        _check_token_types(tools)
+
+
+def _check_token_types(tools: Tools) -> None:
+    """That a rebuild keeps the types of the token columns: readers of a half rebuilt dataset could
+    not put two types into one column."""
+    stored = stored_schema(tools.sink)
+    for column in tools.schema.names:
+        if not column.startswith("token") or stored is None or column not in stored.names:
+            continue
+        old, new = stored.field(column).type, tools.schema.field(column).type
+        if old != new:
+            raise DatasetError(
+                f"the column {column} of {tools.sink.url} is {old}, this job makes it {new}; a "
+                "rebuild cannot change that: use another sink"
+            )
 
 
 def _agree_on_source(tools: Tools) -> None:

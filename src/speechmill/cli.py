@@ -7,20 +7,22 @@ import os
 import signal
 import sys
 import threading
-import tomllib
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, get_args, get_origin
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
 from speechmill._version import __version__
-from speechmill.errors import JobError, SpeechmillError, UnavailableError
+from speechmill.errors import DatasetError, JobError, SpeechmillError, UnavailableError
 from speechmill.job import Job, load_job
+
+if TYPE_CHECKING:
+    from speechmill.storage import Store
 
 __all__ = ["app", "main"]
 
@@ -96,8 +98,6 @@ def _takes_a_job(command: Callable[[Job], None]) -> Callable[..., None]:
     def run(**given: Any) -> None:
         config = given.pop("config")
         flags = {name: value for name, value in given.items() if value not in (None, [])}
-        if "tokenizer_option" in flags:
-            flags["tokenizer_option"] = _tokenizer_options(flags["tokenizer_option"])
         command(load_job(config, flags))
 
     def argument(name: str) -> inspect.Parameter:
@@ -125,23 +125,6 @@ def _takes_a_job(command: Callable[[Job], None]) -> Callable[..., None]:
     run.__annotations__ = {p.name: p.annotation for p in parameters}
     run.__name__, run.__doc__ = command.__name__, command.__doc__
     return run
-
-
-def _tokenizer_options(given: list[str]) -> dict[str, dict[str, Any]]:
-    options: dict[str, dict[str, Any]] = {}
-    for text in given:
-        path, equals, value = text.partition("=")
-        tokenizer, dot, key = path.partition(".")
-        if not (equals and dot and tokenizer and key):
-            raise JobError(
-                f"--tokenizer-option {text!r}: write NAME.OPTION=VALUE, such as mfcc.n_mfcc=13"
-            )
-        try:
-            parsed = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError:
-            parsed = value
-        options.setdefault(tokenizer, {})[key] = parsed
-    return options
 
 
 class _Stop:
@@ -229,6 +212,16 @@ def plan(job: Job) -> None:
     print_plan(out, make(job))
 
 
+def _sink_state(store: Store) -> dict[str, Any]:
+    """What the sink's builds have agreed on; an error where there is no dataset."""
+    from speechmill.dataset.state import read_state
+
+    state = read_state(store)
+    if state is None:
+        raise DatasetError(f"there is no dataset in {store.url}; speechmill build makes one")
+    return state
+
+
 @app.command(epilog="Example: `speechmill show s3://voices/output --profile r2`")
 def show(
     sink: SinkArgument,
@@ -237,15 +230,13 @@ def show(
     region: Region = None,
 ) -> None:
     """Show what SINK holds: rows, hours, folders, languages, failures, what made them."""
-    from speechmill.dataset.state import read_recipe, read_state
+    from speechmill.dataset.state import read_recipe
     from speechmill.dataset.summary import summarize
     from speechmill.display import print_summary
     from speechmill.storage import StoreOptions, open_store
 
     store = open_store(sink, StoreOptions(profile, endpoint_url, region))
-    state = read_state(store)
-    if state is None:
-        raise SpeechmillError(f"there is no dataset in {store.url}; speechmill build makes one")
+    state = _sink_state(store)
     print_summary(out, store.url, state, read_recipe(store, state["recipe"]), summarize(store))
 
 
@@ -260,7 +251,9 @@ def failures(
     from speechmill.dataset.summary import failed_recordings
     from speechmill.storage import StoreOptions, open_store
 
-    failed = failed_recordings(open_store(sink, StoreOptions(profile, endpoint_url, region)))
+    store = open_store(sink, StoreOptions(profile, endpoint_url, region))
+    _sink_state(store)
+    failed = failed_recordings(store)
     for row in failed:
         reason = f"{row.error}: {row.message}"
         fields = (row.file_name, row.stage, reason, str(row.attempts))
@@ -296,11 +289,19 @@ def export_parquet(
         destination,
         StoreOptions(out_profile or profile, out_endpoint_url or endpoint_url, region),
     )
-    files = rows = 0
+    rows = 0
+    written: set[str] = set()
     for exported in run(source, target, template):
-        files, rows = files + 1, rows + exported.rows
+        written.add(exported.key)
+        rows += exported.rows
         typer.echo(f"{target.url}/{exported.key}\t{exported.rows} rows")
-    err.print(f"{rows} rows in {files} files")
+    err.print(f"{rows} rows in {len(written)} files")
+    others = [o.key for o in target.list() if o.key.endswith(".parquet") and o.key not in written]
+    if others and target.url != source.url:
+        err.print(
+            Text(f"note: {target.url} also holds {len(others)} files that are not of this export, ")
+            + Text(f"such as {others[0]}", style="yellow")
+        )
 
 
 @app.command(epilog="Example: `speechmill doctor s3://voices/vctk s3://voices/output --profile r2`")
@@ -310,6 +311,15 @@ def doctor(
     profile: Profile = None,
     endpoint_url: EndpointUrl = None,
     region: Region = None,
+    sink_profile: Annotated[
+        str | None, typer.Option(help="Profile of SINK, where it differs from SOURCE's.")
+    ] = None,
+    sink_endpoint_url: Annotated[
+        str | None, typer.Option(help="Endpoint of SINK, where it differs from SOURCE's.")
+    ] = None,
+    sink_region: Annotated[
+        str | None, typer.Option(help="Region of SINK, where it differs from SOURCE's.")
+    ] = None,
     model: Annotated[str, typer.Option(help="Whisper model to look for.")] = "base",
 ) -> None:
     """Check what is there: devices, models, extras; and whether SOURCE and SINK can be used."""
@@ -317,7 +327,15 @@ def doctor(
     from speechmill.doctor import examine
     from speechmill.storage import StoreOptions
 
-    checks = examine(source, sink, StoreOptions(profile, endpoint_url, region), model)
+    checks = examine(
+        source,
+        sink,
+        StoreOptions(profile, endpoint_url, region),
+        StoreOptions(
+            sink_profile or profile, sink_endpoint_url or endpoint_url, sink_region or region
+        ),
+        model,
+    )
     print_checks(out, checks)
     _leave(EXIT_OK if all(c.good for c in checks) else EXIT_FAILED)
 

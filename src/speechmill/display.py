@@ -59,13 +59,13 @@ def format_duration(seconds: float) -> str:
 
 
 def _facts(console: Console, title: str, rows: Iterable[tuple[str, str]]) -> None:
-    """Print a small table of names and values."""
-    table = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False)
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(overflow="fold")
+    """Print names and values, a line each; nothing is cut or broken, also in a pipe."""
+    rows = list(rows)
+    width = max(len(name) for name, _ in rows)
+    if title:
+        console.print(Text(title, style="bold"), soft_wrap=True)
     for name, value in rows:
-        table.add_row(name, Text(value))
-    console.print(table)
+        console.print(Text.assemble((name.ljust(width), "dim"), "  ", value), soft_wrap=True)
 
 
 class BuildDisplay:
@@ -138,7 +138,8 @@ def _counted(counts: Mapping[str, int]) -> str:
 
 def print_plan(console: Console, plan: Plan, *, brief: bool = False) -> None:
     """Print what is to be done."""
-    to_do = f"{plan.num_recordings:,} ({plan.new:,} new, {plan.changed:,} changed)"
+    again = f", {plan.again:,} again" if plan.again else ""
+    to_do = f"{plan.num_recordings:,} ({plan.new:,} new, {plan.changed:,} changed{again})"
     rows = [
         ("to do", f"{to_do}, {format_bytes(plan.num_bytes)}, in {len(plan.shards):,} shards"),
         ("already done", f"{plan.done:,}"),
@@ -147,12 +148,21 @@ def print_plan(console: Console, plan: Plan, *, brief: bool = False) -> None:
         rows.append(("failed before", f"{plan.failed:,} (--retry-failed tries them again)"))
     if plan.left_out:
         rows.append(("left out", _counted(plan.left_out)))
+    if plan.prunable:
+        rows.append(("gone", f"{plan.prunable:,} recordings, which --prune will remove"))
     if not plan.listing_ended:
         rows.append(("note", "--limit was reached; the rest of the source was not listed"))
     if not brief:
         rows.insert(0, ("listed", f"{plan.listed:,} files"))
         rows.append(("folders", f"{len(plan.parts):,}, {sum(plan.parts.values()):,} parts"))
     _facts(console, "", rows)
+    if plan.unmatched:
+        console.print(
+            Text(
+                f"note: {plan.unmatched:,} recordings do not match --folder; they go to _root",
+                style="yellow",
+            )
+        )
     for name, (one, other) in list(plan.same_name.items())[:3]:
         console.print(
             Text(
@@ -171,6 +181,7 @@ def print_report(console: Console, report: BuildReport) -> None:
             f"nothing to do: {report.already_done:,} recordings are done{failed} "
             f"({format_duration(report.wall_s)}); {report.sink}",
             highlight=False,
+            markup=False,
             soft_wrap=True,
         )
         return
@@ -188,7 +199,7 @@ def print_report(console: Console, report: BuildReport) -> None:
             ),
         ),
         (
-            "of which",
+            "by stage, all threads",
             ", ".join(f"{k.removesuffix('_s')} {v:.1f} s" for k, v in report.stages_s.items()),
         ),
         ("already done", f"{report.already_done:,}"),
@@ -223,14 +234,14 @@ def print_summary(
 ) -> None:
     """Print what is in a sink."""
     choices = recipe.choices if recipe else {}
-    tokenizers = choices.get("tokenizers", {})
+    tokenizers = [t["name"] for t in choices.get("tokenizers", {}).values()]
     details = {**(recipe.made_by if recipe else {}), **choices.get("transcriber", {})}
     details["model"] = recipe.made_by.get("model", "") if recipe else ""
     keys = ("transcriber", "model", "compute_type")
     made_by = " ".join(str(details[k]) for k in keys if details.get(k))
     rows = [
         ("rows", f"{summary.rows:,} ({summary.empty:,} without speech)"),
-        ("audio", f"{summary.audio_s / HOUR:,.2f} hours"),
+        ("audio", format_duration(summary.audio_s)),
         ("parts", f"{summary.parts:,}, {format_bytes(summary.num_bytes)}"),
         ("source", state["source"]),
         ("made by", f"{made_by}; tokens: {', '.join(tokenizers) or 'none'}"),
@@ -249,6 +260,8 @@ def print_summary(
     for name, count in summary.folders.most_common(MOST):
         folders.add_row(Text(name), f"{count:,}", f"{summary.folder_audio_s[name] / MINUTE:,.1f}")
     console.print(folders)
+    if len(summary.folders) > MOST:
+        console.print(f" … and {len(summary.folders) - MOST:,} more")
     slowest = Table("seconds", "recording", title="slowest recordings", box=None)
     for seconds, name in summary.slowest:
         slowest.add_row(f"{seconds:.2f}", Text(name))

@@ -30,7 +30,13 @@ class Check:
     finding: str
 
 
-def examine(source: str | None, sink: str | None, options: StoreOptions, model: str) -> list[Check]:
+def examine(
+    source: str | None,
+    sink: str | None,
+    source_options: StoreOptions,
+    sink_options: StoreOptions,
+    model: str,
+) -> list[Check]:
     """Look at this machine, and at SOURCE and SINK where they are given. Raises nothing."""
     checks = [
         Check("speechmill", True, f"{__version__}, Python {platform.python_version()}"),
@@ -39,9 +45,9 @@ def examine(source: str | None, sink: str | None, options: StoreOptions, model: 
         _check(f"model {model}", lambda: _model(model)),
     ]
     if source is not None:
-        checks.append(_check("source", lambda: _source(source, options)))
+        checks.append(_check("source", lambda: _source(source, source_options)))
     if sink is not None:
-        checks.append(_check("sink", lambda: _sink(sink, options)))
+        checks.append(_check("sink", lambda: _sink(sink, sink_options)))
     return checks
 
 

@@ -69,10 +69,13 @@ class Job(BaseModel):
     ] = ()
     include: Annotated[
         tuple[str, ...],
-        Field(description="Choose only paths that match this glob, such as 'p2*/**'."),
+        Field(
+            description="Choose only paths that match this glob ('*' also matches '/'), or this "
+            "folder, such as 'p2*' or p225."
+        ),
     ] = ()
     exclude: Annotated[
-        tuple[str, ...], Field(description="Leave out paths that match this glob.")
+        tuple[str, ...], Field(description="Leave out paths that match this glob or folder.")
     ] = ()
     limit: Annotated[
         int | None, Field(ge=1, description="Take at most so many recordings that are to be done.")
@@ -162,6 +165,25 @@ class Job(BaseModel):
             return (value,)
         return tuple(value) if isinstance(value, list) else value
 
+    @field_validator("tokenizer_option", mode="before")
+    @classmethod
+    def _options(cls, value: object) -> object:
+        """The flag's form, NAME.OPTION=VALUE, is taken, too."""
+        if not isinstance(value, list):
+            return value
+        options: dict[str, dict[str, Any]] = {}
+        for text in value:
+            path, equals, setting = str(text).partition("=")
+            tokenizer, dot, key = path.partition(".")
+            if not (equals and dot and tokenizer and key):
+                raise ValueError(f"{text!r}: write NAME.OPTION=VALUE, such as mfcc.n_mfcc=13")
+            try:
+                parsed = tomllib.loads(f"value = {setting}")["value"]
+            except tomllib.TOMLDecodeError:
+                parsed = setting
+            options.setdefault(tokenizer, {})[key] = parsed
+        return options
+
     @field_validator("source", "sink", "model", "folder")
     @classmethod
     def _not_empty(cls, value: str) -> str:
@@ -204,7 +226,7 @@ def _explain(error: ValidationError) -> str:
     """Pydantic's findings as one line each."""
     lines = []
     for found in error.errors():
-        key = str(found["loc"][0]) if found["loc"] else "job"
+        key = ".".join(str(part) for part in found["loc"][:3]) or "job"
         text = found["msg"].removeprefix("Value error, ")
         if found["type"] == "extra_forbidden":
             near = difflib.get_close_matches(key, Job.model_fields, n=1)

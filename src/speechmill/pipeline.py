@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -42,11 +42,12 @@ from speechmill.records import (
     Utterance,
     Waveform,
 )
-from speechmill.tools import Tools, open_tools
+from speechmill.tools import MODEL_ERRORS, Tools, open_tools
 
 __all__ = ["process_shard"]
 
 COMMIT_EVERY_S = 300.0  # what a slow model has done is committed so often, also within a part
+RESCUE_S = 10.0  # how long a build that ends with an error waits for what is being committed
 MAX_AHEAD_S = 3600.0  # audio on its way to the model, unless one recording alone is longer
 MAX_BATCH_S = 120.0  # audio in a batch, likewise; it bounds how long a stop takes
 
@@ -143,6 +144,9 @@ class _ShardRun:
                     break
             self._commit_pending(list(self.pending))
             commits = [f.result() for f in self.commits]
+        except SpeechmillError:
+            self._rescue()
+            raise
         finally:
             for fetched in self.fetching:
                 fetched.cancel()
@@ -156,6 +160,12 @@ class _ShardRun:
             conflicts=sum(conflicts for conflicts, _ in commits),
             stopped=stopped,
         )
+
+    def _rescue(self) -> None:
+        """Commit what is done, if the sink is not what has failed."""
+        if not any(f.done() and f.exception() for f in self.commits):
+            self._commit_pending(list(self.pending))
+        wait(self.commits, timeout=RESCUE_S)
 
     def _prepared(self) -> Iterator[_Ready]:
         """Recordings, decoded, in order of size, so that neighbours are of similar length.
@@ -233,17 +243,28 @@ class _ShardRun:
         try:
             blob = self.tools.source.get(planned.key)
         except NotFoundError:
+            self._look_for_source()
             ready.gone = True
             return b""
         except UnavailableError as error:
-            # The one object, or the whole store? If nothing answers, nothing can be done.
-            next(iter(self.tools.source.list()), None)
+            self._look_for_source()
             raise StorageError(str(error)) from error
         # What was fetched may be newer than what was listed: the row is of what was fetched.
         ready.recording = Recording(
             planned.key, len(blob.data), blob.etag, blob.modified_us, planned.replaces
         )
         return blob.data
+
+    def _look_for_source(self) -> None:
+        """That it is the one object's trouble, and not the whole source's: then nothing can be
+        done."""
+        source = self.tools.source
+        try:
+            found = next(iter(source.list()), None)
+        except NotFoundError:
+            found = None
+        if found is None:
+            raise UnavailableError(f"the source {source.url} is empty or no longer there")
 
     def _transcribe_and_tokenize(self, batch: Sequence[_Ready]) -> None:
         good = [r for r in batch if not r.failure and not r.gone]
@@ -264,21 +285,28 @@ class _ShardRun:
                 )
             except Exception as error:  # noqa: BLE001 - see above
                 if len(batch) == 1:
+                    self._count_model_errors(error)
                     batch[0].fail("transcribe", error)
                     return
                 transcripts = None
+            else:
+                self.tools.model_errors = 0
             seconds = time.perf_counter() - started
         if transcripts is None:
             for ready in batch:
                 self._transcribe([ready])
-            if all(r.failure and r.failure.error == ModelError.__name__ for r in batch):
-                # Not the recordings' fault: the engine cannot run the model.
-                raise ModelError(batch[0].failure.message if batch[0].failure else "")
             return
         total_s = sum(r.duration_s for r in batch)
         for ready, transcript in zip(batch, transcripts, strict=True):
             ready.transcript = transcript
             ready.transcribe_s = seconds * ready.duration_s / total_s
+
+    def _count_model_errors(self, error: Exception) -> None:
+        """End the build when the engine fails again and again."""
+        if isinstance(error, ModelError):
+            self.tools.model_errors += 1
+            if self.tools.model_errors >= MODEL_ERRORS:
+                raise error
 
     def _tokenize(self, batch: Sequence[_Ready]) -> None:
         for ready in batch:

@@ -13,7 +13,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from speechmill import audio
 from speechmill.dataset.commit import Version, versions
@@ -21,6 +21,7 @@ from speechmill.dataset.layout import (
     DATA,
     FAILURES,
     OWN_PREFIXES,
+    ROOT_FOLDER,
     agree_on_parts,
     data_key,
     folder_rule,
@@ -70,10 +71,12 @@ class _Folder:
 class Plan:
     """What a build would do. ``shards`` are lists of recordings by part.
 
-    Of the ``listed`` objects, ``left_out`` were not chosen (counted by reason), and the others
-    are ``done``, to be done (``new`` or ``changed``), or ``failed`` before and not to be tried
-    again. ``same_name`` shows folders whose recordings lie in different directories: folder_name
-    to two of these.
+    Of the ``listed`` objects, ``left_out`` were not chosen (counted by reason). The others are
+    ``done``; or to be done: ``new``, ``changed``, or the same bytes ``again`` (they failed before,
+    or another recipe made their rows); or ``failed`` before and not to be tried again.
+    ``same_name`` shows folders whose recordings lie in different directories: folder_name to two
+    of these. ``unmatched`` recordings do not match a regular expression of ``folder``;
+    ``prunable`` ones are gone from the source (counted where ``prune`` is set).
     """
 
     shards: tuple[Shard, ...]
@@ -82,6 +85,7 @@ class Plan:
     done: int
     new: int
     changed: int
+    again: int
     failed: int
     same_name: Mapping[str, tuple[str, str]]
     parts: Mapping[str, int]
@@ -90,6 +94,8 @@ class Plan:
     listing_ended: bool = True
     names: frozenset[bytes] = frozenset()
     unseen: tuple[str, ...] = ()
+    unmatched: int = 0
+    prunable: int = 0
 
     @property
     def num_recordings(self) -> int:
@@ -158,13 +164,14 @@ class _Planner:
         self.directories: dict[str, str] = {}
         self.same_name: dict[str, tuple[str, str]] = {}
         self.left_out: Counter[str] = Counter()
-        self.listed = self.done = self.new = self.changed = self.failed = 0
+        self.listed = self.done = self.new = self.changed = self.again = self.failed = 0
         self.planned = 0
         self.bare: list[tuple[str, Recording]] = []
         self.stale_failures: list[tuple[Part, str]] = []
         self.outdated_rows: list[tuple[Part, str, Version]] = []
         self.names: set[bytes] = set()
         self.unseen: list[str] = []
+        self.unmatched = 0
         self.listing_ended = True
 
     def plan(self, settle: Callable[[], None] | None) -> Plan:
@@ -192,6 +199,7 @@ class _Planner:
             done=self.done,
             new=self.new,
             changed=self.changed,
+            again=self.again,
             failed=self.failed,
             same_name=self.same_name,
             parts={**wanted, **self.layout},
@@ -200,6 +208,7 @@ class _Planner:
             listing_ended=self.listing_ended,
             names=frozenset(self.names),
             unseen=tuple(self.unseen),
+            unmatched=self.unmatched,
         )
 
     def _refuse_nothing(self) -> None:
@@ -275,6 +284,8 @@ class _Planner:
         folder_name = self.folder_of(name)
         directory = posixpath.dirname(name)
         seen = self.directories.setdefault(folder_name, directory)
+        if folder_name == ROOT_FOLDER and self.job.folder not in ("parent", "first", "path"):
+            self.unmatched += 1
         if seen != directory and self.job.folder == "parent":
             self.same_name.setdefault(folder_name, (seen, directory))
         return folder_name
@@ -298,10 +309,8 @@ class _Planner:
             if row is not None:
                 self.outdated_rows.append((part, name, row))
         else:
-            if row is not None:
-                recording = Recording(
-                    recording.key, recording.size, recording.etag, recording.modified_us, row.etag
-                )
+            if before := row or failure:
+                recording = replace(recording, replaces=before.etag)
             self._add(part.folder_name, recording)
 
     def _add(self, folder_name: str, recording: Recording) -> None:
@@ -318,10 +327,12 @@ class _Planner:
             return
         folder.recordings.append(recording)
         self.planned += 1
-        if recording.replaces:
-            self.changed += 1
-        else:
+        if not recording.replaces:
             self.new += 1
+        elif recording.replaces == recording.etag:
+            self.again += 1
+        else:
+            self.changed += 1
 
     def _enough(self, batch: list[Recording]) -> bool:
         """Whether --limit is reached, and the folders that it took from are listed to the end."""
@@ -376,12 +387,19 @@ def _below_sink(key: str, sink_prefix: str) -> bool:
     return top in OWN_PREFIXES
 
 
+def _glob(pattern: str) -> re.Pattern[str]:
+    """``*`` also matches "/"; a pattern without wildcards is a file, or a folder with all in it."""
+    if not any(c in pattern for c in "*?["):
+        return re.compile(re.escape(pattern.strip("/")) + "(/.*)?$", re.DOTALL)
+    return re.compile(fnmatch.translate(pattern))
+
+
 def _selection(job: Job) -> Callable[[str], str | None]:
     """Why the job leaves a file name out, or None where it takes it."""
     extensions = set(job.extension or audio.EXTENSIONS)
-    bare = not job.extension or "none" in extensions
-    include = [re.compile(fnmatch.translate(g)) for g in job.include]
-    exclude = [re.compile(fnmatch.translate(g)) for g in job.exclude]
+    bare = not job.extension
+    include = [_glob(g) for g in job.include]
+    exclude = [_glob(g) for g in job.exclude]
 
     def reason(name: str) -> str | None:
         extension = _extension(name)
@@ -399,7 +417,6 @@ def _selection(job: Job) -> Callable[[str], str | None]:
 def _read_failures(sink: Store) -> dict[str, tuple[Version, str]]:
     found: dict[str, tuple[Version, str]] = {}
     for _, table in scan(sink, [*IDENTITY_COLUMNS, "stage"], FAILURES):
-        stages = table["stage"].to_pylist()
-        for (name, version), stage in zip(versions(table).items(), stages, strict=True):
-            found[name] = (version, stage)
+        stages = dict(zip(table["file_name"].to_pylist(), table["stage"].to_pylist(), strict=True))
+        found |= {name: (version, stages[name]) for name, version in versions(table).items()}
     return found

@@ -30,12 +30,19 @@ Stage = Literal["list", "fetch", "decode", "transcribe", "tokenize", "commit"]
 
 
 def printable(key: str) -> str:
-    r"""A store's key as valid Unicode: bytes that are not UTF-8 appear as ``\xff``."""
+    r"""A store's key as valid Unicode: bytes that are not UTF-8 appear as ``\xff``.
+
+    In such names, and in those that hold ``\x`` anyway, a backslash appears as two, so that
+    different keys have different names.
+    """
+    if key.isascii() and "\\x" not in key:
+        return key
     try:
         key.encode()
     except UnicodeEncodeError:
-        return key.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return key
+        raw = key.replace("\\", "\\\\").encode("utf-8", "surrogateescape")
+        return raw.decode("utf-8", "backslashreplace")
+    return key.replace("\\", "\\\\") if "\\x" in key else key
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +51,8 @@ class Recording:
 
     ``key`` is its path relative to SOURCE just as the store names it (bytes that are not UTF-8
     as surrogate escapes). ``(file_name, size, etag)`` is its identity. ``modified_us`` is in
-    microseconds since 1970, UTC. ``replaces`` is the etag of the dataset's rows that this
-    version was planned to replace, "" where there are none.
+    microseconds since 1970, UTC. ``replaces`` is the etag of the row, or else of the
+    failure, that this version was planned to replace; "" where there is none.
     """
 
     key: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,7 @@ from functools import cached_property, lru_cache
 import pyarrow as pa
 
 from speechmill import audio
-from speechmill.dataset.schema import row_schema
+from speechmill.dataset.schema import row_schema, token_column
 from speechmill.dataset.state import current_recipe
 from speechmill.job import Job, Recipe
 from speechmill.storage import Store, StoreOptions, open_store
@@ -21,9 +22,13 @@ from speechmill.tokenizers.base import Tokenizer
 from speechmill.transcribers import open_transcriber
 from speechmill.transcribers.base import Transcriber
 
-__all__ = ["Tools", "open_tools"]
+__all__ = ["MODEL_ERRORS", "Tools", "forget_tools", "open_tools"]
 
 ROWS_VERSION = 1  # bumped by hand when rows of the same transcripts and tokens would differ
+
+# So many errors of the engine in a row are not the recordings' fault; fewer, before it has worked.
+MODEL_ERRORS = 16
+FIRST_MODEL_ERRORS = 3
 
 
 @dataclass
@@ -36,6 +41,7 @@ class Tools:
     transcriber: Transcriber
     tokenizers: tuple[Tokenizer, ...]
     model_lock: threading.Lock = field(default_factory=threading.Lock)
+    model_errors: int = MODEL_ERRORS - FIRST_MODEL_ERRORS  # in a row, counted under the lock
 
     # One set of threads for all shards of the process: threads that come and go leave memory that
     # the allocator keeps for each of them.
@@ -71,7 +77,10 @@ class Tools:
                     "keep_damaged": self.job.keep_damaged,
                 },
                 "transcriber": dict(self.transcriber.recipe),
-                "tokenizers": {t.name: dict(t.recipe) for t in self.tokenizers},
+                "tokenizers": {
+                    token_column(i, t.name): {"name": t.name, **t.recipe}
+                    for i, t in enumerate(self.tokenizers)
+                },
             },
             made_by={"transcriber": self.job.transcriber, **self.transcriber.provenance},
         )
@@ -87,7 +96,7 @@ class Tools:
 
 
 def open_tools(job: Job) -> Tools:
-    """The tools of a job; those of the last few jobs stay open.
+    """The tools of a job; those of the last few jobs stay open until ``forget_tools``.
 
     Raises:
         JobError: a name or an option of the transcriber or a tokenizer is wrong.
@@ -95,6 +104,16 @@ def open_tools(job: Job) -> Tools:
         StorageError: a store cannot be opened.
     """
     return _open_tools(job.model_dump_json())
+
+
+def forget_tools() -> None:
+    """Open stores anew from now on, with the credentials that there are then. Models stay."""
+    _open_tools.cache_clear()
+
+
+@lru_cache(maxsize=2)
+def _open_transcriber(job_json: str) -> Transcriber:
+    return open_transcriber(**json.loads(job_json))
 
 
 @lru_cache(maxsize=4)
@@ -117,13 +136,17 @@ def _open_tools(job_json: str) -> Tools:
             open_tokenizer(spec, job.tokenizer_option.get(spec.partition(":")[0], {}))
             for spec in names
         ),
-        transcriber=open_transcriber(
-            job.transcriber,
-            model=job.model,
-            language=job.language,
-            device=job.device,
-            compute_type=job.compute_type,
-            beam_size=job.beam_size,
-            cpu_threads=job.threads,
+        transcriber=_open_transcriber(
+            json.dumps(
+                {
+                    "name": job.transcriber,
+                    "model": job.model,
+                    "language": job.language,
+                    "device": job.device,
+                    "compute_type": job.compute_type,
+                    "beam_size": job.beam_size,
+                    "cpu_threads": job.threads,
+                }
+            )
         ),
     )

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
 
 from speechmill.dataset.commit import Version, remove, versions
 from speechmill.dataset.layout import DATA, FAILURES, data_key, failures_key
 from speechmill.dataset.reader import scan
 from speechmill.dataset.schema import IDENTITY_COLUMNS
-from speechmill.errors import JobError
+from speechmill.errors import JobError, NotFoundError, UnsupportedError
 from speechmill.planner import Plan, name_digest
 from speechmill.records import Part
 from speechmill.storage import Store
 
-__all__ = ["prune", "tidy"]
+__all__ = ["count_gone", "prune", "tidy"]
 
 
 def tidy(sink: Store, plan: Plan) -> None:
@@ -31,24 +32,49 @@ def tidy(sink: Store, plan: Plan) -> None:
         remove(sink, data_key(part), lambda name, v, rows=rows: rows.get(name) == v)  # type: ignore[misc]
 
 
-def prune(sink: Store, plan: Plan) -> int:
-    """Remove rows and failures of recordings that the plan's listing did not have.
+def prune(source: Store, sink: Store, plan: Plan) -> int:
+    """Remove rows and failures of recordings that are gone from the source.
 
-    What lies below a folder that could not be looked into is not taken for gone. Returns how many
-    recordings it were.
+    Returns how many recordings it were.
 
     Raises:
         JobError: nothing was listed, so that everything would go.
     """
+    return sum(
+        remove(sink, key, lambda name, _, names=names: name in names)  # type: ignore[misc]
+        for key, names in _gone(source, sink, plan)
+    )
+
+
+def count_gone(source: Store, sink: Store, plan: Plan) -> int:
+    """How many recordings ``prune`` would remove. Raises as it does."""
+    return sum(len(names) for _, names in _gone(source, sink, plan))
+
+
+def _gone(source: Store, sink: Store, plan: Plan) -> Iterator[tuple[str, set[str]]]:
+    """The recordings of each part that the plan's listing did not have.
+
+    What lies below a folder that could not be looked into is not taken for gone, and neither is
+    what the source has by now: another build may have added it meanwhile.
+    """
     if not plan.names:
         raise JobError("the source lists nothing; --prune would empty the sink, so it was not done")
-
-    def gone(name: str) -> bool:
-        return name_digest(name) not in plan.names and not name.startswith(plan.unseen)
-
-    pruned = 0
     for root in (DATA, FAILURES):
         for part, table in scan(sink, IDENTITY_COLUMNS, root):
-            if any(gone(name) for name in versions(table)):
-                pruned += remove(sink, part.key, lambda name, _: gone(name))
-    return pruned
+            names = {
+                name
+                for name in versions(table)
+                if name_digest(name) not in plan.names
+                and not name.startswith(plan.unseen)
+                and not _is_there(source, name)
+            }
+            if names:
+                yield part.key, names
+
+
+def _is_there(source: Store, name: str) -> bool:
+    try:
+        source.head(name)
+    except (NotFoundError, UnsupportedError):
+        return False
+    return True

@@ -32,6 +32,7 @@ __all__ = [
     "merge_rows",
     "read_part",
     "remove",
+    "unreadable",
     "versions",
 ]
 
@@ -76,6 +77,14 @@ def versions(table: pa.Table) -> dict[str, Version]:
     }
 
 
+def unreadable(key: str, error: Exception) -> DatasetError:
+    """What to say of a part that is no Parquet file, or is damaged."""
+    return DatasetError(
+        f"{key} of the sink cannot be read ({error}); "
+        "remove the file, and the next build makes it anew"
+    )
+
+
 def read_part(key: str, data: bytes) -> pa.Table:
     """The table in a part file's bytes.
 
@@ -87,10 +96,7 @@ def read_part(key: str, data: bytes) -> pa.Table:
             pa.BufferReader(data), partitioning=None, page_checksum_verification=True
         )
     except (pa.ArrowException, OSError) as error:
-        raise DatasetError(
-            f"{key} of the sink cannot be read ({error}); "
-            "remove the file, and the next build makes it anew"
-        ) from None
+        raise unreadable(key, error) from None
 
 
 def _conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
@@ -128,7 +134,7 @@ def merge_rows(
             return True
         if mine.same_source(theirs):
             return mine.recipe != theirs.recipe and is_current()
-        return mine.modified_us >= theirs.modified_us or replaces.get(name) == theirs.etag
+        return mine.modified_us > theirs.modified_us or replaces.get(name) == theirs.etag
 
     winners = [name for name, version in coming.items() if wins(name, version)]
     if not winners:
@@ -167,8 +173,14 @@ def commit(
     conflicts = 0
     if rows.num_rows:
         conflicts += _add_rows(store, data_key(part), rows, replaces, is_current)
-        done = set(rows["file_name"].to_pylist())
-        remove(store, failures_key(part), lambda name, _: name in done)
+        done = versions(rows)
+        remove(
+            store,
+            failures_key(part),
+            lambda name, v: (
+                name in done and (not v.newer(done[name]) or replaces.get(name) == v.etag)
+            ),
+        )
     if failures:
         conflicts += _add_failures(store, failures_key(part), failures, recipe)
         _settle(store, part, failures)

@@ -49,9 +49,6 @@ def export_parquet(store: Store, out: Store, template: str) -> Iterator[Exported
         StorageError: a store cannot be read or written.
     """
     _check(template)
-    below = inside(store.url, out.url)
-    if below is not None and f"{below}/{template}".strip("/").partition("/")[0] in OWN_PREFIXES:
-        raise JobError(f"{template!r} below {out.url} lies among the dataset's own files")
     names = {directory(name): name for name in read_layout(store)}
     files: defaultdict[str, list[Object]] = defaultdict(list)
     for part in list_parts(store):
@@ -60,8 +57,13 @@ def export_parquet(store: Store, out: Store, template: str) -> Iterator[Exported
         files[template.format(folder_name=path_component(name))].append(part)
     if not files:
         raise DatasetError(f"there are no rows in {store.url} to export")
+    for key in files:
+        below = inside(store.url, f"{out.url}/{key}")
+        if below is not None and below.partition("/")[0] in OWN_PREFIXES:
+            raise JobError(f"{key!r} below {out.url} lies among the dataset's own files")
     for key, parts in files.items():
-        yield Exported(key, _write(store, parts, out, key))
+        if rows := _write(store, parts, out, key):
+            yield Exported(key, rows)
 
 
 def _check(template: str) -> None:
@@ -92,6 +94,8 @@ def _write(store: Store, parts: Sequence[Object], out: Store, key: str) -> int:
         writer: pq.ParquetWriter | None = None
         for part in parts:
             table = read_part(part.key, store.get(part.key).data)
+            if not table.num_rows:  # pruned
+                continue
             if writer is None:
                 writer = pq.ParquetWriter(
                     path,
@@ -106,5 +110,5 @@ def _write(store: Store, parts: Sequence[Object], out: Store, key: str) -> int:
             rows += table.num_rows
         if writer is not None:
             writer.close()
-        out.put_file(key, path)
+            out.put_file(key, path)
     return rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -12,15 +13,16 @@ import pyarrow.dataset as pads
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from speechmill.dataset.commit import read_part
+from speechmill.dataset.commit import read_part, unreadable
 from speechmill.dataset.layout import DATA
 from speechmill.dataset.schema import row_schema
 from speechmill.dataset.state import read_state
 from speechmill.errors import ConflictError, DatasetError, NotFoundError
 from speechmill.storage import Object, Store, StoreOptions, open_store
 
-__all__ = ["dataset_of", "list_parts", "open_dataset", "read_columns", "scan"]
+__all__ = ["dataset_of", "list_parts", "open_dataset", "read_columns", "scan", "stored_schema"]
 
+PART_KEY = re.compile(r"[^/]+/folder=[^/]*/part-\d+-of-\d+\.parquet")
 WHOLE_BYTES = 512 * 1024  # a part up to this size is fetched whole, in one request
 TAIL_BYTES = 64 * 1024  # of a larger one the end first: the footer is there
 READERS = 16  # parts read at the same time
@@ -31,7 +33,7 @@ def list_parts(store: Store, root: str = DATA) -> list[Object]:
     """The part files below ``root`` ("data" or "failures"), by key; none in a sink that is not
     there yet."""
     try:
-        parts = [o for o in store.list(root) if o.key.endswith(".parquet")]
+        parts = [o for o in store.list(root) if PART_KEY.fullmatch(o.key)]
     except NotFoundError:
         return []
     return sorted(parts, key=lambda o: o.key)
@@ -98,8 +100,8 @@ def read_columns(store: Store, part: Object, columns: Sequence[str]) -> pa.Table
             return file.read(columns=[c for c in columns if c in names], use_threads=False)
         except ConflictError:
             part = store.head(part.key)
-        except pa.ArrowException as error:
-            raise DatasetError(f"{part.key} of the sink cannot be read ({error})") from None
+        except (pa.ArrowException, OSError) as error:
+            raise unreadable(part.key, error) from None
     raise ConflictError(f"{part.key} of the sink was replaced {TRIES} times while it was read")
 
 
@@ -162,26 +164,41 @@ class _Whole(pafs.FileSystemHandler):  # type: ignore[misc]
     delete_file = move = copy_file = open_output_stream = open_append_stream = _read_only
 
 
+def stored_schema(store: Store) -> pa.Schema | None:
+    """The columns of the newest part, which are those of the present recipe; None without parts.
+
+    Raises:
+        DatasetError: the part cannot be read.
+    """
+    parts = list_parts(store)
+    if not parts:
+        return None
+    newest = max(parts, key=lambda p: p.modified_us).key
+    try:
+        return pq.read_schema(pa.BufferReader(store.get(newest).data))
+    except (pa.ArrowException, OSError) as error:
+        raise unreadable(newest, error) from None
+
+
 def dataset_of(store: Store) -> pads.Dataset:
     """The rows as a pyarrow dataset.
 
-    Each part is fetched whole when it is scanned, so what comes of it is of one version.
+    Each part is fetched whole when it is scanned, so what comes of it is of one version. Columns
+    that older parts lack are null there.
 
     Raises:
         DatasetError: a part cannot be read.
     """
-    parts = list_parts(store)
-    if not parts:
+    schema = stored_schema(store)
+    if schema is None:
         return pads.dataset(row_schema(()).empty_table())
-    filesystem = pafs.PyFileSystem(_Whole(store))
-    paths = [p.key for p in parts]
-    try:
-        schema = pq.read_schema(filesystem.open_input_file(paths[0]))
-        return pads.dataset(
-            paths, schema=schema, filesystem=filesystem, format="parquet", partitioning=None
-        )
-    except pa.ArrowException as error:
-        raise DatasetError(f"the rows of {store.url} cannot be read ({error})") from None
+    return pads.dataset(
+        [p.key for p in list_parts(store)],
+        schema=schema,
+        filesystem=pafs.PyFileSystem(_Whole(store)),
+        format="parquet",
+        partitioning=None,
+    )
 
 
 def open_dataset(

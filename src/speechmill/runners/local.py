@@ -15,6 +15,7 @@ __all__ = ["LocalRunner"]
 
 SHARDS_AT_ONCE = 2
 LOOK_AROUND_S = 0.5
+STOP_S = 10.0  # for the other shard to commit what it has, when one has failed
 
 
 class LocalRunner:
@@ -53,6 +54,7 @@ class LocalRunner:
                     yield None
         except BaseException:
             failed = True
+            wait(running, STOP_S)
             raise
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
