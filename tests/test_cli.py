@@ -156,6 +156,51 @@ def test_errors_say_what_was_wrong_without_a_traceback(
     assert "internal error" not in done.stderr
 
 
+def test_the_example_job_file_and_those_of_the_readme_are_jobs(tmp_path: Path) -> None:
+    assert load_job(ROOT / "examples" / "job.toml", {}).tokenizer_option == {"mfcc": {"n_mfcc": 20}}
+    readme = (ROOT / "README.md").read_text()
+    for i, text in enumerate(re.findall(r"```toml\n(.*?)```", readme, re.DOTALL)):
+        path = tmp_path / f"{i}.toml"
+        path.write_text(text)
+        assert load_job(path, {}).source
+
+
+def test_the_readme_has_no_gaps() -> None:
+    assert "@@" not in (ROOT / "README.md").read_text()
+
+
+def test_failures_and_show_refuse_a_sink_that_is_not_there(tmp_path: Path) -> None:
+    for command in ("failures", "show"):
+        done = run(command, tmp_path / "nowhere")
+        assert done.returncode == 1
+        assert "there is no dataset" in done.stderr
+
+
+def test_what_is_printed_into_a_pipe_is_not_broken_into_lines(corpus: Path, tmp_path: Path) -> None:
+    sink = tmp_path / ("[v2]" + 20 * "long")
+    environment = {**os.environ, "COLUMNS": "60"}
+    command = [sys.executable, "-m", "speechmill", "build", str(corpus), str(sink), *FAKE]
+    for expected in (f"{sink}/data", "nothing to do"):
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+        assert expected in done.stdout
+        assert str(sink) in done.stdout
+
+
+def test_plan_says_what_prune_would_remove_and_which_folders_do_not_match(
+    corpus: Path, tmp_path: Path
+) -> None:
+    sink = tmp_path / "out"
+    assert run("build", corpus, sink, *FAKE, "--folder", "^(p901)").returncode == 0
+    shutil.rmtree(corpus / "p901")
+    planned = run("plan", corpus, sink, *FAKE, "--folder", "^(p901)", "--prune").stdout
+    assert "6 recordings, which --prune will remove" in planned
+    assert "6 recordings do not match --folder" in planned
+    assert (
+        "pruned            "
+        in run("build", corpus, sink, *FAKE, "--folder", "^(p901)", "--prune").stdout
+    )
+
+
 def test_an_unknown_key_of_the_job_file_is_named(tmp_path: Path) -> None:
     job = tmp_path / "job.toml"
     job.write_text('source = "a"\nsink = "b"\nbeam_sice = 3\n')
@@ -169,7 +214,7 @@ def test_a_changed_recipe_stops_and_says_what_differs(corpus: Path, tmp_path: Pa
     assert run("build", corpus, sink, *FAKE).returncode == 0
     changed = run("build", corpus, sink, *FAKE, "--tokenizer-option", "mfcc.n_mfcc=13")
     assert changed.returncode == 1
-    assert "tokenizers.mfcc.n_mfcc: 20 → 13" in changed.stderr
+    assert "tokenizers.token.n_mfcc: 20 → 13" in changed.stderr
     rebuilt = run("build", corpus, sink, *FAKE, "--tokenizer-option", "mfcc.n_mfcc=13", "--rebuild")
     assert rebuilt.returncode == 0
     tokens = speechmill.open_dataset(str(sink)).to_table(columns=["token"])["token"]

@@ -28,6 +28,7 @@ __all__ = ["app", "main"]
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_SOME_FAILED = 0, 1, 2, 3
 STOP_GRACE_S = 20.0  # a stop that takes longer is cut short: commits are atomic
+ONE_LINE = str.maketrans({"\t": r"\t", "\n": r"\n", "\r": r"\r"})
 GOES_ON = "stopped; the same command goes on from here"
 
 app = typer.Typer(
@@ -257,7 +258,7 @@ def failures(
     for row in failed:
         reason = f"{row.error}: {row.message}"
         fields = (row.file_name, row.stage, reason, str(row.attempts))
-        typer.echo("\t".join(" ".join(f.split()) for f in fields))
+        typer.echo("\t".join(f.translate(ONE_LINE) for f in fields))
     err.print(f"{len(failed)} failed" if failed else "no failures")
 
 

@@ -49,6 +49,10 @@ def format_bytes(count: int) -> str:
     return f"{size:,.0f} {unit}" if unit == "B" else f"{size:,.1f} {unit}"
 
 
+def _plural(count: int, thing: str) -> str:
+    return f"{count:,} {thing}" if count == 1 else f"{count:,} {thing}s"
+
+
 def format_duration(seconds: float) -> str:
     """4.2 s, 3 min 05 s, 2 h 07 min and the like."""
     if seconds < MINUTE:
@@ -141,7 +145,10 @@ def print_plan(console: Console, plan: Plan, *, brief: bool = False) -> None:
     again = f", {plan.again:,} again" if plan.again else ""
     to_do = f"{plan.num_recordings:,} ({plan.new:,} new, {plan.changed:,} changed{again})"
     rows = [
-        ("to do", f"{to_do}, {format_bytes(plan.num_bytes)}, in {len(plan.shards):,} shards"),
+        (
+            "to do",
+            f"{to_do}, {format_bytes(plan.num_bytes)}, in {_plural(len(plan.shards), 'shard')}",
+        ),
         ("already done", f"{plan.done:,}"),
     ]
     if plan.failed:
@@ -154,7 +161,9 @@ def print_plan(console: Console, plan: Plan, *, brief: bool = False) -> None:
         rows.append(("note", "--limit was reached; the rest of the source was not listed"))
     if not brief:
         rows.insert(0, ("listed", f"{plan.listed:,} files"))
-        rows.append(("folders", f"{len(plan.parts):,}, {sum(plan.parts.values()):,} parts"))
+        rows.append(
+            ("folders", f"{len(plan.parts):,}, {_plural(sum(plan.parts.values()), 'part')}")
+        )
     _facts(console, "", rows)
     if plan.unmatched:
         console.print(
@@ -255,7 +264,7 @@ def print_summary(
         rows.append(("other recipes", f"{_counted(others)} (--rebuild replaces them)"))
     _facts(console, url, rows)
     folders = Table(
-        "folder", "rows", "minutes", title=f"{len(summary.folders):,} folders", box=None
+        "folder", "rows", "minutes", title=_plural(len(summary.folders), "folder"), box=None
     )
     for name, count in summary.folders.most_common(MOST):
         folders.add_row(Text(name), f"{count:,}", f"{summary.folder_audio_s[name] / MINUTE:,.1f}")
@@ -270,8 +279,9 @@ def print_summary(
 
 def print_checks(console: Console, checks: Iterable[Check]) -> None:
     """Print what the doctor found."""
-    table = Table(show_header=False, box=None, pad_edge=False)
+    checks = list(checks)
+    width = max(len(check.what) for check in checks)
     for check in checks:
-        mark = Text("ok", style="green") if check.good else Text("no", style="bold red")
-        table.add_row(mark, Text(check.what, style="bold"), Text(check.finding))
-    console.print(table)
+        mark = ("ok", "green") if check.good else ("no", "bold red")
+        line = Text.assemble(mark, "  ", (check.what.ljust(width), "bold"), "  ", check.finding)
+        console.print(line, soft_wrap=True)

@@ -10,7 +10,8 @@ from importlib.metadata import distribution, requires
 from itertools import islice
 
 from speechmill._version import __version__
-from speechmill.errors import SpeechmillError
+from speechmill.audio import EXTENSIONS
+from speechmill.errors import DatasetError, SpeechmillError
 from speechmill.models import resolve_whisper
 from speechmill.storage import StoreOptions, open_store
 from speechmill.transcribers import resolve_compute_type
@@ -90,13 +91,15 @@ def _source(url: str, options: StoreOptions) -> str:
     store = open_store(url, options)
     listed = list(islice(store.list(), LISTED))
     if not listed:
-        return f"{store.url}: can be listed, and is empty"
+        raise DatasetError(f"{store.url} can be listed, and is empty: there is nothing to build")
     first = next((o for o in listed if o.size), None)
     if first is None:
         return f"{store.url}: can be listed; nothing in it to read"
     store.read(first.key, 0, min(READ_BYTES, first.size), etag=first.etag)
-    count = f"{len(listed):,}" + ("+" if len(listed) == LISTED else "")
-    return f"{store.url}: {count} files, can be listed and read"
+    more = "or more " if len(listed) == LISTED else ""
+    audible = sum(o.key.rpartition(".")[2].lower() in EXTENSIONS for o in listed)
+    files = f"{len(listed):,} {more}files, {audible:,} of them audio by their names"
+    return f"{store.url}: {files}, can be listed and read"
 
 
 def _sink(url: str, options: StoreOptions) -> str:
