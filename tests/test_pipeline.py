@@ -264,6 +264,9 @@ class Stopping:
     def __init__(self, after: int) -> None:
         self.after, self.seen = after, 0
 
+    def listed(self, count: int) -> None:
+        pass
+
     def planned(self, plan: Plan) -> None:
         pass
 

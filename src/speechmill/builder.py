@@ -44,6 +44,9 @@ LAST_WORDS_S = 3.0
 class Observer(Protocol):
     """Who watches a build: a progress display. Called from one thread."""
 
+    def listed(self, count: int) -> None:
+        """So many objects of the source have been listed; 0 when planning begins."""
+
     def planned(self, plan: Plan) -> None:
         """The plan is made; the work begins."""
 
@@ -52,6 +55,9 @@ class Observer(Protocol):
 
 
 class _Nobody:
+    def listed(self, count: int) -> None:
+        """See ``Observer``."""
+
     def planned(self, plan: Plan) -> None:
         """See ``Observer``."""
 
@@ -101,8 +107,14 @@ def build(
     log = RunLog(tools.sink, run_id := new_run_id())
     log.event("started", version=__version__, source=tools.source.url, recipe=tools.recipe.id)
     try:
+        observer.listed(0)
         made = make_plan(
-            job, tools.source, tools.sink, tools.recipe.id, settle=lambda: _agree_on_source(tools)
+            job,
+            tools.source,
+            tools.sink,
+            tools.recipe.id,
+            settle=lambda: _agree_on_source(tools),
+            on_listed=observer.listed,
         )
         tidy(tools.sink, made)
         plan_s = time.monotonic() - started

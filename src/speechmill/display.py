@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 
 from rich.console import Console
 from rich.progress import (
@@ -14,6 +13,7 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
@@ -78,11 +78,25 @@ class BuildDisplay:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._progress: Progress | None = None
+        self._status: Status | None = None
         self._started = self._said = time.monotonic()
         self._total = self._num_bytes = 0
 
+    def listed(self, count: int) -> None:
+        """See ``Observer``."""
+        text = f"planning: {count:,} files listed" if count else "planning: listing the source"
+        if self._console.is_terminal:
+            self._status = self._status or self._console.status(text)
+            self._status.update(text)
+            self._status.start()
+        elif time.monotonic() - self._said >= PLAIN_EVERY_S:
+            self._said = time.monotonic()
+            self._console.print(text, highlight=False)
+
     def planned(self, plan: Plan) -> None:
         """See ``Observer``."""
+        if self._status:
+            self._status.stop()
         self._started = self._said = time.monotonic()
         self._total, self._num_bytes = plan.num_recordings, plan.num_bytes
         print_plan(self._console, plan, brief=True)
@@ -130,10 +144,10 @@ class BuildDisplay:
 
     def close(self) -> None:
         """Leave the terminal as it was."""
-        if self._progress:
-            with suppress(Exception):
-                self._progress.stop()
-            self._progress = None
+        for shown in (self._status, self._progress):
+            if shown:
+                shown.stop()
+        self._progress = self._status = None
 
 
 def _counted(counts: Mapping[str, int]) -> str:

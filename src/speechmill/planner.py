@@ -132,12 +132,13 @@ def make_plan(
     recipe: str,
     *,
     settle: Callable[[], None] | None = None,
+    on_listed: Callable[[int], None] = lambda _: None,
 ) -> Plan:
     """List the source and plan what the sink lacks.
 
     With ``settle``, the plan is meant: it is called once there is something in the source, and
     then the number of parts of new folders is agreed on with other builds. Without, nothing is
-    written.
+    written. ``on_listed`` hears now and then how many objects have been listed.
 
     Raises:
         StorageError: the source or the sink cannot be listed or read.
@@ -148,7 +149,7 @@ def make_plan(
         raise JobError("--prune needs the whole listing; leave out --limit")
     if (inside(sink.url, source.url) or "").partition("/")[0] in OWN_PREFIXES:
         raise JobError(f"{source.url} is where the dataset itself goes; choose another sink")
-    return _Planner(job, source, sink, recipe).plan(settle)
+    return _Planner(job, source, sink, recipe).plan(settle, on_listed)
 
 
 class _Planner:
@@ -174,11 +175,12 @@ class _Planner:
         self.unmatched = 0
         self.listing_ended = True
 
-    def plan(self, settle: Callable[[], None] | None) -> Plan:
+    def plan(self, settle: Callable[[], None] | None, on_listed: Callable[[int], None]) -> Plan:
         with ThreadPoolExecutor(LOOKERS, thread_name_prefix="plan") as pool:
             for batch in _batches(self._chosen(), LOOK_UP):
                 self._look_up(batch, pool)
                 self._sniff(pool)
+                on_listed(self.listed)
                 if self._enough(batch):
                     self.listing_ended = False
                     break
