@@ -6,6 +6,7 @@ import platform
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
@@ -103,19 +104,10 @@ def build(
     tools = _settled_tools(job)
     job = tools.job
     _check_source(tools)
-    tools.sink.check()
     log = RunLog(tools.sink, run_id := new_run_id())
     log.event("started", version=__version__, source=tools.source.url, recipe=tools.recipe.id)
     try:
-        observer.listed(0)
-        made = make_plan(
-            job,
-            tools.source,
-            tools.sink,
-            tools.recipe.id,
-            settle=lambda: _agree_on_source(tools),
-            on_listed=observer.listed,
-        )
+        made = _settled_plan(tools, observer)
         tidy(tools.sink, made)
         plan_s = time.monotonic() - started
         log.event(
@@ -234,6 +226,31 @@ def _settled_tools(job: Job) -> Tools:
     if kept is None or kept == tools.transcriber.recipe.get("compute_type"):
         return tools
     return open_tools(job.model_copy(update={"compute_type": kept}))
+
+
+def _settled_plan(tools: Tools, observer: Observer) -> Plan:
+    """The plan, agreed on with other builds. The sink is tried out while the source is listed."""
+    observer.listed(0)
+    with ThreadPoolExecutor(1, thread_name_prefix="check") as pool:
+        checked = pool.submit(tools.sink.check)
+
+        def listed(count: int) -> None:
+            if checked.done():
+                checked.result()
+            observer.listed(count)
+
+        def settle() -> None:
+            checked.result()
+            _agree_on_source(tools)
+
+        return make_plan(
+            tools.job,
+            tools.source,
+            tools.sink,
+            tools.recipe.id,
+            settle=settle,
+            on_listed=listed,
+        )
 
 
 def _check_source(tools: Tools) -> None:
