@@ -21,8 +21,9 @@ from speechmill.dataset.schema import to_parquet
 from speechmill.dataset.summary import failed_recordings
 from speechmill.errors import DatasetError, JobError, RecipeChangedError, SourceChangedError
 from speechmill.job import Job
-from speechmill.planner import estimate_s, make_plan
+from speechmill.planner import make_plan
 from speechmill.records import Part, Recording
+from speechmill.selection import estimate_s
 from speechmill.storage import Object, Store, open_store
 from speechmill.upkeep import prune
 from tests.corpus import build, memory, plan, rows_of, wav, write

@@ -129,32 +129,7 @@ def build(
         log.event("broken off", "error", error=type(error).__name__, message=str(error))
         _last_words(log)
         raise
-    tally = work.tally
-    report = BuildReport(
-        run_id=run_id,
-        sink=tools.sink.url,
-        recipe=tools.recipe.id,
-        listed=made.listed,
-        recordings=tally.recordings,
-        rows=tally.rows,
-        failed=tally.failed,
-        gone=tally.gone,
-        already_done=made.done,
-        failed_before=made.failed,
-        pruned=pruned,
-        errors=dict(tally.errors),
-        audio_s=tally.audio_s,
-        wall_s=time.monotonic() - started,
-        plan_s=plan_s,
-        stages_s=dict(tally.stages),
-        commit_s=work.commit_s,
-        conflicts=work.conflicts,
-        seconds_mean=tally.seconds.mean,
-        seconds_p50=tally.seconds.quantile(0.5),
-        seconds_p95=tally.seconds.quantile(0.95),
-        provenance={**_libraries(), **tools.transcriber.provenance},
-        stopped=work.stopped,
-    )
+    report = _report(tools, run_id, made, work, pruned, plan_s, time.monotonic() - started)
     _log_end(log, report)
     return report
 
@@ -212,6 +187,43 @@ class _Work:
                     message=done.failure.message,
                 )
         self.observer.progress(self.tally)
+
+
+def _report(
+    tools: Tools,
+    run_id: str,
+    made: Plan,
+    work: _Work,
+    pruned: int,
+    plan_s: float,
+    wall_s: float,
+) -> BuildReport:
+    tally = work.tally
+    return BuildReport(
+        run_id=run_id,
+        sink=tools.sink.url,
+        recipe=tools.recipe.id,
+        listed=made.listed,
+        recordings=tally.recordings,
+        rows=tally.rows,
+        failed=tally.failed,
+        gone=tally.gone,
+        already_done=made.done,
+        failed_before=made.failed,
+        pruned=pruned,
+        errors=dict(tally.errors),
+        audio_s=tally.audio_s,
+        wall_s=wall_s,
+        plan_s=plan_s,
+        stages_s=dict(tally.stages),
+        commit_s=work.commit_s,
+        conflicts=work.conflicts,
+        seconds_mean=tally.seconds.mean,
+        seconds_p50=tally.seconds.quantile(0.5),
+        seconds_p95=tally.seconds.quantile(0.95),
+        provenance={**_libraries(), **tools.transcriber.provenance},
+        stopped=work.stopped,
+    )
 
 
 def _settled_tools(job: Job) -> Tools:

@@ -28,7 +28,6 @@ from speechmill.errors import (
     UnavailableError,
 )
 from speechmill.job import Job
-from speechmill.planner import estimate_s
 from speechmill.records import (
     Codes,
     Failure,
@@ -42,6 +41,7 @@ from speechmill.records import (
     Utterance,
     Waveform,
 )
+from speechmill.selection import estimate_s
 from speechmill.tools import MODEL_ERRORS, Tools, open_tools
 
 __all__ = ["process_shard"]

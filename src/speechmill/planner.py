@@ -6,10 +6,8 @@ parts they belong to; what is done is forgotten again, so planning holds what is
 
 from __future__ import annotations
 
-import fnmatch
 import hashlib
 import posixpath
-import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -38,25 +36,16 @@ from speechmill.errors import (
 )
 from speechmill.job import Job
 from speechmill.records import Part, Recording, Shard, printable
+from speechmill.selection import estimate_s, extension_of, selection
 from speechmill.storage import Store, inside
 
-__all__ = ["Plan", "estimate_s", "make_plan", "name_digest"]
+__all__ = ["Plan", "make_plan", "name_digest"]
 
 LOOK_UP = 50_000  # recordings that are looked up in the dataset together
 LOOKERS = 16  # requests at the same time while planning
 HEAD_BYTES = 64  # of a file without extension, to see whether it is audio
 SMALL_PARTS = 0.5  # of a full part: so much audio small parts bring together to make a shard
 LIMIT_OVERHANG = 10_000  # recordings of other folders after --limit is reached: then listing ends
-
-# Typical sizes of speech, bytes a second, to guess how much audio a folder holds. Only the number
-# of parts hangs on it.
-BYTES_PER_SECOND = {
-    "wav": 64_000, "aif": 64_000, "aiff": 64_000, "aifc": 64_000, "au": 32_000, "caf": 64_000,
-    "flac": 40_000, "mp3": 16_000, "m4a": 16_000, "mp4": 16_000, "aac": 16_000, "wma": 16_000,
-    "ogg": 10_000, "oga": 10_000, "opus": 5_000, "webm": 6_000, "mka": 10_000,
-}  # fmt: skip
-OTHER_BYTES_PER_SECOND = 32_000
-SHORTEST_S = 1.0
 
 
 @dataclass(slots=True)
@@ -106,18 +95,6 @@ class Plan:
     def num_bytes(self) -> int:
         """Their size in the source, in bytes."""
         return sum(s.num_bytes for s in self.shards)
-
-
-def estimate_s(recording: Recording) -> float:
-    """A guess of the recording's duration, in seconds, from its size and extension."""
-    rate = BYTES_PER_SECOND.get(_extension(recording.key), OTHER_BYTES_PER_SECOND)
-    return max(SHORTEST_S, recording.size / rate)
-
-
-def _extension(key: str) -> str:
-    # posixpath.splitext() takes half as long again, and each recording is asked four times.
-    stem, _, extension = key[key.rfind("/") + 1 :].rpartition(".")
-    return extension.lower() if stem.strip(".") else ""
 
 
 def name_digest(file_name: str) -> bytes:
@@ -227,7 +204,7 @@ class _Planner:
 
     def _chosen(self) -> Iterator[Recording]:
         """The listed objects that the job's selection takes."""
-        chosen = _selection(self.job)
+        chosen = selection(self.job)
         sink_prefix = inside(self.source.url, self.sink.url)
         for listed in self.source.list():
             if sink_prefix is not None and _below_sink(listed.key, sink_prefix):
@@ -316,7 +293,7 @@ class _Planner:
             self._add(part.folder_name, recording)
 
     def _add(self, folder_name: str, recording: Recording) -> None:
-        if recording.etag and not _extension(recording.key) and not self.job.extension:
+        if recording.etag and not extension_of(recording.key) and not self.job.extension:
             self.bare.append((folder_name, recording))
         else:
             self._take(folder_name, recording)
@@ -387,33 +364,6 @@ def _below_sink(key: str, sink_prefix: str) -> bool:
             "dataset would go; choose another sink"
         )
     return top in OWN_PREFIXES
-
-
-def _glob(pattern: str) -> re.Pattern[str]:
-    """``*`` also matches "/"; a pattern without wildcards is a file, or a folder with all in it."""
-    if not any(c in pattern for c in "*?["):
-        return re.compile(re.escape(pattern.strip("/")) + "(/.*)?$", re.DOTALL)
-    return re.compile(fnmatch.translate(pattern))
-
-
-def _selection(job: Job) -> Callable[[str], str | None]:
-    """Why the job leaves a file name out, or None where it takes it."""
-    extensions = set(job.extension or audio.EXTENSIONS)
-    bare = not job.extension
-    include = [_glob(g) for g in job.include]
-    exclude = [_glob(g) for g in job.exclude]
-
-    def reason(name: str) -> str | None:
-        extension = _extension(name)
-        if extension not in extensions and (extension or not bare):
-            return f".{extension}" if extension else "no extension"
-        if include and not any(g.match(name) for g in include):
-            return "not included"
-        if any(g.match(name) for g in exclude):
-            return "excluded"
-        return None
-
-    return reason
 
 
 def _read_failures(sink: Store) -> dict[str, tuple[Version, str]]:
