@@ -1,35 +1,55 @@
-"""Whisper: the words are there where speech is, and only there; a rerun gives the same."""
+"""Whisper: as faster-whisper hears it, in windows as long as the speech needs, in any company."""
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from speechmill.errors import JobError, ModelError
-from speechmill.transcribers import resolve_compute_type
-from speechmill.transcribers import whisper as whisper_module
+from speechmill.records import Speech, Transcript
+from speechmill.transcribers import (
+    TranscriberOptions,
+    ctranslate,
+    resolve_compute_type,
+)
+from speechmill.transcribers import results as results_module
 from speechmill.transcribers.languages import LANGUAGES, language_code
-from speechmill.transcribers.voice import FRAME, VoiceOptions, _spans, voice_spans
 from speechmill.transcribers.whisper import WhisperTranscriber
+from speechmill.transcribers.windows import FULL_WINDOW_S, Heard, WindowOptions
 from tests.weights import SAMPLE_RATE, speech, whisper
 
 LOBSTERS = "speech/367/367-130732-0000.flac"  # "Lobsters and lobsters", 2.4 s
 CHURCHYARDS = "speech/533/533-1066-0000.flac"  # "When churchyards yawn", 2.6 s
-RNG = np.random.default_rng(0)
+JFK = "oddities/jfk/jfk.flac"
+CLIPS = (
+    LOBSTERS,
+    CHURCHYARDS,
+    JFK,
+    "speech/p225/p225_001_mic1.flac",
+    "speech/p226/p226_022.wav",
+    "speech/1998/1998-15444-0009.flac",
+    "speech/2033/2033-164914-0002.flac",
+    "speech/fleurs_en/fleurs-en-003.ogg",
+)
 
 
 @cache
-def opened(model: str) -> WhisperTranscriber:
+def opened(model: str, **options: Any) -> WhisperTranscriber:
     whisper(model)
-    return WhisperTranscriber(model, device="cpu", cpu_threads=2)
+    return WhisperTranscriber(
+        model, TranscriberOptions(**{"device": "cpu", "cpu_threads": 2, **options})
+    )
 
 
 @pytest.fixture
@@ -38,203 +58,336 @@ def tiny() -> WhisperTranscriber:
     return opened("tiny.en")
 
 
+def one(transcriber: WhisperTranscriber, samples: NDArray[np.float32]) -> Transcript:
+    (transcript,) = transcriber.transcribe([Speech(samples)])
+    return transcript
+
+
 def zeros(seconds: float) -> NDArray[np.float32]:
     return np.zeros(int(seconds * SAMPLE_RATE), np.float32)
 
 
-def white(seconds: float, decibels: float) -> NDArray[np.float32]:
-    rng = np.random.default_rng(1)
-    noise = rng.standard_normal(int(seconds * SAMPLE_RATE)) * 10 ** (decibels / 20)
-    return np.clip(noise, -1, 1).astype(np.float32)
-
-
-def tone(hertz: float) -> NDArray[np.float32]:
-    time_s = np.arange(5 * SAMPLE_RATE) / SAMPLE_RATE
-    return (0.3 * np.sin(2 * np.pi * hertz * time_s)).astype(np.float32)
-
-
-def melody() -> NDArray[np.float32]:
-    """Two bars of plucked harmonics."""
-    time_s = np.arange(SAMPLE_RATE // 2) / SAMPLE_RATE
-    notes = [261.6, 329.6, 392.0, 523.3, 440.0, 349.2, 293.7, 392.0]
-    pluck = [
-        sum(np.sin(2 * np.pi * hertz * k * time_s) / k for k in range(1, 8)) * np.exp(-3 * time_s)
-        for hertz in notes * 2
-    ]
-    return (0.2 * np.concatenate(pluck)).astype(np.float32)
-
-
-NOT_SPEECH = {
-    "zeros": zeros(10),
-    "zeros beyond one window": zeros(40),
-    "a constant": np.full(3 * SAMPLE_RATE, 0.3, np.float32),
-    "one impulse": np.eye(1, SAMPLE_RATE, 5000, dtype=np.float32)[0],
-    "the last bit": (RNG.integers(-1, 2, 5 * SAMPLE_RATE) / 32_768).astype(np.float32),
-    "faint noise": white(10, -60),
-    "noise": white(10, -20),
-    "loud noise": white(10, -3),
-    "long noise": white(60, -30),
-    "a low tone": tone(100),
-    "a tone": tone(1000),
-    "music": melody(),
-}
-
-
-@pytest.mark.parametrize("kind", NOT_SPEECH)
-def test_what_is_no_speech_becomes_no_words(kind: str, tiny: WhisperTranscriber) -> None:
-    transcript = tiny.transcribe([NOT_SPEECH[kind]])[0]
-    assert transcript.text == ""
-    assert transcript.flags == ("no_voice",)
-    assert transcript.no_speech_prob is not None
-    assert transcript.no_speech_prob > 0.5
-    assert transcript.language is None
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "silence_zeros_10s_16k.flac",
-        "silence_zeros_40s_16k.flac",
-        "noise_-20dB_10s_44k.wav",
-        "noise_-60dB_10s_16k.flac",
-        "tone_1k_3s_8k.wav",
-        "music_chords_20s_44k_stereo.flac",
-    ],
-)
-def test_recordings_without_speech_become_no_words(name: str, tiny: WhisperTranscriber) -> None:
-    assert tiny.transcribe([speech(f"oddities/nonspeech/{name}")])[0].text == ""
-
-
-def distorted() -> dict[str, NDArray[np.float32]]:
-    clean = speech(LOBSTERS)
-    rng = np.random.default_rng(0)
-    noise = rng.standard_normal(len(clean)).astype(np.float32) * float(np.sqrt(np.mean(clean**2)))
-    return {
-        "quiet": clean * np.float32(0.01),
-        "very quiet": clean * np.float32(0.001),
-        "clipped": np.clip(clean * np.float32(31.6), -1, 1),
-        "inside long silence": np.concatenate([zeros(8), clean, zeros(25)]),
-        "after half a minute": np.concatenate([zeros(33), clean]),
-        "in noise as loud": clean + noise,
-    }
-
-
-@pytest.mark.parametrize("how", ["quiet", "clipped", "inside long silence", "after half a minute"])
-def test_speech_under_hard_conditions_is_not_lost(how: str, tiny: WhisperTranscriber) -> None:
-    waveform = distorted()[how]
-    transcript = tiny.transcribe([waveform])[0]
-    words = transcript.text.lower().replace(".", "").split()
-    assert len(words) == 3, transcript.text  # lobsters and lobsters, and nothing made up
-    assert words[1] == "and"
-    assert words[2].startswith("lobster")
-
-
-@pytest.mark.parametrize("how", ["very quiet", "in noise as loud"])
-def test_voices_are_heard_where_words_hardly_are(how: str) -> None:
-    assert voice_spans(distorted()[how], VoiceOptions())[0]
-
-
-def test_a_fifth_of_a_second_of_speech_is_heard() -> None:
-    clean = speech(LOBSTERS)
-    for start_s in (0.5, 1.1, 1.3):
-        start = int(start_s * SAMPLE_RATE)
-        cut = clean[start : start + SAMPLE_RATE // 5]
-        assert voice_spans(cut, VoiceOptions())[0], start_s
-
-
-def test_a_quiet_speaker_beside_a_loud_one_is_heard() -> None:
-    loud, quiet = speech(CHURCHYARDS), speech(LOBSTERS) * np.float32(0.01)
-    spans, _ = voice_spans(np.concatenate([loud, zeros(9), quiet]), VoiceOptions())
-    assert len(spans) == 2
-    assert spans[1][0] > len(loud) / SAMPLE_RATE + 6
-
-
-def test_times_are_those_of_the_whole_waveform(tiny: WhisperTranscriber) -> None:
-    first, second = speech(CHURCHYARDS), speech(LOBSTERS)
-    waveform = np.concatenate([zeros(8), first, zeros(30), second, zeros(9)])
-    segments = tiny.transcribe([waveform])[0].segments
-    assert len(segments) == 2
-    first_end_s = 8 + len(first) / SAMPLE_RATE
-    assert 6.5 <= segments[0].start_s <= 9
-    assert segments[0].end_s <= first_end_s + 1.5
-    assert segments[1].start_s >= first_end_s + 28.5
-    assert "lobster" in segments[1].text.lower()
-
-
-@given(
-    voiced=st.lists(st.booleans(), min_size=1, max_size=2000).filter(any),
-    tail=st.integers(1, FRAME),
-    min_gap_s=st.sampled_from([2.0, 5.0]),
-)
-def test_spans_are_apart_and_hold_every_voice(
-    voiced: list[bool], tail: int, min_gap_s: float
-) -> None:
-    options = VoiceOptions(min_gap_s=min_gap_s, pad_s=1.0)
-    duration_s = ((len(voiced) - 1) * FRAME + tail) / SAMPLE_RATE
-    spans = _spans(np.asarray(voiced, np.float32), duration_s, options)
-    edges = [edge for span in spans for edge in span]
-    assert edges == sorted(edges)
-    assert edges[0] >= 0
-    assert edges[-1] <= duration_s
-    for frame in np.flatnonzero(voiced):
-        start_s = frame * FRAME / SAMPLE_RATE
-        end_s = min(start_s + FRAME / SAMPLE_RATE, duration_s)
-        assert any(start <= start_s and end_s <= end for start, end in spans)
-    # What is left out is silence: a pause less what is kept of it on either side.
-    left_out_s = duration_s - sum(end - start for start, end in spans)
-    silent_s = voiced.count(False) * FRAME / SAMPLE_RATE
-    assert left_out_s <= silent_s + 1e-6
-
-
-def test_pieces_of_a_long_recording_are_heard_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    waveform = np.concatenate([speech(CHURCHYARDS), zeros(6), speech(LOBSTERS), zeros(6)] * 3)
-    whole = voice_spans(waveform, VoiceOptions())[0]
-    monkeypatch.setattr("speechmill.transcribers.voice.PIECE", 5 * SAMPLE_RATE // FRAME * FRAME)
-    pieces = voice_spans(waveform, VoiceOptions())[0]
-    assert np.allclose(pieces, whole, atol=0.1)
-
-
-def test_words_are_those_of_faster_whisper(tiny: WhisperTranscriber) -> None:
+def test_the_full_window_says_what_faster_whisper_says() -> None:
     from faster_whisper import WhisperModel
 
     peer = WhisperModel(
         str(whisper("tiny.en").folder), device="cpu", compute_type="int8", cpu_threads=2
     )
-    for path in (LOBSTERS, "speech/fleurs_en/fleurs-en-003.ogg", "oddities/jfk/jfk.flac"):
-        segments, _ = peer.transcribe(speech(path), beam_size=5)
-        expected = "".join(segment.text for segment in segments).strip()
-        assert tiny.transcribe([speech(path)])[0].text == expected
+    full = opened("tiny.en", window="full", words=True)
+    for path in CLIPS[:5]:
+        found, _ = peer.transcribe(speech(path), beam_size=5, word_timestamps=True)
+        segments = list(found)
+        transcript = one(full, speech(path))
+        assert transcript.text == "".join(segment.text for segment in segments).strip()
+        assert [s.end_s for s in transcript.segments] == pytest.approx(
+            [min(s.end, len(speech(path)) / SAMPLE_RATE) for s in segments]
+        )
+        assert transcript.words is not None
+        assert [w.word for w in transcript.words] == [
+            w.word.strip() for s in segments for w in s.words or ()
+        ]
+        assert transcript.window_s == FULL_WINDOW_S
+
+
+def test_adaptive_windows_say_much_the_same() -> None:
+    import jiwer
+    from whisper_normalizer.english import EnglishTextNormalizer
+
+    normal = EnglishTextNormalizer()
+    samples = [Speech(speech(path)) for path in CLIPS]
+    adaptive = opened("base", language="en").transcribe(samples)
+    full = opened("base", language="en", window="full").transcribe(samples)
+    assert all((t.window_s or 0) < FULL_WINDOW_S for t in adaptive[2:])
+    rate = jiwer.wer([normal(t.text) for t in full], [normal(t.text) for t in adaptive])
+    assert rate < 0.12
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    chosen=st.lists(st.integers(0, len(CLIPS) - 1), min_size=1, max_size=12), size=st.integers(1, 9)
+)
+def test_text_and_figures_do_not_depend_on_the_company(chosen: list[int], size: int) -> None:
+    alone = _alone()
+    transcriber = opened("tiny.en", words=True, batch_size=size)
+    # Cut to two lengths, so that whole batches share a window.
+    got = transcriber.transcribe([Speech(_cut(i)) for i in chosen])
+    assert got == [alone[i] for i in chosen]
+
+
+def _cut(i: int) -> NDArray[np.float32]:
+    return speech(CLIPS[i])[: (2 + i % 2) * SAMPLE_RATE]
+
+
+@cache
+def _alone() -> list[Transcript]:
+    transcriber = opened("tiny.en", words=True)
+    return [one(transcriber, _cut(i)) for i in range(len(CLIPS))]
+
+
+def test_many_threads_get_the_same(tiny: WhisperTranscriber) -> None:
+    expected = tiny.transcribe([Speech(speech(path)) for path in CLIPS])
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(lambda path: one(tiny, speech(path)), CLIPS)) == expected
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_nothing_is_lost(
+    tiny: WhisperTranscriber, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    encode = ctranslate.encode
+
+    def small(model: Any, features: NDArray[np.float32]) -> NDArray[Any]:
+        sizes.append(len(features))
+        if len(features) > 2:
+            raise RuntimeError("CUDA failed with error out of memory")
+        return encode(model, features)
+
+    samples = [Speech(speech(path)[: 2 * SAMPLE_RATE]) for path in CLIPS]
+    expected = tiny.transcribe(samples)
+    monkeypatch.setattr(ctranslate, "encode", small)
+    assert tiny.transcribe(samples) == expected
+    assert max(sizes) == 8
+    assert sizes.count(2) >= 4
+
+
+def test_what_does_not_fit_alone_is_a_model_error(
+    tiny: WhisperTranscriber, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(model: Any, features: NDArray[np.float32]) -> NDArray[Any]:
+        raise MemoryError("std::bad_alloc")
+
+    monkeypatch.setattr(ctranslate, "encode", never)
+    with pytest.raises(ModelError, match=r"'tiny\.en' cannot run on cpu with int8: std::bad_alloc"):
+        one(tiny, speech(LOBSTERS))
+
+
+def test_what_loops_is_heard_again_in_the_full_window(
+    tiny: WhisperTranscriber, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = one(opened("tiny.en", window="full"), speech(JFK))
+    # As if the decoder were given no silence: then it says things twice.
+    monkeypatch.setattr(tiny, "_windows", WindowOptions(max_compression_ratio=0.1))
+    transcript = one(tiny, speech(JFK))
+    assert (transcript.text, transcript.segments) == (expected.text, expected.segments)
+    assert transcript.flags == ("window_fallback",)
+    assert transcript.window_s == FULL_WINDOW_S
+
+
+def test_what_loops_in_one_window_is_heard_again_in_a_wider_one(
+    tiny: WhisperTranscriber, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    doubted: list[int] = []
+
+    def once(options: WindowOptions, heard: Heard) -> bool:
+        doubted.append(heard.max_tokens)
+        return len(doubted) == 1
+
+    monkeypatch.setattr(WindowOptions, "is_suspicious", once)
+    transcript = one(tiny, speech(LOBSTERS))
+    assert doubted == [WindowOptions().max_tokens(window_s) for window_s in (3.5, 7.5)]
+    assert transcript.window_s == 7.5
+    assert transcript.flags == ()
+    assert transcript.text.lower().startswith("lobster")
+
+
+SENTENCE = "The norsemen considered the rainbow as a bridge."
+
+
+@pytest.mark.parametrize(
+    ("heard", "suspicious"),
+    [
+        (Heard(SENTENCE, -0.3, 12, 4.0, 3.0), False),
+        (Heard(SENTENCE, -0.3, 12, 4.0, None), False),
+        (Heard(f"{SENTENCE} {SENTENCE}", -0.3, 24, 6.0, 6.0), True),
+        (Heard("no " * 40, -0.1, 40, 5.0, 5.0), True),
+        (Heard(SENTENCE, -1.2, 12, 4.0, 3.0), True),
+        (Heard(SENTENCE, -0.3, 12, 4.0, 0.5), True),
+        (Heard("Well", -0.3, 2, 10.0, 9.0), True),
+        (Heard("Yes.", -0.3, 2, 1.0, 0.4), False),
+        (Heard(SENTENCE, -0.3, 150, 4.0, 3.0, 0.0, 150), True),
+        (Heard(SENTENCE, -0.3, 149, 4.0, 3.0, 0.0, 150), False),
+        (Heard("Yes.", -1.3, 2, 1.0, 0.4, 0.9), False),
+        (Heard("", -0.3, 1, 4.0, 3.0), True),
+        (Heard("", -0.3, 1, 1.0, 0.4), False),
+        (Heard("Yes.", -1.3, 2, 1.0, 0.4), False),
+        (Heard("yes yes yes yes yes yes", -1.3, 6, 1.0, 0.4), True),
+    ],
+)
+def test_suspicious_is_what_repeats_or_is_too_long_or_too_short(
+    heard: Heard, suspicious: bool
+) -> None:
+    assert WindowOptions().is_suspicious(heard) == suspicious
+
+
+def test_words_of_a_crumb_are_made_up_where_whisper_says_so_twice() -> None:
+    def is_no_speech(*, avg_logprob: float, no_speech_prob: float, duration_s: float) -> bool:
+        heard = Heard("you", avg_logprob, 1, duration_s, 0.4, no_speech_prob)
+        return WindowOptions().is_no_speech(heard)
+
+    assert is_no_speech(avg_logprob=-1.2, no_speech_prob=0.8, duration_s=1.0)
+    assert not is_no_speech(avg_logprob=-0.8, no_speech_prob=0.8, duration_s=1.0)
+    assert not is_no_speech(avg_logprob=-1.2, no_speech_prob=0.5, duration_s=1.0)
+    assert not is_no_speech(avg_logprob=-1.2, no_speech_prob=0.8, duration_s=2.0)
+
+
+@given(num_samples=st.integers(0, 30 * SAMPLE_RATE))
+def test_a_window_holds_the_speech_and_silence_after_it(num_samples: int) -> None:
+    options = WindowOptions()
+    window_s = options.window_s(num_samples, SAMPLE_RATE)
+    assert window_s % options.grid_s == 0
+    assert options.min_s <= window_s <= FULL_WINDOW_S
+    assert window_s >= min(num_samples / SAMPLE_RATE + options.pad_s, FULL_WINDOW_S) - 1e-6
+    assert window_s + options.silence_after_s(window_s) <= FULL_WINDOW_S
+
+
+@pytest.mark.parametrize("window", ["adaptive", "full"])
+def test_words_have_times_in_order_and_within_the_recording(window: str) -> None:
+    transcriber = opened("tiny.en", words=True, window=window)
+    for path in CLIPS:
+        transcript = one(transcriber, speech(path))
+        assert transcript.words is not None
+        assert "".join(w.word for w in transcript.words) == transcript.text.replace(" ", "")
+        times = [t for w in transcript.words for t in (w.start_s, w.end_s)]
+        assert times == sorted(times)
+        assert times[0] >= 0
+        assert times[-1] <= len(speech(path)) / SAMPLE_RATE
+        assert all(0 <= w.probability <= 1 for w in transcript.words)
+
+
+def test_words_lie_where_the_full_window_has_them() -> None:
+    differences: list[float] = []
+    samples = [Speech(speech(path)) for path in CLIPS]
+    both = zip(
+        opened("tiny.en", words=True).transcribe(samples),
+        opened("tiny.en", words=True, window="full").transcribe(samples),
+        strict=True,
+    )
+    for adaptive, full in both:
+        if [w.word for w in adaptive.words or ()] == [w.word for w in full.words or ()]:
+            for a, b in zip(adaptive.words or (), full.words or (), strict=True):
+                differences += [abs(a.start_s - b.start_s), abs(a.end_s - b.end_s)]
+    assert len(differences) > 40
+    assert np.mean(differences) < 0.05
+
+
+def test_more_than_a_window_is_refused(tiny: WhisperTranscriber) -> None:
+    with pytest.raises(ModelError, match=r"at most 30 s at once, not 30\.5 s"):
+        one(tiny, zeros(30.5))
+    assert len(tiny.transcribe([Speech(np.tile(speech(JFK), 3)[: 30 * SAMPLE_RATE])])) == 1
+
+
+def test_thousands_of_crumbs_and_one_long_stretch_come_back_in_order(
+    tiny: WhisperTranscriber,
+) -> None:
+    crumbs = [Speech(speech(JFK)[k * 4_800 : (k + 1) * 4_800]) for k in range(30)]
+    long = Speech(np.tile(speech(JFK), 3)[: int(29.9 * SAMPLE_RATE)])
+    got = tiny.transcribe([*crumbs, long])
+    assert len(got) == 31
+    assert len(got[-1].text) > 200
+    assert got[:3] == tiny.transcribe(crumbs[:3])
 
 
 def test_a_rerun_gives_the_same_text_though_the_fallback_draws_lots(
-    tiny: WhisperTranscriber, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # No text is sure enough and none is silence, so every temperature is tried.
-    monkeypatch.setitem(whisper_module.DECODING, "log_prob_threshold", 0.0)
-    monkeypatch.setitem(whisper_module.DECODING, "no_speech_threshold", 1.0)
-    monkeypatch.setitem(whisper_module.DECODING, "temperature", [1.0])
-    monkeypatch.setitem(whisper_module.DECODING, "best_of", 1)
-    once = tiny.transcribe([speech(LOBSTERS), speech(CHURCHYARDS)])
-    again = tiny.transcribe([speech(CHURCHYARDS)]) + tiny.transcribe([speech(LOBSTERS)])
-    fresh = WhisperTranscriber("tiny.en", device="cpu", cpu_threads=2)
-    assert once == again[::-1]
-    assert fresh.transcribe([speech(LOBSTERS)]) == once[:1]
+    monkeypatch.setitem(results_module.DECODING, "log_prob_threshold", 0.0)
+    monkeypatch.setitem(results_module.DECODING, "no_speech_threshold", 1.0)
+    monkeypatch.setitem(results_module.DECODING, "best_of", 1)
+    whisper("tiny.en")
+    options = TranscriberOptions(device="cpu", cpu_threads=2, window="full", temperature=(1.0,))
+    lots = WhisperTranscriber("tiny.en", options)
+    clips = [Speech(speech(LOBSTERS)), Speech(speech(CHURCHYARDS))]
+    once = lots.transcribe(clips)
+    assert once == lots.transcribe(clips[::-1])[::-1]
+    assert WhisperTranscriber("tiny.en", options).transcribe(clips[:1]) == once[:1]
     assert all("temperature_fallback" in transcript.flags for transcript in once)
+    assert all(transcript.temperature == 1.0 for transcript in once)
+    assert not ctranslate.SeededModel._seed_lock.locked()
 
 
-def test_other_languages_are_detected_and_transcribed() -> None:
-    transcript = opened("base").transcribe([speech("speech/fleurs_de/fleurs-de-004.ogg")])[0]
+def test_languages_are_detected_one_by_one_in_a_batch() -> None:
+    paths = [f"speech/fleurs_{code}/fleurs-{code}-004.ogg" for code in ("de", "es", "fr", "pt")]
+    clips = [Speech(speech(path)[: 7 * SAMPLE_RATE]) for path in paths]
+    transcripts = opened("base").transcribe(clips)
+    assert [t.language for t in transcripts] == ["de", "es", "fr", "pt"]
+    assert all((t.language_probability or 0) > 0.8 for t in transcripts)
+    assert "höhle" in one(opened("base"), speech(paths[0])).text.lower()
+
+
+def test_the_language_of_a_recording_is_heard_in_several_stretches() -> None:
+    german = [
+        Speech(speech(f"speech/fleurs_de/fleurs-de-00{k}.ogg")[: 6 * SAMPLE_RATE]) for k in (1, 2)
+    ]
+    found = opened("base").detect_language(german)
+    assert found is not None
+    assert found[0] == "de"
+    assert found[1] > 0.8
+    assert opened("base", language="de").detect_language(german) is None
+    assert opened("base").detect_language([]) is None
+    assert opened("tiny.en").detect_language(german) is None
+
+
+def test_only_languages_that_are_allowed_are_detected() -> None:
+    german = speech("speech/fleurs_de/fleurs-de-004.ogg")
+    transcript = one(opened("base", languages=("nl", "German")), german)
     assert transcript.language == "de"
-    assert transcript.language_probability is not None
-    assert transcript.language_probability > 0.9
-    assert "höhle" in transcript.text.lower()
-    assert transcript.flags == ()
+    other = one(opened("base", languages=("nl", "en")), german)
+    assert other.language in ("nl", "en")
+    assert 0.5 <= (other.language_probability or 0) <= 1
+
+
+def test_a_language_that_is_known_of_the_recording_is_taken() -> None:
+    (transcript,) = opened("base").transcribe([Speech(speech(JFK), None, "de", 0.9)])
+    assert (transcript.language, transcript.language_probability) == ("de", 0.9)
+
+
+@pytest.mark.parametrize("window", ["adaptive", "full"])
+def test_translation_is_english(window: str) -> None:
+    german = speech("speech/fleurs_de/fleurs-de-004.ogg")
+    transcript = one(opened("base", task="translate", window=window), german)
+    assert transcript.language == "de"
+    assert {"of", "the"} < set(re.findall(r"\w+", transcript.text.lower()))
+
+
+@pytest.mark.parametrize("window", ["adaptive", "full"])
+def test_numbers_are_spelt_out_on_demand(window: str) -> None:
+    path = "speech/p225/p225_003.wav"  # "Six spoons of fresh snow peas, five thick slabs …"
+    spelt = one(opened("tiny.en", suppress_numerals=True, window=window), speech(path)).text.lower()
+    assert not any(c.isdigit() for c in spelt)
+    assert "six" in spelt
+    assert "five" in spelt
+
+
+@pytest.mark.parametrize("window", ["adaptive", "full"])
+@pytest.mark.parametrize("how", ["hotwords", "initial_prompt"])
+def test_names_are_spelt_as_the_prompt_has_them(how: str, window: str) -> None:
+    path = "speech/2033/2033-164914-0002.flac"  # "… ay Zau al Makan …" and the like
+    plain = one(opened("base", language="en", window=window), speech(path)).text
+    told = one(opened("base", language="en", window=window, **{how: "eunuch"}), speech(path)).text
+    assert "eunuch" not in plain.lower()
+    assert "eunuch" in told.lower()
+
+
+@pytest.mark.parametrize("window", ["adaptive", "full"])
+def test_prompts_and_hotwords_of_any_length_leave_room_for_the_text(window: str) -> None:
+    told = "alpha bravo charlie delta echo foxtrot " * 60
+    whisper = opened(
+        "tiny.en", initial_prompt=told, hotwords=told, window=window, temperature=(0.0,)
+    )
+    assert len(whisper._prompt("en")) <= 223 + 3
+    assert one(whisper, speech(CHURCHYARDS)).text
+
+
+@pytest.mark.parametrize("how", ["hotwords", "initial_prompt"])
+def test_prompts_that_would_steer_the_decoder_are_refused(how: str) -> None:
+    with pytest.raises(JobError, match="must be plain text"):
+        opened("tiny.en", **{how: "<|endoftext|>"})
 
 
 def test_a_language_that_is_given_has_no_probability() -> None:
-    whisper("base")
-    english = WhisperTranscriber("base", language="English", device="cpu", cpu_threads=2)
-    transcript = english.transcribe([speech(CHURCHYARDS)])[0]
+    english = opened("base", language="English")
+    transcript = one(english, speech(CHURCHYARDS))
     assert (transcript.language, transcript.language_probability) == ("en", None)
     assert english.recipe["language"] == "en"
 
@@ -251,7 +404,18 @@ def test_a_language_that_is_given_has_no_probability() -> None:
 def test_languages_that_the_model_does_not_speak_are_refused(language: str, complaint: str) -> None:
     whisper("tiny.en")
     with pytest.raises(JobError, match=complaint):
-        WhisperTranscriber("tiny.en", language=language, device="cpu")
+        WhisperTranscriber("tiny.en", TranscriberOptions(language=language, device="cpu"))
+
+
+def test_options_that_contradict_each_other_are_refused() -> None:
+    whisper("tiny.en")
+    whisper("base")
+    with pytest.raises(JobError, match=r"cannot translate.*take 'tiny'"):
+        WhisperTranscriber("tiny.en", TranscriberOptions(task="translate", device="cpu"))
+    with pytest.raises(JobError, match=r"'de' is not one of those allowed: en, fr"):
+        WhisperTranscriber(
+            "base", TranscriberOptions(language="de", languages=("fr", "en"), device="cpu")
+        )
 
 
 def test_languages_go_by_code_or_english_name() -> None:
@@ -297,16 +461,21 @@ def test_recipe_holds_what_shapes_the_text_and_nothing_else(
 ) -> None:
     copy = tmp_path / "copied"
     shutil.copytree(whisper("tiny.en").folder, copy)
-    elsewhere = WhisperTranscriber(str(copy), device="cpu", cpu_threads=1)
+    elsewhere = WhisperTranscriber(
+        str(copy), TranscriberOptions(device="cpu", cpu_threads=1, batch_size=3)
+    )
     assert elsewhere.recipe == tiny.recipe
     assert elsewhere.provenance != tiny.provenance
     text = json.dumps(tiny.recipe)
     assert whisper("tiny.en").digests["model.bin"] in text
     assert "cpu" not in text
     assert str(copy) not in text
-    greedy = WhisperTranscriber("tiny.en", beam_size=1, device="cpu", compute_type="float32")
+    greedy = opened("tiny.en", beam_size=1, compute_type="float32", temperature=(0.0,))
     assert greedy.recipe["beam_size"] == 1
     assert greedy.recipe["compute_type"] == "float32"
+    assert greedy.recipe["temperature"] == [0.0]
+    assert isinstance(tiny.recipe["window"], dict)
+    assert opened("tiny.en", window="full").recipe["window"] == "full"
 
 
 @pytest.mark.parametrize("name", ["model.bin", "tokenizer.json", "config.json"])
@@ -316,7 +485,7 @@ def test_damaged_weights_are_a_model_error(name: str, tmp_path: Path) -> None:
     whole = (copy / name).read_bytes()
     (copy / name).write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ModelError, match="cannot be loaded"):
-        WhisperTranscriber(str(copy), device="cpu")
+        WhisperTranscriber(str(copy), TranscriberOptions(device="cpu"))
 
 
 def test_features_of_the_wrong_size_are_a_model_error(tmp_path: Path) -> None:
@@ -324,11 +493,11 @@ def test_features_of_the_wrong_size_are_a_model_error(tmp_path: Path) -> None:
     shutil.copytree(whisper("tiny.en").folder, copy)
     (copy / "preprocessor_config.json").write_text('{"feature_size": 128}')
     with pytest.raises(ModelError, match=r"wants 80 mel bands.*says 128"):
-        WhisperTranscriber(str(copy), device="cpu")
+        WhisperTranscriber(str(copy), TranscriberOptions(device="cpu"))
 
 
-def test_nothing_is_printed(tiny: WhisperTranscriber, capfd: pytest.CaptureFixture[str]) -> None:
-    WhisperTranscriber("tiny.en", device="cpu").transcribe(
-        [speech(LOBSTERS), zeros(1), white(1, 0)]
-    )
+def test_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
+    whisper("tiny.en")
+    fresh = WhisperTranscriber("tiny.en", TranscriberOptions(device="cpu"))
+    fresh.transcribe([Speech(speech(LOBSTERS)), Speech(zeros(1))])
     assert capfd.readouterr() == ("", "")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from .octets import Span
+
 __all__ = ["Anatomy", "Problem"]
 
 
@@ -20,16 +22,17 @@ class Problem:
 class Anatomy:
     """How to decode a file, and what it declares about itself.
 
-    ``demuxer`` is FFmpeg's name of the container; ``pieces`` are whole files of that container to
-    be decoded one after the other (a chained Ogg has several). ``declared_s`` is the length in
-    seconds and ``declared_samples`` in samples per channel, None where the file does not say;
-    ``padded_samples`` is the latter where the last block may hold a few more.
+    ``demuxer`` is FFmpeg's name of the container; ``pieces`` are the parts of the file that are to
+    be decoded one after the other, each a whole file of that container (a chained Ogg has
+    several). ``declared_s`` is the length in seconds and ``declared_samples`` in samples per
+    channel, None where the file does not say; ``padded_samples`` is the latter where the last
+    block may hold a few more.
     ``packet_clock`` means that the packets' own times can be held against the declared length.
     """
 
     name: str
     demuxer: str
-    pieces: tuple[bytes, ...]
+    pieces: tuple[Span, ...]
     declared_s: float | None = None
     declared_samples: int | None = None
     padded_samples: int | None = None

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from speechmill.errors import EmptyAudioError, TruncatedError
 
 from .anatomy import Anatomy, Problem
+from .octets import Octets, Span, starts_with
 
 __all__ = ["inspect_asf", "inspect_mp4", "inspect_webm"]
 
@@ -73,16 +74,15 @@ _LEAVES = {
 }
 
 
-def inspect_mp4(data: bytes, start: int) -> Anatomy:
+def inspect_mp4(data: Octets, start: int) -> Anatomy:
     """MP4, M4A, MOV, 3GP: the boxes at the top of the file (ISO 14496-12)."""
-    data = data[start:]
-    at, problem, trailing = 0, None, False
+    at, problem, trailing = start, None, False
     seen: set[bytes] = set()
     while at + 8 <= len(data):
         size, name = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
         if {b"moov", b"mdat"} <= seen and name not in _TOP_BOXES:
             if data.find(b"moof", at) >= 0:
-                problem = Problem("damaged", f"there is no valid box at byte {at}")
+                problem = Problem("damaged", f"there is no valid box at byte {at - start}")
             trailing = True
             break
         if size == 1 and at + 16 <= len(data):
@@ -91,7 +91,7 @@ def inspect_mp4(data: bytes, start: int) -> Anatomy:
             size = len(data) - at
         seen.add(name)
         if size < 8:
-            problem = Problem("damaged", f"the box at byte {at} has no size")
+            problem = Problem("damaged", f"the box at byte {at - start} has no size")
             break
         if at + size > len(data):
             problem = Problem("truncated", f"it ends inside its {name.decode('latin-1')!r} box")
@@ -105,10 +105,12 @@ def inspect_mp4(data: bytes, start: int) -> Anatomy:
     if problem is None:
         endless = b"moof" in seen and b"mfra" not in seen
         flags = ("trailing_data",) * trailing + ("unknown_length",) * endless
-    return Anatomy("MP4", _MP4_DEMUXER, (data,), problem=problem, flags=flags, packet_clock=True)
+    return Anatomy(
+        "MP4", _MP4_DEMUXER, ((start, len(data)),), problem=problem, flags=flags, packet_clock=True
+    )
 
 
-def _vint(data: bytes, at: int, *, keep_marker: bool) -> tuple[int, int]:
+def _vint(data: Octets, at: int, *, keep_marker: bool) -> tuple[int, int]:
     """An EBML number and its length in bytes; length 0 where there is none (RFC 8794)."""
     if at >= len(data) or data[at] == 0:
         return 0, 0
@@ -139,10 +141,9 @@ class _Ebml:
             self.cluster_end = self.end if unknown else body + size
 
 
-def inspect_webm(data: bytes, start: int) -> Anatomy:
+def inspect_webm(data: Octets, start: int) -> Anatomy:
     """WebM and Matroska: follow the elements to the last block (RFC 9559)."""
-    data = data[start:]
-    walk, at = _Ebml(end=len(data)), 0
+    walk, at = _Ebml(end=len(data)), start
     while at < min(len(data), walk.end):
         name, name_bytes = _vint(data, at, keep_marker=True)
         size, size_bytes = _vint(data, at + name_bytes, keep_marker=False)
@@ -150,7 +151,8 @@ def inspect_webm(data: bytes, start: int) -> Anatomy:
         if not name_bytes or not size_bytes or name not in _MASTERS | _LEAVES:
             near_end = len(data) - at < 12
             walk.problem = Problem(
-                "truncated" if near_end else "damaged", f"there is no valid element at byte {at}"
+                "truncated" if near_end else "damaged",
+                f"there is no valid element at byte {at - start}",
             )
             break
         unknown = size == (1 << 7 * size_bytes) - 1
@@ -161,7 +163,7 @@ def inspect_webm(data: bytes, start: int) -> Anatomy:
         if body + size > len(data):
             walk.problem = Problem("truncated", "it ends inside a block")
             break
-        if name == _SCALE:
+        if name == _SCALE and size <= 8:
             walk.scale_ns = int.from_bytes(data[body : body + size], "big")
         elif name == _DURATION and size in {4, 8}:
             (walk.duration,) = struct.unpack_from(">f" if size == 4 else ">d", data, body)
@@ -169,13 +171,14 @@ def inspect_webm(data: bytes, start: int) -> Anatomy:
     if not walk.clusters:
         raise EmptyAudioError("header only: the WebM file holds no samples")
     if walk.problem is None and walk.end > len(data):
-        walk.problem = Problem("truncated", f"{len(data)} of {walk.end} bytes are there")
+        there = f"{len(data) - start} of {walk.end - start} bytes are there"
+        walk.problem = Problem("truncated", there)
     declared_s = walk.duration * walk.scale_ns / 1e9 if walk.duration else None
     flags = ("unknown_length",) if walk.open_end and declared_s is None else ()
     return Anatomy(
         "WebM",
         "matroska,webm",
-        (data,),
+        ((start, len(data)),),
         declared_s,
         problem=walk.problem,
         flags=flags if walk.problem is None else (),
@@ -183,13 +186,12 @@ def inspect_webm(data: bytes, start: int) -> Anatomy:
     )
 
 
-def inspect_asf(data: bytes, start: int) -> Anatomy:
+def inspect_asf(data: Octets, start: int) -> Anatomy:
     """ASF (WMA): the size of the data object against the bytes present."""
-    data = data[start:]
-    at = 0
+    at = start
     while at + 24 <= len(data):
         size = int.from_bytes(data[at + 16 : at + 24], "little")
-        if not data.startswith(_ASF_DATA, at):
+        if not starts_with(data, _ASF_DATA, at):
             at += max(24, size)
             continue
         if len(data) - at <= 50:
@@ -201,12 +203,12 @@ def inspect_asf(data: bytes, start: int) -> Anatomy:
         elif at + size > len(data):
             present = len(data) - at
             problem = Problem("truncated", f"{present} of {size} bytes of sound are there")
-        piece = data[: at + size]  # without an index or what was appended
+        end = min(len(data), at + size)  # without an index or what was appended
         return Anatomy(
             "WMA",
             "asf",
-            (piece,),
-            None if flags else _asf_duration_s(data[:at]),
+            ((start, end),),
+            None if flags else _asf_duration_s(data, (start, at)),
             problem=problem,
             flags=flags,
             packet_clock=True,
@@ -214,13 +216,14 @@ def inspect_asf(data: bytes, start: int) -> Anatomy:
     raise EmptyAudioError("header only: the WMA file holds no samples")
 
 
-def _asf_duration_s(header: bytes) -> float | None:
+def _asf_duration_s(data: Octets, header: Span) -> float | None:
     """The length that the file properties state; FFmpeg's own is a guess from the file's size."""
-    at = 30
-    while at + 24 <= len(header):
-        if header.startswith(_ASF_PROPERTIES, at) and at + 92 <= len(header):
-            play_100ns, _, preroll_ms, flags = struct.unpack_from("<QQQI", header, at + 64)
+    start, end = header
+    at = start + 30
+    while at + 24 <= end:
+        if starts_with(data, _ASF_PROPERTIES, at) and at + 92 <= end:
+            play_100ns, _, preroll_ms, flags = struct.unpack_from("<QQQI", data, at + 64)
             seconds = play_100ns / 1e7 - preroll_ms / 1e3
             return seconds if seconds > 0 and not flags & 1 else None
-        at += max(24, int.from_bytes(header[at + 16 : at + 24], "little"))
+        at += max(24, int.from_bytes(data[at + 16 : at + 24], "little"))
     return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -22,13 +21,15 @@ from speechmill.records import Waveform
 from . import boxes, flac, mpeg, ogg, riff
 from .anatomy import Anatomy, Problem
 from .mixing import Mixer, Weights
+from .octets import Octets, Piece
 from .resampling import resample
 from .sniffing import Kind, describe, recognise
+from .spilling import Spool, pieces
 from .tally import Tally, as_error, find_problem, has_gap, nothing_decoded
 
 __all__ = ["Decoded", "decode"]
 
-_INSPECTORS: dict[Kind, Callable[[bytes, int], Anatomy]] = {
+_INSPECTORS: dict[Kind, Callable[[Octets, int], Anatomy]] = {
     "aac": mpeg.inspect_aac,
     "aiff": riff.inspect_aiff,
     "amr": mpeg.inspect_amr,
@@ -67,7 +68,7 @@ class Decoded:
 
     ``waveform`` is mono, at the source's rate. ``sample_rate`` (Hz) and ``channels`` are the
     source's, at its start. ``flags`` are sorted and name what is suspicious; docs/audio.md lists
-    them.
+    them. The samples of a long recording cannot be written to.
     """
 
     waveform: Waveform
@@ -76,14 +77,18 @@ class Decoded:
     flags: tuple[str, ...]
 
 
-def decode(data: bytes, *, keep_damaged: bool = False) -> Decoded:
+def decode(data: Octets, *, keep_damaged: bool = False) -> Decoded:
     """Decode a whole recording to mono.
 
     The format is told by the content, never by a name. Several audio tracks: the default one,
     else the first. With ``keep_damaged`` a truncated or damaged recording gives what could be
     decoded of it, flagged ``truncated``, ``damaged`` or ``non_finite``.
 
-    Raises EmptyAudioError, NotAudioError, TruncatedError or DamagedError.
+    Memory does not grow with the length of a long recording: its waveform is held in a temporary
+    file, and ``data`` may be a map of one.
+
+    Raises EmptyAudioError, NotAudioError, TruncatedError or DamagedError; StorageError where the
+    temporary folder has no room.
     """
     if not data:
         raise EmptyAudioError("the file is empty (0 bytes)")
@@ -92,7 +97,7 @@ def decode(data: bytes, *, keep_damaged: bool = False) -> Decoded:
         raise NotAudioError(f"this is no audio but {describe(data)}")
     kind, start = found
     anatomy = _INSPECTORS[kind](data, start)
-    tally = _read(anatomy, None)
+    tally = _read(data, anatomy, None)
     problem = find_problem(anatomy, tally)
     if not tally.samples:
         raise nothing_decoded(anatomy, tally)
@@ -103,10 +108,12 @@ def decode(data: bytes, *, keep_damaged: bool = False) -> Decoded:
         flags.add(problem.kind)
     if has_gap(anatomy, tally):
         flags.add("gap")
-    return _finish(anatomy, tally, flags, keep_damaged=keep_damaged)
+    return _finish(data, anatomy, tally, flags, keep_damaged=keep_damaged)
 
 
-def _finish(anatomy: Anatomy, tally: Tally, flags: set[str], *, keep_damaged: bool) -> Decoded:
+def _finish(
+    data: Octets, anatomy: Anatomy, tally: Tally, flags: set[str], *, keep_damaged: bool
+) -> Decoded:
     """Mono at last: choose the channels, join the runs, scale; and flag what is odd."""
     first = tally.mixers[0]
     non_finite = sum(mixer.non_finite for mixer in tally.mixers)
@@ -118,52 +125,56 @@ def _finish(anatomy: Anatomy, tally: Tally, flags: set[str], *, keep_damaged: bo
         flags.add("clipped")
     chosen = [mixer.choose() for mixer in tally.mixers]
     flags.update(flag for _, flag in chosen if flag is not None)
-    mixers = tally.mixers
+    mixed = tally
     if any(weights is not None for weights, _ in chosen):
-        for mixer in mixers:
-            mixer.take()  # free the mix that is not wanted before the next one is made
-        mixers = _read(anatomy, [weights for weights, _ in chosen]).mixers
-    samples = _join(mixers, first.sample_rate)
+        tally.spool.clear()  # the mix that is not wanted, before the next one is made
+        mixed = _read(data, anatomy, [weights for weights, _ in chosen])
+    samples = _join(mixed, first.sample_rate)
     samples = samples[: _without_padding(anatomy, tally)]
     peak = max(float(samples.max()), -float(samples.min()))
     if peak > _WILD:
         raise DamagedError(f"a sample of {peak:.3g} is no sound: full scale is 1.0")
     if peak > 1.0:
-        samples /= np.float32(peak)
-        np.clip(samples, -1.0, 1.0, out=samples)  # rounding
+        samples = _scaled(samples, peak)
         if peak > _OVER:
             flags.add("scaled")
     waveform = Waveform(samples, first.sample_rate)
     return Decoded(waveform, first.sample_rate, first.channels, tuple(sorted(flags)))
 
 
-def _join(mixers: list[Mixer], sample_rate: int) -> NDArray[np.float32]:
+def _join(tally: Tally, sample_rate: int) -> NDArray[np.float32]:
     """One waveform, float32 [num_samples], of all runs; runs of another rate are resampled."""
-    blocks: list[NDArray[np.float32]] = []
-    for mixer in mixers:
-        taken = mixer.take()
-        if mixer.sample_rate != sample_rate and taken:
-            waveform = Waveform(np.concatenate(taken), mixer.sample_rate)
-            taken = [resample(waveform, sample_rate).samples]
-        blocks += taken
-    if len(blocks) == 1:
-        return np.ascontiguousarray(blocks[0])
-    samples = np.empty(sum(len(block) for block in blocks), np.float32)
-    blocks.reverse()
-    at = 0
-    while blocks:  # each block is freed once it is copied
-        block = blocks.pop()
-        samples[at : at + len(block)] = block
-        at += len(block)
-    return samples
+    for mixer in tally.mixers:
+        mixer.flush()
+    samples = tally.spool.join()
+    if all(mixer.sample_rate == sample_rate for mixer in tally.mixers):
+        return samples
+    joined, at = Spool(), 0
+    for mixer in tally.mixers:
+        run = samples[at : at + mixer.samples]
+        at += mixer.samples
+        if mixer.sample_rate != sample_rate and len(run):
+            run = resample(Waveform(run, mixer.sample_rate), sample_rate).samples
+        for piece in pieces(run):
+            joined.add(piece)
+    return joined.join()
 
 
-def _read(anatomy: Anatomy, weights: list[Weights | None] | None) -> Tally:
+def _scaled(samples: NDArray[np.float32], peak: float) -> NDArray[np.float32]:
+    """Samples, float32 [num_samples], divided by their peak."""
+    scaled = Spool()
+    for piece in pieces(samples):
+        quotient = piece / np.float32(peak)
+        scaled.add(np.clip(quotient, -1.0, 1.0, out=quotient))  # rounding
+    return scaled.join()
+
+
+def _read(data: Octets, anatomy: Anatomy, weights: list[Weights | None] | None) -> Tally:
     """Decode every piece of the file; ``weights`` has one entry a run of equal frames."""
     tally = Tally()
-    for piece in anatomy.pieces:
+    for span in anatomy.pieces:
         try:
-            _read_piece(piece, anatomy, tally, weights)
+            _read_piece(Piece(data, span), anatomy, tally, weights)
         except av.error.FFmpegError as error:
             if not tally.samples:
                 why = f"FFmpeg cannot read it: {error.strerror}"
@@ -178,7 +189,7 @@ def _read(anatomy: Anatomy, weights: list[Weights | None] | None) -> Tally:
 
 
 def _read_piece(
-    piece: bytes, anatomy: Anatomy, tally: Tally, weights: list[Weights | None] | None
+    file: Piece, anatomy: Anatomy, tally: Tally, weights: list[Weights | None] | None
 ) -> None:
     options = {
         # Nothing outside these bytes is ever opened, whatever they say.
@@ -188,7 +199,7 @@ def _read_piece(
         **dict(anatomy.options),
     }
     with av.open(
-        io.BytesIO(piece), "r", format=anatomy.demuxer, options=options, metadata_errors="replace"
+        file, "r", format=anatomy.demuxer, options=options, metadata_errors="replace"
     ) as container:
         streams = container.streams.audio
         if not streams:
@@ -290,7 +301,8 @@ def _take(
         chosen = weights[run] if weights is not None and run < len(weights) else None
         if weights is not None and chosen is None:
             chosen = (1.0 / channels,) * channels
-        mixer = Mixer(*key, chosen, over_range=tally.codec.startswith("pcm_f"))
+        emit, over_range = tally.spool.add, tally.codec.startswith("pcm_f")
+        mixer = Mixer(*key, chosen, emit, over_range=over_range)
         tally.mixers.append(mixer)
     samples = _view(frame, _DTYPES[sample_format], channels, planar=planar)
     _checked(check, tally.mixers[-1].add(samples))

@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 from speechmill.errors import EmptyAudioError
 
 from .anatomy import Anatomy
+from .octets import Octets
 
 __all__ = ["FlacCheck", "inspect_flac"]
 
 
-def inspect_flac(data: bytes, start: int) -> Anatomy:
+def inspect_flac(data: Octets, start: int) -> Anatomy:
     """Walk the metadata; the samples themselves are checked as they are decoded."""
     at, last = start + 4, False
     while not last:
@@ -29,7 +30,7 @@ def inspect_flac(data: bytes, start: int) -> Anatomy:
     return Anatomy(
         "FLAC",
         "flac",
-        (data[start:],),
+        ((start, len(data)),),
         check.total / check.sample_rate if check.total and check.sample_rate else None,
         flags=() if check.total else ("unknown_length",),
     )

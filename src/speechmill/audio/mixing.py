@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +21,7 @@ _BLOCK = 1 << 16  # samples per channel that are converted at a time
 _HOT = 0.9995  # of full scale: where clipped samples lie
 _SILENT_POWER = 1e-3  # −30 dB: a channel this far below the loudest …
 _SILENT_PEAK = 0.05  # … and whose peak is this far below, carries nothing
+_EQUAL = 0.999  # of the loudest channel's power: as loud
 _CANCELLED = 0.1  # of the power that as many unrelated channels would leave
 
 
@@ -40,6 +42,8 @@ class _Stats:
 class Mixer:
     """Takes in the frames of one run (same rate, channels and format), gives mono blocks.
 
+    ``emit`` is given each of them, float32 [num_samples], in order.
+
     Without ``weights`` all channels count alike, and ``choose`` tells which weights would have
     been right.
     """
@@ -50,6 +54,7 @@ class Mixer:
         channels: int,
         sample_format: str,
         weights: Weights | None,
+        emit: Callable[[NDArray[np.float32]], None],
         *,
         over_range: bool = False,
     ) -> None:
@@ -65,7 +70,7 @@ class Mixer:
         self._weights = weights
         self._pending: list[NDArray[Any]] = []
         self._num_pending = 0
-        self._blocks: list[NDArray[np.float32]] = []
+        self._emit = emit
         zeros = np.zeros(channels)
         self._stats = _Stats(
             total=zeros.copy(), square=zeros.copy(), low=zeros + np.inf, high=zeros - np.inf
@@ -116,17 +121,17 @@ class Mixer:
                 hot = (magnitude >= _HOT) & (magnitude <= self._too_hot)
                 stats.hot += int(np.count_nonzero(hot[2:] & hot[1:-1] & hot[:-2]))
         if self.channels == 1:
-            self._blocks.append(block[0])
+            self._emit(block[0])
             return
         if self._weights is not None:
-            self._blocks.append(np.asarray(self._weights, np.float32) @ block)
+            self._emit(np.asarray(self._weights, np.float32) @ block)
             return
         mono = (block[0] + block[1]) * np.float32(0.5) if self.channels == 2 else block.mean(axis=0)
         stats.total += block.sum(axis=1, dtype=np.float64)
         stats.square += [float(np.dot(samples, samples)) for samples in block]
         stats.mix_total += float(mono.sum(dtype=np.float64))
         stats.mix_square += float(np.dot(mono, mono))
-        self._blocks.append(mono)
+        self._emit(mono)
 
     def choose(self) -> tuple[Weights | None, str | None]:
         """The weights that the mix should have had, None if equal ones; and a flag, or None."""
@@ -136,7 +141,8 @@ class Mixer:
         mean = stats.total / stats.count
         power = np.maximum(stats.square / stats.count - mean**2, 0.0)
         peak = np.maximum(stats.high - mean, mean - stats.low)
-        loudest = int(power.argmax())
+        # The first of equals: sums of floats tell them apart by the machine's rounding.
+        loudest = int((power >= _EQUAL * power.max()).argmax())
         if power[loudest] <= 1e-12:  # silence
             return None, None
         silent = (power < _SILENT_POWER * power[loudest]) & (peak < _SILENT_PEAK * peak[loudest])
@@ -159,9 +165,3 @@ class Mixer:
         """Whether samples stay at full scale for longer than speech does."""
         stats = self._stats
         return stats.hot > max(5.0, 1e-4 * stats.count * self.channels)
-
-    def take(self) -> list[NDArray[np.float32]]:
-        """The mono blocks, each float32 [num_samples]; the mixer forgets them."""
-        self.flush()
-        blocks, self._blocks = self._blocks, []
-        return blocks

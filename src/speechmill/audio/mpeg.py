@@ -16,6 +16,7 @@ from typing import Literal
 from speechmill.errors import EmptyAudioError, NotAudioError
 
 from .anatomy import Anatomy, Problem
+from .octets import Octets, starts_with
 
 __all__ = [
     "adts_length",
@@ -40,7 +41,7 @@ _KBPS = {
 _AMR_NB = (13, 14, 16, 18, 20, 21, 27, 32, 6, 0, 0, 0, 0, 0, 0, 1)
 _AMR_WB = (18, 24, 33, 37, 41, 47, 51, 59, 61, 6, 0, 0, 0, 0, 1, 1)
 
-Length = Callable[[bytes, int], int]
+Length = Callable[[Octets, int], int]
 """(data, position) -> bytes of the frame whose header is there, 0 where there is none."""
 
 
@@ -78,14 +79,14 @@ def _mpeg_header(second: int, third: int) -> tuple[int, int, int]:
     return samples * 125 * kbps // rate + (third >> 1 & 1), samples, rate
 
 
-def mpeg_length(data: bytes, at: int) -> int:
+def mpeg_length(data: Octets, at: int) -> int:
     """Bytes of the MPEG audio frame (layer II or III) at ``at``, 0 where there is none."""
     if at + 4 > len(data) or data[at] != 0xFF:
         return 0
     return _mpeg_header(data[at + 1], data[at + 2])[0]
 
 
-def adts_length(data: bytes, at: int) -> int:
+def adts_length(data: Octets, at: int) -> int:
     """Bytes of the ADTS frame at ``at``, 0 where there is none."""
     if at + 7 > len(data) or data[at] != 0xFF or data[at + 1] & 0xF6 != 0xF0:
         return 0
@@ -95,7 +96,7 @@ def adts_length(data: bytes, at: int) -> int:
     return length if length > 7 else 0
 
 
-def skip_id3(data: bytes, at: int) -> int:
+def skip_id3(data: Octets, at: int) -> int:
     """Where the ID3v2 tags that start at ``at`` end; ``at`` if there is none."""
     while data[at : at + 3] == b"ID3" and len(data) >= at + 10:
         size = 0
@@ -105,7 +106,7 @@ def skip_id3(data: bytes, at: int) -> int:
     return at
 
 
-def _chain(data: bytes, at: int, length: Length, want: int = _CHAIN) -> bool:
+def _chain(data: Octets, at: int, length: Length, want: int = _CHAIN) -> bool:
     for _ in range(want):
         step = length(data, at)
         if not step:
@@ -114,7 +115,7 @@ def _chain(data: bytes, at: int, length: Length, want: int = _CHAIN) -> bool:
     return True
 
 
-def _search(data: bytes, at: int, stop: int, length: Length) -> int:
+def _search(data: Octets, at: int, stop: int, length: Length) -> int:
     """Where the next frames in a row start, −1 where there are none before ``stop``."""
     at = data.find(b"\xff", at, stop)
     while at >= 0:
@@ -124,7 +125,7 @@ def _search(data: bytes, at: int, stop: int, length: Length) -> int:
     return -1
 
 
-def first_frame(data: bytes, start: int) -> tuple[Literal["mp3", "aac"], int] | None:
+def first_frame(data: Octets, start: int) -> tuple[Literal["mp3", "aac"], int] | None:
     """Kind of stream and position of the first of several frames in a row, else None."""
     lengths: tuple[tuple[Literal["mp3", "aac"], Length], ...] = (
         ("mp3", mpeg_length),
@@ -145,11 +146,11 @@ def first_frame(data: bytes, start: int) -> tuple[Literal["mp3", "aac"], int] | 
     return None
 
 
-def _is_tag(data: bytes, at: int) -> bool:
-    return data.startswith((b"TAG", b"APETAGEX", b"LYRICSBEGIN", b"3DI", b"ID3"), at)
+def _is_tag(data: Octets, at: int) -> bool:
+    return starts_with(data, (b"TAG", b"APETAGEX", b"LYRICSBEGIN", b"3DI", b"ID3"), at)
 
 
-def _walk(data: bytes, at: int, length: Length, starts: frozenset[int] = frozenset()) -> _Walk:
+def _walk(data: Octets, at: int, length: Length, starts: frozenset[int] = frozenset()) -> _Walk:
     """Follow the frames from ``at`` to the end of the data; ``starts`` may begin a new part."""
     size, walk = len(data), _Walk(at, [[at, at, 0]])
     while True:
@@ -180,11 +181,11 @@ def _walk(data: bytes, at: int, length: Length, starts: frozenset[int] = frozens
     return walk
 
 
-def _info_headers(data: bytes) -> frozenset[int]:
+def _info_headers(data: Octets) -> frozenset[int]:
     """Where frames may start that carry a Xing or Info header: the first frame of a file."""
     starts: set[int] = set()
     for magic in (b"Xing", b"Info"):
-        at = data.find(magic)
+        at = data.find(magic, 0)
         while at >= 0:
             # It stands behind the frame's header, checksum and side information.
             starts.update(at - before for before in (13, 15, 21, 23, 36, 38))
@@ -192,7 +193,7 @@ def _info_headers(data: bytes) -> frozenset[int]:
     return frozenset(starts)
 
 
-def _declared_frames(data: bytes, start: int) -> int | None:
+def _declared_frames(data: Octets, start: int) -> int | None:
     """The frame count of a Xing, Info or VBRI header in the first frame; 0 if it has none."""
     frame = data[start : start + mpeg_length(data, start)]
     for magic in (b"Xing", b"Info"):
@@ -205,7 +206,7 @@ def _declared_frames(data: bytes, start: int) -> int | None:
     return None
 
 
-def inspect_mp3(data: bytes, start: int) -> Anatomy:
+def inspect_mp3(data: Octets, start: int) -> Anatomy:
     """Follow the frames of an MP3 or MP2 stream that starts at ``start``."""
     walk = _walk(data, start, mpeg_length, _info_headers(data))
     declared_s, complete, problem = 0.0, True, walk.problem
@@ -226,7 +227,7 @@ def inspect_mp3(data: bytes, start: int) -> Anatomy:
     return _bare_anatomy("MP3", data, walk, problem, declared_s)
 
 
-def inspect_aac(data: bytes, start: int) -> Anatomy:
+def inspect_aac(data: Octets, start: int) -> Anatomy:
     """Follow the frames of an ADTS stream that starts at ``start``."""
     walk = _walk(data, start, adts_length)
     return _bare_anatomy("AAC", data, walk, walk.problem, None)
@@ -234,7 +235,7 @@ def inspect_aac(data: bytes, start: int) -> Anatomy:
 
 def _bare_anatomy(
     name: Literal["MP3", "AAC"],
-    data: bytes,
+    data: Octets,
     walk: _Walk,
     problem: Problem | None,
     declared_s: float | None,
@@ -244,11 +245,7 @@ def _bare_anatomy(
         raise EmptyAudioError(f"an {name} stream without a single whole frame")
     if problem is not None:
         walk.parts[-1][1] = len(data)
-    pieces = tuple(
-        data if (at, end) == (0, len(data)) else data[at:end]
-        for at, end, frames in walk.parts
-        if frames
-    )
+    pieces = tuple((at, end) for at, end, frames in walk.parts if frames)
     flags: tuple[str, ...] = ()
     lead = walk.parts[0][0] - skip_id3(data, 0)
     if problem is None and lead > _MAX_TAIL:
@@ -260,9 +257,9 @@ def _bare_anatomy(
     return Anatomy(name, name.lower(), pieces, declared_s, problem=problem, flags=flags)
 
 
-def inspect_amr(data: bytes, start: int) -> Anatomy:
+def inspect_amr(data: Octets, start: int) -> Anatomy:
     """Follow the frames of an AMR or AMR-WB file (one channel)."""
-    wide = data.startswith(b"#!AMR-WB\n", start)
+    wide = starts_with(data, b"#!AMR-WB\n", start)
     sizes, head = (_AMR_WB, 9) if wide else (_AMR_NB, 6)
     at = start + head
     problem = None
@@ -283,4 +280,4 @@ def inspect_amr(data: bytes, start: int) -> Anatomy:
         if problem is not None and problem.kind == "damaged":
             raise NotAudioError("an AMR header, and behind it no AMR frames")
         raise EmptyAudioError("header only: an AMR file without a single whole frame")
-    return Anatomy("AMR", "amr", (data[start:at],), problem=problem, flags=flags)
+    return Anatomy("AMR", "amr", ((start, at),), problem=problem, flags=flags)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from .anatomy import Anatomy, Problem
+from .octets import Octets, starts_with
 
 __all__ = ["inspect_ogg"]
 
@@ -36,7 +37,7 @@ class _Walk:
     trailing: bool = False
 
 
-def inspect_ogg(data: bytes, start: int) -> Anatomy:
+def inspect_ogg(data: Octets, start: int) -> Anatomy:
     """Check every page, and find where chained files begin."""
     walk = _Walk()
     at, in_header = start, False
@@ -64,9 +65,9 @@ def inspect_ogg(data: bytes, start: int) -> Anatomy:
     return _anatomy(data, start, walk)
 
 
-def _page_size(data: bytes, at: int) -> int:
+def _page_size(data: Octets, at: int) -> int:
     """Bytes of the page at ``at``; beyond the data's end if it is cut; 0 where there is none."""
-    if not data.startswith(b"OggS", at):
+    if not starts_with(data, b"OggS", at):
         # The first bytes of a page of which no more is there.
         return 27 if b"OggS".startswith(data[at : at + 4]) and len(data) - at < 4 else 0
     if at + 27 > len(data):
@@ -77,7 +78,7 @@ def _page_size(data: bytes, at: int) -> int:
     return 27 + segments + sum(data[at + 27 : at + 27 + segments])
 
 
-def _lost(data: bytes, at: int, walk: _Walk) -> int:
+def _lost(data: Octets, at: int, walk: _Walk) -> int:
     """Bytes that are no page: damage, unless all streams have ended before."""
     again = data.find(b"OggS", at)
     if again >= 0:
@@ -89,13 +90,9 @@ def _lost(data: bytes, at: int, walk: _Walk) -> int:
     return len(data)
 
 
-def _anatomy(data: bytes, start: int, walk: _Walk) -> Anatomy:
+def _anatomy(data: Octets, start: int, walk: _Walk) -> Anatomy:
     flags = ("trailing_data",) if walk.trailing else ()
     if walk.problem is None and walk.open:
         flags = ("unknown_length",)  # the page that says "the end" is not there
     links = [*(walk.links or [start]), len(data)]
-    pieces = tuple(
-        data if (first, after) == (0, len(data)) else data[first:after]
-        for first, after in pairwise(links)
-    )
-    return Anatomy("Ogg", "ogg", pieces, problem=walk.problem, flags=flags)
+    return Anatomy("Ogg", "ogg", tuple(pairwise(links)), problem=walk.problem, flags=flags)

@@ -4,22 +4,48 @@ from __future__ import annotations
 
 import numpy as np
 import soxr
+from numpy.typing import NDArray
 
 from speechmill.records import Waveform
 
+from . import spilling
+
 __all__ = ["resample"]
+
+_QUALITY = "HQ"
 
 
 def resample(waveform: Waveform, sample_rate: int) -> Waveform:
     """The waveform at ``sample_rate`` Hz, by soxr at its "HQ" setting.
 
     The same object where the rate is that already. Never empty for a waveform that is not. What
-    overshoots −1..1 by filtering is clipped.
+    overshoots −1..1 by filtering is clipped. A long one is resampled piece by piece, with the same
+    values; its samples are held in a temporary file, and cannot be written to.
+
+    Raises StorageError where the temporary folder has no room.
     """
     if waveform.sample_rate == sample_rate:
         return waveform
-    samples = soxr.resample(waveform.samples, waveform.sample_rate, sample_rate, quality="HQ")
-    if len(samples) == 0 and len(waveform.samples):
-        samples = waveform.samples.mean(keepdims=True, dtype=np.float32)
-    np.clip(samples, -1.0, 1.0, out=samples)
+    source, rate = waveform.samples, waveform.sample_rate
+    if len(source) * max(1.0, sample_rate / rate) > spilling.SPILL_SAMPLES:
+        samples = _piecewise(waveform, sample_rate)
+    else:
+        samples = soxr.resample(source, rate, sample_rate, quality=_QUALITY)
+        np.clip(samples, -1.0, 1.0, out=samples)
+    if len(samples) == 0 and len(source):
+        samples = source.mean(keepdims=True, dtype=np.float32).clip(-1.0, 1.0)
     return Waveform(samples, sample_rate)
+
+
+def _piecewise(waveform: Waveform, sample_rate: int) -> NDArray[np.float32]:
+    """What ``soxr.resample`` gives, clipped, without the whole in memory."""
+    stream = soxr.ResampleStream(waveform.sample_rate, sample_rate, 1, "float32", _QUALITY)
+    count = len(waveform.samples)
+    growth = max(1.0, sample_rate / waveform.sample_rate)
+    step = max(1, int(spilling.PIECE_SAMPLES / growth))
+    spool = spilling.Spool()
+    for at in range(0, count, step):
+        piece = np.asarray(waveform.samples[at : at + step])
+        samples = stream.resample_chunk(piece, last=at + step >= count)
+        spool.add(np.clip(samples, -1.0, 1.0, out=samples))
+    return spool.join()

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from speechmill.errors import EmptyAudioError, NotAudioError
 
 from .anatomy import Anatomy, Problem
+from .octets import Octets, Span
 
 __all__ = ["inspect_aiff", "inspect_au", "inspect_caf", "inspect_sph", "inspect_w64", "inspect_wav"]
 
@@ -19,6 +20,7 @@ _PCM_TAGS = {1, 3, 6, 7}  # integers, floats, A-law, µ-law
 # ADPCM, GSM, MPEG, AAC, WMA: of other codecs FFmpeg would guess the kind from the bytes.
 _OTHER_TAGS = {2, 0x11, 0x31, 0x50, 0x55, 0xFF, 0x160, 0x161, 0x162, 0x163, 0x1610, 0xA106}
 _MAX_CHUNKS = 10_000
+_MAX_SPHERE = 1 << 20  # bytes of a header; the usual one has 1,024
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +32,7 @@ class _Data:
     present: int
 
 
-def _chunks(data: bytes, at: int, order: str) -> Iterator[tuple[bytes, int, int]]:
+def _chunks(data: Octets, at: int, order: str) -> Iterator[tuple[bytes, int, int]]:
     """Chunks of an IFF-like file as (id, start of the body, declared bytes)."""
     for _ in range(_MAX_CHUNKS):
         if at + 8 > len(data):
@@ -44,7 +46,7 @@ def _chunks(data: bytes, at: int, order: str) -> Iterator[tuple[bytes, int, int]
 def _judge(
     name: str,
     demuxer: str,
-    data: bytes,
+    file: Span,
     where: _Data,
     *,
     block: int,
@@ -71,7 +73,7 @@ def _judge(
     return Anatomy(
         name,
         demuxer,
-        (data,),
+        (file,),
         declared / bytes_per_s if bytes_per_s else None,
         declared_samples=present // block if exact and block else None,
         padded_samples=padded_samples,
@@ -81,12 +83,11 @@ def _judge(
     )
 
 
-def inspect_wav(data: bytes, start: int) -> Anatomy:
+def inspect_wav(data: Octets, start: int) -> Anatomy:
     """RIFF, RF64 and BW64 (EBU Tech 3306): the data chunk's size against the bytes present."""
-    data = data[start:]
-    order = ">" if data.startswith(b"RIFX") else "<"
+    order = ">" if data[start : start + 4] == b"RIFX" else "<"
     fmt, size64, found, fact = b"", None, None, 0
-    for name, at, size in _chunks(data, 12, order):
+    for name, at, size in _chunks(data, start + 12, order):
         if name == b"fmt ":
             fmt = data[at : at + min(size, 40)]
         elif name == b"ds64" and at + 16 <= len(data):
@@ -103,7 +104,7 @@ def inspect_wav(data: bytes, start: int) -> Anatomy:
     return _judge(
         "WAV",
         "wav",
-        data,
+        (start, len(data)),
         found,
         block=block,
         bytes_per_s=bytes_per_s,
@@ -124,7 +125,7 @@ def _wave_format(fmt: bytes, order: str) -> tuple[int, int, int]:
     return tag, bytes_per_s, block
 
 
-def _wav_data(data: bytes, at: int, size: int, size64: int | None, order: str) -> _Data:
+def _wav_data(data: Octets, at: int, size: int, size64: int | None, order: str) -> _Data:
     present = max(0, len(data) - at)
     declared: int | None = size
     if size == 0xFFFFFFFF and size64 is not None:
@@ -136,7 +137,7 @@ def _wav_data(data: bytes, at: int, size: int, size64: int | None, order: str) -
     return _Data(at, declared, present)
 
 
-def _only_chunks(data: bytes, at: int, order: str) -> bool:
+def _only_chunks(data: Octets, at: int, order: str) -> bool:
     """Whether further chunks, and no samples, fill the file from ``at`` to its end."""
     end = at
     for name, body, size in _chunks(data, at, order):
@@ -146,10 +147,9 @@ def _only_chunks(data: bytes, at: int, order: str) -> bool:
     return 0 <= end - len(data) <= 1
 
 
-def inspect_w64(data: bytes, start: int) -> Anatomy:
+def inspect_w64(data: Octets, start: int) -> Anatomy:
     """Sony Wave64: chunks with 16-byte names and sizes that count their own header."""
-    data = data[start:]
-    at, fmt = 40, b""
+    at, fmt = start + 40, b""
     for _ in range(_MAX_CHUNKS):
         if at + 24 > len(data):
             break
@@ -163,7 +163,7 @@ def inspect_w64(data: bytes, start: int) -> Anatomy:
             return _judge(
                 "W64",
                 "w64",
-                data,
+                (start, len(data)),
                 found,
                 block=block,
                 bytes_per_s=bytes_per_s,
@@ -174,11 +174,10 @@ def inspect_w64(data: bytes, start: int) -> Anatomy:
     raise EmptyAudioError("header only: the W64 file has no data chunk")
 
 
-def inspect_aiff(data: bytes, start: int) -> Anatomy:
+def inspect_aiff(data: Octets, start: int) -> Anatomy:
     """AIFF and AIFF-C: the sound chunk's size against the bytes present."""
-    data = data[start:]
     common, found = b"", None
-    for name, at, size in _chunks(data, 12, ">"):
+    for name, at, size in _chunks(data, start + 12, ">"):
         if name == b"COMM":
             common = data[at : at + min(size, 22)]
         elif name == b"SSND" and at + 8 <= len(data):
@@ -188,13 +187,19 @@ def inspect_aiff(data: bytes, start: int) -> Anatomy:
     if found is None or len(common) < 18:
         raise EmptyAudioError("header only: the AIFF file has no sound chunk")
     channels, frames, bits = struct.unpack_from(">HIH", common)
-    plain = data[8:12] == b"AIFF" or common[18:22] in {b"NONE", b"sowt", b"twos", b"raw "}
+    plain = data[start + 8 : start + 12] == b"AIFF" or common[18:22] in {
+        b"NONE",
+        b"sowt",
+        b"twos",
+        b"raw ",
+    }
     block = channels * ((bits + 7) // 8) if plain else 0
     rate = _extended(common[8:18])
     if plain and frames * block > (found.declared or 0):
         found = _Data(found.start, frames * block, found.present)
+    file = (start, len(data))
     anatomy = _judge(
-        "AIFF", "aiff", data, found, block=block, bytes_per_s=rate * block, exact=plain
+        "AIFF", "aiff", file, found, block=block, bytes_per_s=rate * block, exact=plain
     )
     if plain and frames == 0:
         raise EmptyAudioError("header only: the AIFF file says that it holds no samples")
@@ -209,24 +214,23 @@ def _extended(number: bytes) -> float:
     return int.from_bytes(number[2:10], "big") * 2.0 ** (exponent - 16383 - 63)
 
 
-def inspect_au(data: bytes, start: int) -> Anatomy:
+def inspect_au(data: Octets, start: int) -> Anatomy:
     """Sun AU: the header's size against the bytes present."""
-    data = data[start:]
-    if len(data) < 24:
+    if len(data) < start + 24:
         raise EmptyAudioError("header only: the AU file ends inside its header")
-    first, size, encoding, rate, channels = struct.unpack_from(">5I", data, 4)
+    first, size, encoding, rate, channels = struct.unpack_from(">5I", data, start + 4)
     width = {1: 1, 2: 1, 3: 2, 4: 3, 5: 4, 6: 4, 7: 8, 27: 1}.get(encoding, 0)
-    present = max(0, len(data) - first)
+    present = max(0, len(data) - start - first)
     declared = None if size == 0xFFFFFFFF or (size == 0 and present) else size
-    found = _Data(first, declared, present)
+    found = _Data(start + first, declared, present)
+    file = (start, len(data))
     block = width * channels
-    return _judge("AU", "au", data, found, block=block, bytes_per_s=rate * block, exact=width > 0)
+    return _judge("AU", "au", file, found, block=block, bytes_per_s=rate * block, exact=width > 0)
 
 
-def inspect_caf(data: bytes, start: int) -> Anatomy:
+def inspect_caf(data: Octets, start: int) -> Anatomy:
     """Apple's CAF: the data chunk's size against the bytes present."""
-    data = data[start:]
-    at, rate, block, plain, table = 8, 0.0, 0, False, b""
+    at, rate, block, plain, table = start + 8, 0.0, 0, False, b""
     found = None
     while at + 12 <= len(data):
         name, size = data[at : at + 4], int.from_bytes(data[at + 4 : at + 12], "big", signed=True)
@@ -247,7 +251,7 @@ def inspect_caf(data: bytes, start: int) -> Anatomy:
     anatomy = _judge(
         "CAF",
         "caf",
-        data,
+        (start, len(data)),
         found,
         block=block if plain else 0,
         bytes_per_s=rate * block if plain else 0.0,
@@ -258,16 +262,15 @@ def inspect_caf(data: bytes, start: int) -> Anatomy:
     return anatomy
 
 
-def inspect_sph(data: bytes, start: int) -> Anatomy:
+def inspect_sph(data: Octets, start: int) -> Anatomy:
     """NIST SPHERE (TIMIT, Switchboard): the header's sample count against the bytes present."""
-    data = data[start:]
-    lines = data[:1024].split(b"\n")
+    lines = data[start : start + 1024].split(b"\n")
     size = int(lines[1]) if len(lines) > 1 and lines[1].strip().isdigit() else 1024
     fields = {}
-    for line in data[:size].split(b"\n")[2:]:
+    for line in data[start : start + min(size, _MAX_SPHERE)].split(b"\n")[2:]:
         name, _, value = line.partition(b" -")
         fields[name] = value.partition(b" ")[2].strip()
-    if len(data) <= size:
+    if len(data) - start <= size:
         raise EmptyAudioError("header only: the SPHERE file ends with its header")
     numbers = {
         name: int(fields[name])
@@ -277,11 +280,11 @@ def inspect_sph(data: bytes, start: int) -> Anatomy:
     plain = b"," not in fields.get(b"sample_coding", b"pcm") and len(numbers) == 4
     block = numbers[b"channel_count"] * numbers[b"sample_n_bytes"] if plain else 0
     declared = numbers.get(b"sample_count", 0) * block if plain else None
-    found = _Data(size, declared, len(data) - size)
+    found = _Data(start + size, declared, len(data) - start - size)
     return _judge(
         "SPHERE",
         "nistsphere",
-        data,
+        (start, len(data)),
         found,
         block=block,
         bytes_per_s=numbers.get(b"sample_rate", 0) * block,

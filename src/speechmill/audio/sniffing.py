@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from . import mpeg
+from .octets import Octets, only_zeros, starts_with
 
 __all__ = ["EXTENSIONS", "Kind", "describe", "looks_like_audio", "recognise"]
 
@@ -116,7 +117,7 @@ _TEXTS = (
 )
 
 
-def recognise(data: bytes) -> tuple[Kind, int] | None:
+def recognise(data: Octets) -> tuple[Kind, int] | None:
     """The kind of container and where it starts (behind an ID3 tag), None if it is no audio."""
     start = mpeg.skip_id3(data, 0)
     head = data[start : start + 64]
@@ -150,10 +151,10 @@ def _by_magic(head: bytes) -> Kind | None:
     return None
 
 
-def describe(data: bytes) -> str:
+def describe(data: Octets) -> str:
     """What bytes that are no audio look like, for an error's text."""
     for magic, name in _OTHERS:
-        if data.startswith(magic):
+        if starts_with(data, magic):
             return name
     if data[:4] == b"RIFF" and data[8:11] == b"AVI":
         return "an AVI video, which is not supported"
@@ -165,7 +166,7 @@ def describe(data: bytes) -> str:
     if not head.strip(b"\x00"):
         return (
             "nothing but zeros, as a failed copy leaves them"
-            if not data.strip(b"\x00")
+            if only_zeros(data)
             else ("zeros, and then data of an unknown kind")
         )
     return _describe_text(head) or "data of an unknown kind"

@@ -9,6 +9,7 @@ from speechmill.errors import AudioError, DamagedError, EmptyAudioError, Truncat
 from .anatomy import Anatomy, Problem
 from .flac import FlacCheck
 from .mixing import Mixer
+from .spilling import Spool
 
 __all__ = ["Tally", "as_error", "find_problem", "has_gap", "nothing_decoded"]
 
@@ -28,6 +29,7 @@ class Tally:
     """Counts of one reading of a file. Packets are numbered from 1."""
 
     mixers: list[Mixer] = field(default_factory=list)  # one a run of equal frames
+    spool: Spool = field(default_factory=Spool)  # what they have mixed, one run after the other
     packets: int = 0
     bad: list[int] = field(default_factory=list)  # packets that could not be decoded
     starts: list[int] = field(default_factory=list)  # packets before each piece

@@ -6,12 +6,22 @@ import threading
 from typing import TYPE_CHECKING
 
 from speechmill.storage.base import Blob, Object, Store, StoreOptions
+from speechmill.storage.large import Fetched, fetch
 from speechmill.storage.urls import inside, parse_url
 
 if TYPE_CHECKING:
     from obstore.store import MemoryStore
 
-__all__ = ["Blob", "Object", "Store", "StoreOptions", "inside", "open_store"]
+__all__ = [
+    "Blob",
+    "Fetched",
+    "Object",
+    "Store",
+    "StoreOptions",
+    "fetch",
+    "inside",
+    "open_store",
+]
 
 _memory: dict[str, MemoryStore] = {}
 _memory_lock = threading.Lock()

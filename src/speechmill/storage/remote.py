@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -28,7 +29,15 @@ if TYPE_CHECKING:
     from obstore import ObjectMeta
     from obstore.store import ClientConfig, ObjectStore, RetryConfig
 
-__all__ = ["NO_RETRIES", "RemoteStore", "client_config", "nameable", "open_cloud", "open_memory"]
+__all__ = [
+    "NO_RETRIES",
+    "RemoteStore",
+    "client_config",
+    "lost_by_fork",
+    "nameable",
+    "open_cloud",
+    "open_memory",
+]
 
 NO_RETRIES: RetryConfig = {"max_retries": 0, "retry_timeout": timedelta(0)}
 """Retrying is ours (``Retrier``): obstore's own covers neither cut bodies nor all statuses."""
@@ -59,6 +68,36 @@ def client_config(*, allow_http: bool, writing: bool) -> ClientConfig:
     }
 
 
+class _Threads:
+    """Whether obstore's threads run in this process. A fork has none of its parent's, but obstore
+    there does not know it: any call would wait for ever."""
+
+    started = False
+    lost = False
+
+    @classmethod
+    def after_fork(cls) -> None:
+        cls.lost = cls.lost or cls.started
+
+
+os.register_at_fork(after_in_child=_Threads.after_fork)
+
+
+def lost_by_fork() -> bool:
+    """Whether obstore cannot be used here, because the parent of this fork has used it before."""
+    return _Threads.lost
+
+
+def _usable(client: ObjectStore, url: str) -> ObjectStore:
+    if _Threads.lost:
+        raise UnsupportedError(
+            f"{url} cannot be used in a process that was forked off one that has used a store: "
+            'start it by "spawn" or "forkserver" (multiprocessing_context of a DataLoader)'
+        )
+    _Threads.started = True
+    return client
+
+
 class RemoteStore:
     """A store that obstore opens. See ``Store``.
 
@@ -70,8 +109,7 @@ class RemoteStore:
     ) -> None:
         self.url = location.url
         self._location = location
-        self._reader = reader
-        self._writer = writer
+        self._clients = reader, writer
         self._retrier = retrier
         self._start = f"{location.prefix}/" if location.prefix else ""
         # Their listings know milliseconds, their replies to a GET only seconds.
@@ -79,6 +117,14 @@ class RemoteStore:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.url!r})"
+
+    @property
+    def _reader(self) -> ObjectStore:
+        return _usable(self._clients[0], self.url)
+
+    @property
+    def _writer(self) -> ObjectStore:
+        return _usable(self._clients[1], self.url)
 
     def list(self, prefix: str = "") -> Iterator[Object]:
         """See ``Store.list``."""

@@ -15,7 +15,13 @@ from speechmill.errors import AccessDeniedError, ConflictError
 from speechmill.storage.base import Blob, Object, StoreOptions
 from speechmill.storage.credentials import S3Access, resolve
 from speechmill.storage.faults import Retrier
-from speechmill.storage.remote import NO_RETRIES, RemoteStore, client_config, nameable
+from speechmill.storage.remote import (
+    NO_RETRIES,
+    RemoteStore,
+    client_config,
+    lost_by_fork,
+    nameable,
+)
 from speechmill.storage.signed import SignedClient
 from speechmill.storage.urls import Location
 
@@ -82,7 +88,11 @@ class _S3Retrier(Retrier):
 
 
 class S3Store(RemoteStore):
-    """A bucket, or a prefix in it. See ``Store``."""
+    """A bucket, or a prefix in it. See ``Store``.
+
+    A fork of a process that has used obstore still reads, by plain signed requests. It must open
+    a store of its own.
+    """
 
     def __init__(self, location: Location, options: StoreOptions) -> None:
         access = resolve(location.bucket, options)
@@ -111,14 +121,14 @@ class S3Store(RemoteStore):
 
     def get(self, key: str) -> Blob:
         """See ``Store.get``."""
-        if nameable(self._start + key):
+        if self._by_obstore(key):
             return super().get(key)
         reply = self._signed.get(self._start + key)
         return Blob(reply.data, reply.etag, reply.modified_us)
 
     def read(self, key: str, start: int, length: int, *, etag: str) -> bytes:
         """See ``Store.read``."""
-        if length == 0 or nameable(self._start + key):
+        if length == 0 or self._by_obstore(key):
             return super().read(key, start, length, etag=etag)
         wanted = {"Range": f"bytes={start}-{start + length - 1}", "If-Match": f'"{etag}"'}
         reply = self._signed.get(self._start + key, wanted)
@@ -128,10 +138,13 @@ class S3Store(RemoteStore):
 
     def head(self, key: str) -> Object:
         """See ``Store.head``."""
-        if nameable(self._start + key):
+        if self._by_obstore(key):
             return super().head(key)
         reply = self._signed.head(self._start + key)
         return Object(key, reply.size, reply.etag, reply.modified_us)
+
+    def _by_obstore(self, key: str) -> bool:
+        return nameable(self._start + key) and not lost_by_fork()
 
 
 def _open(access: S3Access, provider: _Credentials, *, writing: bool) -> ObstoreS3:

@@ -8,70 +8,64 @@ from types import MappingProxyType
 from typing import Final
 
 from speechmill.errors import JobError
-from speechmill.transcribers.base import Transcriber
+from speechmill.transcribers.base import Transcriber, TranscriberOptions
 
-__all__ = ["TRANSCRIBERS", "open_transcriber", "resolve_compute_type"]
+__all__ = ["TRANSCRIBERS", "TranscriberOptions", "open_transcriber", "resolve_compute_type"]
 
 
-def _whisper(
-    model: str,
-    *,
-    language: str | None,
-    device: str,
-    compute_type: str,
-    beam_size: int,
-    cpu_threads: int,
-) -> Transcriber:
+def _whisper(model: str, options: TranscriberOptions) -> Transcriber:
     from speechmill.transcribers.whisper import (
         WhisperTranscriber,
     )
 
-    return WhisperTranscriber(
-        model,
-        language=language,
-        device=device,
-        compute_type=compute_type,
-        beam_size=beam_size,
-        cpu_threads=cpu_threads,
-    )
+    return WhisperTranscriber(model, options)
 
 
-def _fake(model: str, *, language: str | None, **_: object) -> Transcriber:
+def _openai_whisper(model: str, options: TranscriberOptions) -> Transcriber:
+    from speechmill.transcribers.openai_whisper import OpenAIWhisperTranscriber
+
+    return OpenAIWhisperTranscriber(model, options)
+
+
+def _transformers(model: str, options: TranscriberOptions) -> Transcriber:
+    from speechmill.transcribers.transformers import open_transformers
+
+    return open_transformers(model, options)
+
+
+def _fake(model: str, options: TranscriberOptions) -> Transcriber:
     from speechmill.transcribers.fake import FakeTranscriber
 
-    return FakeTranscriber.open(model, language)
+    return FakeTranscriber.open(model, options.language)
 
 
-TRANSCRIBERS: Final[Mapping[str, Callable[..., Transcriber]]] = MappingProxyType(
-    {"whisper": _whisper, "fake": _fake}
+TRANSCRIBERS: Final[Mapping[str, Callable[[str, TranscriberOptions], Transcriber]]] = (
+    MappingProxyType(
+        {
+            "whisper": _whisper,
+            "openai-whisper": _openai_whisper,
+            "transformers": _transformers,
+            "fake": _fake,
+        }
+    )
 )
 """Name → a function that imports the transcriber's class and makes one."""
 
 
 def open_transcriber(
-    name: str,
-    *,
-    model: str,
-    language: str | None,
-    device: str,
-    compute_type: str,
-    beam_size: int,
-    cpu_threads: int = 0,
+    name: str, model: str, options: TranscriberOptions | None = None
 ) -> Transcriber:
     """Open the transcriber ``name`` with a model, ready for use.
 
     Args:
-        name: ``whisper`` or ``fake``.
+        name: one of ``TRANSCRIBERS``.
         model: a name such as ``base``, a folder, or a hub id; ``fake:0.05`` for a fake that takes
-            0.05 s a waveform.
-        language: code or English name of the language spoken; None to detect it per waveform.
-        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:1``.
-        compute_type: ``auto``, or a number format that the device supports.
-        beam_size: beams of the decoder; 1 is greedy.
-        cpu_threads: processor threads of the model; 0 is one a core.
+            0.05 s a stretch of speech.
+        options: what else it is told.
 
     Raises:
         JobError: no such transcriber, or an option that it, the model or the device cannot do.
+        MissingExtraError: the transcriber needs an extra that is not installed.
         ModelError: the weights cannot be found, read or trusted.
     """
     if name not in TRANSCRIBERS:
@@ -80,19 +74,13 @@ def open_transcriber(
         raise JobError(
             f"there is no transcriber {name!r}{meant} there are: {', '.join(sorted(TRANSCRIBERS))}"
         )
-    if beam_size < 1 or cpu_threads < 0:
+    options = options or TranscriberOptions()
+    if options.beam_size < 1 or options.cpu_threads < 0 or options.batch_size < 0:
         raise JobError(
-            f"beam_size must be at least 1 and cpu_threads at least 0, "
-            f"not {beam_size} and {cpu_threads}"
+            f"beam_size must be at least 1, cpu_threads and batch_size at least 0, not "
+            f"{options.beam_size}, {options.cpu_threads} and {options.batch_size}"
         )
-    return TRANSCRIBERS[name](
-        model,
-        language=language,
-        device=device,
-        compute_type=compute_type,
-        beam_size=beam_size,
-        cpu_threads=cpu_threads,
-    )
+    return TRANSCRIBERS[name](model, options)
 
 
 def resolve_compute_type(device: str, compute_type: str) -> tuple[str, str]:

@@ -3,26 +3,56 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Literal, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
+from speechmill.records import Speech, Transcript
 
-from speechmill.records import Transcript
+__all__ = ["Transcriber", "TranscriberOptions"]
 
-__all__ = ["Transcriber"]
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TranscriberOptions:
+    """What a transcriber is told, but for its model. The fields of ``Job`` say what they mean.
+
+    A transcriber that cannot do what an option other than its default asks for raises JobError.
+    """
+
+    language: str | None = None
+    languages: tuple[str, ...] = ()
+    task: Literal["transcribe", "translate"] = "transcribe"
+    window: Literal["adaptive", "full"] = "adaptive"
+    beam_size: int = 5
+    temperature: tuple[float, ...] = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+    words: bool = False
+    initial_prompt: str | None = None
+    hotwords: str | None = None
+    suppress_numerals: bool = False
+    device: str = "auto"
+    compute_type: str = "auto"
+    batch_size: int = 0
+    cpu_threads: int = 0
 
 
 class Transcriber(Protocol):
-    """Turns waveforms into transcripts.
+    """Turns speech into transcripts.
 
-    An instance is used from one thread at a time. What it returns for a waveform does not depend
-    on the other waveforms of the call.
+    An instance may be called from several threads at once. What it returns for a stretch of speech
+    does not depend on the others of the call, nor on their order.
     """
 
     @property
     def sample_rate(self) -> int:
         """The rate, in Hz, that ``transcribe`` wants."""
+
+    @property
+    def max_speech_s(self) -> float | None:
+        """The longest stretch that it takes in one go; None if any length will do."""
+
+    @property
+    def needs_voice(self) -> bool:
+        """Whether it makes up words where nobody speaks, so that it must only be given stretches
+        in which a voice was heard."""
 
     @property
     def recipe(self) -> Mapping[str, object]:
@@ -32,10 +62,20 @@ class Transcriber(Protocol):
     def provenance(self) -> Mapping[str, str]:
         """What does not shape the text but made it: engine, device, library versions."""
 
-    def transcribe(self, waveforms: Sequence[NDArray[np.float32]]) -> list[Transcript]:
-        """Transcribe each waveform (float32 [num_samples], mono, −1..1, at ``sample_rate``).
+    def transcribe(self, speech: Sequence[Speech]) -> list[Transcript]:
+        """Transcribe each stretch of speech, none longer than ``max_speech_s``.
 
-        Returns one transcript a waveform, in order.
+        Returns one transcript a stretch, in order, with times from its first sample.
+
+        Raises:
+            ModelError: the engine cannot run the model.
+        """
+
+    def detect_language(self, speech: Sequence[Speech]) -> tuple[str, float] | None:
+        """The language of one recording, heard in several stretches of it.
+
+        Returns its code and probability; None where there is nothing to detect: no speech is
+        given, the language was told, or the model knows but one.
 
         Raises:
             ModelError: the engine cannot run the model.

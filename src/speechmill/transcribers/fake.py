@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import time
-import zlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from speechmill.errors import JobError
-from speechmill.records import Segment, Transcript
+from speechmill.quality import compression_ratio
+from speechmill.records import Segment, Speech, Transcript
 
 __all__ = ["FakeTranscriber"]
 
@@ -30,6 +30,8 @@ class FakeTranscriber:
     """
 
     sample_rate = 16_000
+    max_speech_s = None
+    needs_voice = False
 
     def __init__(self, *, language: str | None = None, seconds: float = 0.0) -> None:
         self._language = language
@@ -60,9 +62,13 @@ class FakeTranscriber:
         """What made the text."""
         return {"transcriber_engine": "fake"}
 
-    def transcribe(self, waveforms: Sequence[NDArray[np.float32]]) -> list[Transcript]:
-        """Transcribe each waveform (float32 [num_samples], mono, −1..1, at 16 kHz)."""
-        return [self._transcribe(waveform) for waveform in waveforms]
+    def transcribe(self, speech: Sequence[Speech]) -> list[Transcript]:
+        """Transcribe each stretch of speech."""
+        return [self._transcribe(one.samples) for one in speech]
+
+    def detect_language(self, speech: Sequence[Speech]) -> tuple[str, float] | None:
+        """English, or nothing where the language was told."""
+        return ("en", 1.0) if speech and not self._language else None
 
     def _transcribe(self, waveform: NDArray[np.float32]) -> Transcript:
         if self._seconds:
@@ -83,6 +89,6 @@ class FakeTranscriber:
             language_probability=1.0,
             avg_logprob=avg_logprob,
             no_speech_prob=0.0,
-            compression_ratio=len(text) / len(zlib.compress(text.encode())),
+            compression_ratio=compression_ratio(text),
             segments=(Segment(0.0, duration_s, text, avg_logprob, 0.0),),
         )

@@ -1,62 +1,54 @@
 """Whisper (Radford et al., 2022) on CTranslate2, by way of faster-whisper.
 
-Each waveform goes through faster-whisper's own ``transcribe``, one after another, with two
-additions: what Silero hears no voice in is not transcribed at all, and the random numbers of the
-temperature fallback start anew with each waveform, so that a rerun gives the same text.
+Stretches of speech are computed in batches of equal windows that are as long as the speech needs
+(``windows``), by as many workers as pay (``ctranslate``). What is suspicious about the outcome, and
+everything with ``window="full"``, goes through faster-whisper's own ``transcribe`` in Whisper's
+30 s, with the temperature fallback, whose random numbers start anew with each stretch, so that a
+rerun gives the same text.
 """
 
 from __future__ import annotations
 
 import hashlib
-import logging
-import os
-import re
-import threading
-import zlib
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from difflib import get_close_matches
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from functools import cached_property
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, Final
 
-import ctranslate2
 import numpy as np
-from faster_whisper import WhisperModel
-from faster_whisper.utils import get_assets_path
+from faster_whisper.tokenizer import Tokenizer
+from faster_whisper.transcribe import get_suppressed_tokens
 from numpy.typing import NDArray
 
 from speechmill.errors import JobError, ModelError
-from speechmill.models import Model, resolve_whisper
-from speechmill.records import Segment, Transcript
+from speechmill.models import resolve_whisper
+from speechmill.quality import compression_ratio
+from speechmill.records import Segment, Speech, Transcript
+from speechmill.transcribers import ctranslate, results
+from speechmill.transcribers.base import TranscriberOptions
+from speechmill.transcribers.hearing import FRAME_RATE, SAMPLE_RATE, Hearing, Spoken, best
 from speechmill.transcribers.languages import LANGUAGES, language_code
-from speechmill.transcribers.voice import SAMPLE_RATE, VoiceOptions, voice_spans
+from speechmill.transcribers.windows import FULL_WINDOW_S, Heard, WindowOptions
 
 __all__ = ["WhisperTranscriber", "resolve_compute_type"]
 
-VERSION: Final = 1
+VERSION: Final = 3
 """Raised by hand whenever this module gives other text or figures: it is part of the recipe."""
 
-# Whisper's own defaults, spelt out because they shape the text: see openai/whisper, transcribe.py.
-DECODING: Final[Mapping[str, Any]] = {
-    "best_of": 5,
-    "patience": 1.0,
-    "temperature": [0.0, 0.2, 0.4, 0.6, 0.8, 1.0],
-    "compression_ratio_threshold": 2.4,
-    "log_prob_threshold": -1.0,
-    "no_speech_threshold": 0.6,
-    "condition_on_previous_text": True,
-    "prompt_reset_on_temperature": 0.5,
-}
-UNCERTAIN_LANGUAGE: Final = 0.5
+MAX_TOKENS: Final = 448
+"""Prompt and text together: what Whisper's decoder has places for."""
 
-# The first of these that the device supports is what "auto" means.
-_PREFERRED: Final = {
-    "cpu": ("int8", "int8_float32", "float32"),
-    "cuda": ("float16", "bfloat16", "int8_float16", "int8_float32", "float32"),
-}
+MAX_TOLD: Final = 223
+"""Tokens of hotwords and initial prompt together; the rest is left for the text."""
 
-logging.getLogger("faster_whisper").addHandler(logging.NullHandler())  # not on the terminal
-ctranslate2.set_log_level(logging.ERROR)
+PREPENDED: Final = "\"'“¿([{-"
+APPENDED: Final = "\"'.。,，!！?？:：”)]}、"
+
+
+OnEncoded = Callable[[int, NDArray[Any]], None]
 
 
 class WhisperTranscriber:
@@ -68,53 +60,87 @@ class WhisperTranscriber:
     """
 
     sample_rate = SAMPLE_RATE
+    max_speech_s = FULL_WINDOW_S
+    needs_voice = True
 
-    def __init__(
-        self,
-        model: str,
-        *,
-        language: str | None = None,
-        device: str = "auto",
-        compute_type: str = "auto",
-        beam_size: int = 5,
-        cpu_threads: int = 0,
-    ) -> None:
-        self._device, self._compute_type = resolve_compute_type(device, compute_type)
+    def __init__(self, model: str, options: TranscriberOptions | None = None) -> None:
+        self._options = options = options or TranscriberOptions()
+        self._placement = ctranslate.place(
+            options.device, options.compute_type, options.cpu_threads
+        )
         self._model = resolve_whisper(model)
-        self._beam_size = beam_size
-        self._cpu_threads = cpu_threads or _num_cores()
-        self._voice = VoiceOptions()
-        self._whisper = _load(
-            self._model,
-            device=self._device,
-            compute_type=self._compute_type,
-            cpu_threads=self._cpu_threads,
-        )
-        self._ctranslate2: _ReseededModel = self._whisper.model
+        self._windows = WindowOptions()
+        self._whisper = ctranslate.load(self._model, self._placement)
+        self._ctranslate2: Any = self._whisper.model
+        spoken = self._known_languages()
         self._language = (
-            None if language is None else language_code(language, self._languages(), model)
+            None if options.language is None else language_code(options.language, spoken, model)
         )
+        self._allowed = tuple(
+            sorted({language_code(language, spoken, model) for language in options.languages})
+        )
+        if self._language and self._allowed and self._language not in self._allowed:
+            raise JobError(
+                f"the language {self._language!r} is not one of those allowed: "
+                f"{', '.join(self._allowed)}; give one or the other"
+            )
+        if options.task == "translate" and not self._ctranslate2.is_multilingual:
+            raise JobError(
+                f"the model {model!r} cannot translate: it is an English-only model; "
+                f"take {model.removesuffix('.en')!r}"
+            )
+        # Sampling from the start: no batch of it would be the same alone.
+        self._is_full = options.window == "full" or options.temperature[0] > 0
+        self._hotwords, self._initial_prompt = self._told()
+        self._hearing = Hearing(
+            self._whisper, self._placement, self._windows, self._language, self._allowed
+        )
+        self._pool = ThreadPoolExecutor(self._placement.callers, thread_name_prefix="whisper")
 
-    def _languages(self) -> list[str]:
+    def _known_languages(self) -> list[str]:
         """The codes of the languages that the model knows."""
         if not self._ctranslate2.is_multilingual:
             return ["en"]
         token_to_id = self._whisper.hf_tokenizer.token_to_id
         return [code for code in LANGUAGES if token_to_id(f"<|{code}|>") is not None]
 
+    def _told(self) -> tuple[str | None, list[int]]:
+        """Hotwords and the tokens of the initial prompt, as far as there is room: the prompt's
+        last ones, and before them the first hotwords."""
+        hotwords, prompt = self._options.hotwords, self._options.initial_prompt
+        for text in (hotwords, prompt):
+            if text and "<|" in text:
+                raise JobError(
+                    f"initial_prompt and hotwords must be plain text, without Whisper's own "
+                    f"tokens: there is a '<|' in {text!r}"
+                )
+        tokenizer = self._tokenizer("en")
+        tokens = tokenizer.encode(f" {prompt.strip()}")[-MAX_TOLD:] if prompt else []
+        words = tokenizer.encode(f" {hotwords.strip()}") if hotwords else []
+        if len(words) + len(tokens) > MAX_TOLD:
+            hotwords = tokenizer.decode(words[: MAX_TOLD - len(tokens)]).strip()
+        return hotwords or None, tokens
+
     @property
     def recipe(self) -> Mapping[str, object]:
         """Every choice that shapes the text, as JSON values."""
+        options = self._options
         return {
             "transcriber": "whisper",
             "version": VERSION,
             "model": dict(self._model.digests),
             "language": self._language,
-            "beam_size": self._beam_size,
-            "compute_type": self._compute_type,
-            "decoding": dict(DECODING),
-            "voice_model": _voice_model_digests(),
-            "voice": dict(self._voice.recipe),
+            "languages": list(self._allowed),
+            "task": options.task,
+            "window": "full" if self._is_full else dict(self._windows.recipe),
+            "beam_size": options.beam_size,
+            "temperature": list(options.temperature),
+            "words": options.words,
+            "initial_prompt": options.initial_prompt,
+            "hotwords": options.hotwords,
+            "suppress_numerals": options.suppress_numerals,
+            "compute_type": self._placement.compute_type,
+            "decoding": dict(results.DECODING),
         }
 
     @property
@@ -126,56 +152,310 @@ class WhisperTranscriber:
             "transcriber_engine": "faster-whisper on CTranslate2",
             "faster-whisper": version("faster-whisper"),
             "ctranslate2": version("ctranslate2"),
-            "onnxruntime": version("onnxruntime"),
-            "device": self._device,
-            "cpu_threads": str(self._cpu_threads),
+            "device": self._placement.device,
+            "workers": str(self._placement.workers),
+            "threads_per_worker": str(self._placement.threads),
+            "batch_size": str(self._batch_size),
         }
 
-    def transcribe(self, waveforms: Sequence[NDArray[np.float32]]) -> list[Transcript]:
-        """Transcribe each waveform (float32 [num_samples], mono, −1..1, at 16 kHz), in order.
+    @property
+    def digests(self) -> Mapping[str, str]:
+        """The SHA-256 of each file of the model, by name."""
+        return self._model.digests
+
+    @property
+    def hearing(self) -> Hearing:
+        """The encoder, for those who want what it gives besides the text."""
+        return self._hearing
+
+    def transcribe(
+        self, speech: Sequence[Speech], *, on_encoded: OnEncoded | None = None
+    ) -> list[Transcript]:
+        """Transcribe each stretch of speech, none longer than 30 s.
+
+        Args:
+            speech: the stretches.
+            on_encoded: is called with a stretch's number and what the encoder made of it in its
+                first window ([50 · window_s, width], not to be kept: copy what you need), from
+                any thread. It is not called with ``window="full"``, where the engine keeps that
+                to itself.
 
         Raises:
             ModelError: the engine cannot run the model, as for want of memory.
         """
+        groups: defaultdict[float, list[int]] = defaultdict(list)
+        for i, one in enumerate(speech):
+            groups[self._window_s(one)].append(i)
+        jobs: list[tuple[list[int], Future[list[Transcript]]]] = []
+        for window_s, indices in sorted(groups.items(), reverse=True):
+            size = 1 if self._is_full else self._batch_of(window_s)
+            for first in range(0, len(indices), size):
+                chosen = indices[first : first + size]
+                batch = [speech[i] for i in chosen]
+                heard = None if on_encoded is None else _numbered(on_encoded, chosen)
+                jobs.append((chosen, self._pool.submit(self._batch, batch, window_s, heard)))
+        transcripts: list[Transcript | None] = [None] * len(speech)
         try:
-            return [self._transcribe(np.asarray(waveform, np.float32)) for waveform in waveforms]
+            for chosen, job in jobs:
+                for i, transcript in zip(chosen, job.result(), strict=True):
+                    transcripts[i] = transcript
         except (RuntimeError, MemoryError) as error:
-            raise ModelError(
-                f"Whisper {self._model.name!r} cannot run on {self._device} "
-                f"with {self._compute_type}: {error}"
-            ) from error
+            raise self._cannot_run(error) from error
+        finally:
+            for _, job in jobs:
+                job.cancel()
+        return [transcript for transcript in transcripts if transcript is not None]
 
-    def _transcribe(self, waveform: NDArray[np.float32]) -> Transcript:
-        spans, voice_probability = voice_spans(waveform, self._voice)
-        if not spans:
-            return Transcript(
-                "",
-                language=self._language,
-                no_speech_prob=1.0 - voice_probability,
-                flags=("no_voice",),
+    def detect_language(self, speech: Sequence[Speech]) -> tuple[str, float] | None:
+        """The language of one recording, by its mean probability over the stretches.
+
+        Raises:
+            ModelError: the engine cannot run the model, as for want of memory.
+        """
+        if not self._hearing.detects or not speech:
+            return None
+        try:
+            heard = [
+                self._pool.submit(self._hearing.probabilities, one, self._window_s(one))
+                for one in speech
+            ]
+            probabilities = [job.result() for job in heard]
+        except (RuntimeError, MemoryError) as error:
+            raise self._cannot_run(error) from error
+        return best(
+            {
+                code: sum(p[code] for p in probabilities) / len(probabilities)
+                for code in probabilities[0]
+            }
+        )
+
+    def _cannot_run(self, error: BaseException) -> ModelError:
+        return ModelError(
+            f"Whisper {self._model.name!r} cannot run on {self._placement.device} "
+            f"with {self._placement.compute_type}: {error}"
+        )
+
+    def _window_s(self, speech: Speech) -> float:
+        if len(speech.samples) > self.max_speech_s * SAMPLE_RATE:
+            raise ModelError(
+                f"Whisper hears at most {self.max_speech_s:.0f} s at once, "
+                f"not {len(speech.samples) / SAMPLE_RATE:.1f} s: cut it into pieces"
             )
-        duration_s = len(waveform) / SAMPLE_RATE
-        whole = spans == [(0.0, duration_s)]
-        self._ctranslate2.start(_seed(waveform))
-        found, info = self._whisper.transcribe(
-            waveform,
+        if self._is_full:
+            return FULL_WINDOW_S
+        return self._windows.window_s(len(speech.samples), SAMPLE_RATE)
+
+    @cached_property
+    def _batch_size(self) -> int:
+        return self._options.batch_size or ctranslate.choose_batch_size(
+            self._placement, self._hearing.silence.shape[1], self._options.beam_size
+        )
+
+    def _batch_of(self, window_s: float) -> int:
+        """How many such windows make a batch; a GPU takes more of short ones."""
+        if self._options.batch_size or self._placement.kind == "cpu":
+            return self._batch_size
+        return int(self._batch_size * min(4.0, FULL_WINDOW_S / window_s))
+
+    def _batch(
+        self, batch: Sequence[Speech], window_s: float, on_encoded: OnEncoded | None
+    ) -> list[Transcript]:
+        """Transcribe stretches that have the same window."""
+        if self._is_full:
+            return [self._in_full(one, fallback=False) for one in batch]
+
+        def adaptive(some: Sequence[int]) -> list[tuple[Spoken, Transcript | None]]:
+            listening = None if on_encoded is None else _numbered(on_encoded, some)
+            return self._adaptive([batch[i] for i in some], window_s, listening)
+
+        heard = ctranslate.halving(adaptive, range(len(batch)))
+        return [
+            transcript or self._again(_known(one, spoken), window_s)
+            for one, (spoken, transcript) in zip(batch, heard, strict=True)
+        ]
+
+    def _again(self, speech: Speech, window_s: float) -> Transcript:
+        """Transcribe a stretch whose window gave something suspicious: in a wider one, which most
+        often will do and is cheap, and if that is no better in the full one."""
+        wider_s = window_s + self._windows.wider_s
+        if wider_s < FULL_WINDOW_S:
+            ((_, transcript),) = self._adaptive([speech], wider_s)
+            if transcript is not None:
+                return transcript
+        return self._in_full(speech, fallback=True)
+
+    def _adaptive(
+        self, batch: Sequence[Speech], window_s: float, on_encoded: OnEncoded | None = None
+    ) -> list[tuple[Spoken, Transcript | None]]:
+        """The language of each stretch, and its transcript, None where it is suspicious."""
+        heard = self._hearing.heard(batch, window_s)
+        if on_encoded is not None:
+            for i, one_heard in enumerate(heard):
+                on_encoded(i, one_heard)
+        encoded = self._hearing.with_silence(heard, window_s)
+        output = ctranslate.stored(encoded, self._placement)
+        spoken = self._hearing.spoken(batch, window_s, output)
+        prompts = [self._prompt(one.language) for one in spoken]
+        room = min(MAX_TOKENS - len(prompts[0]), self._windows.max_tokens(window_s))
+        found = self._ctranslate2.generate(
+            output,
+            prompts,
+            beam_size=self._options.beam_size,
+            patience=results.DECODING["patience"],
+            max_length=len(prompts[0]) + room,
+            suppress_tokens=self._suppressed,
+            return_scores=True,
+            return_no_speech_prob=True,
+        )
+        transcripts = []
+        for i, (one, said) in enumerate(zip(batch, spoken, strict=True)):
+            transcript = self._believed(one, said, found[i], window_s, room)
+            if transcript is not None and transcript.text and self._options.words:
+                transcript = self._with_words(transcript, found[i], encoded[i : i + 1], one)
+            transcripts.append(transcript)
+        return list(zip(spoken, transcripts, strict=True))
+
+    def _believed(
+        self, speech: Speech, spoken: Spoken, result: Any, window_s: float, room: int
+    ) -> Transcript | None:
+        """What the decoder gave for a stretch, None where it is suspicious; ``room`` is how many
+        tokens it could give."""
+        tokens = result.sequences_ids[0]
+        # As Whisper counts it: the mean over the tokens and the one that ends the text.
+        avg_logprob = result.scores[0] * len(tokens) / (len(tokens) + 1)
+        text = self._tokenizer(spoken.language).decode(tokens).strip()
+        duration_s = len(speech.samples) / SAMPLE_RATE
+        heard = Heard(
+            text,
+            avg_logprob,
+            len(tokens),
+            duration_s,
+            speech.voiced_s,
+            result.no_speech_prob,
+            room,
+        )
+        if self._windows.is_suspicious(heard):
+            return None
+        if not text or self._windows.is_no_speech(heard):
+            return self._no_words(result.no_speech_prob, window_s)
+        start_s, end_s = 0.0, duration_s
+        if speech.voiced:
+            start_s, end_s = speech.voiced[0][0], min(speech.voiced[-1][1], duration_s)
+        return Transcript(
+            text,
+            language=spoken.language,
+            language_probability=spoken.probability,
+            avg_logprob=avg_logprob,
+            no_speech_prob=result.no_speech_prob,
+            compression_ratio=compression_ratio(text),
+            segments=(Segment(start_s, end_s, text, avg_logprob, result.no_speech_prob),),
+            temperature=0.0,
+            window_s=window_s,
+            flags=results.flags(
+                spoken.probability,
+                low_confidence=avg_logprob < results.DECODING["log_prob_threshold"],
+            ),
+        )
+
+    def _no_words(self, no_speech_prob: float, window_s: float, *flags: str) -> Transcript:
+        return Transcript(
+            "",
             language=self._language,
-            beam_size=self._beam_size,
-            clip_timestamps="0" if whole else [time_s for span in spans for time_s in span],
-            **DECODING,
+            no_speech_prob=no_speech_prob,
+            window_s=window_s,
+            flags=("no_words", *flags),
         )
-        heard = list(found)
-        if not heard:
-            return Transcript(
-                "",
-                language=self._language,
-                no_speech_prob=_mean(self._ctranslate2.no_speech_probs),
-                flags=("no_words",),
+
+    def _with_words(
+        self, transcript: Transcript, result: Any, encoded: NDArray[Any], speech: Speech
+    ) -> Transcript:
+        """The transcript with its words' times, by faster-whisper's alignment (cross-attention)."""
+        duration_s = len(speech.samples) / SAMPLE_RATE
+        (whole,) = transcript.segments
+        segment = {
+            "tokens": result.sequences_ids[0],
+            "start": whole.start_s,
+            "end": whole.end_s,
+            "seek": 0,
+        }
+        self._whisper.add_word_timestamps(
+            [[segment]],
+            self._tokenizer(transcript.language or "en"),
+            ctranslate.stored(encoded, self._placement),
+            max(2, round(duration_s * FRAME_RATE)),
+            PREPENDED,
+            APPENDED,
+            0.0,
+        )
+        words = results.words_in_order(segment["words"], duration_s)
+        if words:
+            whole = replace(whole, start_s=words[0].start_s, end_s=words[-1].end_s)
+        return replace(transcript, words=words, segments=(whole,))
+
+    def _in_full(self, speech: Speech, *, fallback: bool) -> Transcript:
+        """Transcribe a stretch in Whisper's own window of 30 s, as faster-whisper does."""
+        (spoken,) = self._hearing.spoken([speech], FULL_WINDOW_S, None)
+        options = self._options
+        samples = np.asarray(speech.samples, np.float32)
+        self._ctranslate2.start(_seed(samples))
+        try:
+            found, _ = self._whisper.transcribe(
+                samples,
+                language=spoken.language,
+                task=options.task,
+                beam_size=options.beam_size,
+                temperature=list(options.temperature),
+                word_timestamps=options.words,
+                initial_prompt=self._initial_prompt or None,
+                hotwords=self._hotwords,
+                suppress_tokens=[-1, *self._numerals],
+                **results.DECODING,
             )
-        detected = self._language is None and self._ctranslate2.is_multilingual
-        return _transcript(
-            heard, duration_s, info.language, info.language_probability if detected else None
+            heard = list(found)
+        finally:
+            no_speech_probs = self._ctranslate2.finish()
+        flags = ("window_fallback",) if fallback else ()
+        if not heard or not "".join(segment.text for segment in heard).strip():
+            no_speech_prob = results.mean(no_speech_probs) if no_speech_probs else 1.0
+            return self._no_words(no_speech_prob, FULL_WINDOW_S, *flags)
+        transcript = results.transcript(
+            heard, len(samples) / SAMPLE_RATE, spoken, words=options.words
         )
+        return replace(transcript, flags=tuple(sorted((*transcript.flags, *flags))))
+
+    def _tokenizer(self, language: str) -> Tokenizer:
+        multilingual = self._ctranslate2.is_multilingual
+        return Tokenizer(
+            self._whisper.hf_tokenizer,
+            multilingual,
+            task=self._options.task if multilingual else None,
+            language=language if multilingual else None,
+        )
+
+    def _prompt(self, language: str) -> list[int]:
+        tokens: list[int] = self._whisper.get_prompt(
+            self._tokenizer(language),
+            self._initial_prompt,
+            without_timestamps=True,
+            hotwords=self._hotwords,
+        )
+        return tokens
+
+    @cached_property
+    def _suppressed(self) -> list[int]:
+        return list(get_suppressed_tokens(self._tokenizer("en"), [-1, *self._numerals]))
+
+    @cached_property
+    def _numerals(self) -> list[int]:
+        """The tokens that hold a digit or a sign that is read as a word, if they are unwanted."""
+        if not self._options.suppress_numerals:
+            return []
+        tokenizer = self._tokenizer("en")
+        return [
+            token
+            for token in range(tokenizer.eot)
+            if any(c.isnumeric() or c in "%$£€" for c in tokenizer.decode([token]))
+        ]
 
 
 def resolve_compute_type(device: str, compute_type: str) -> tuple[str, str]:
@@ -184,176 +464,20 @@ def resolve_compute_type(device: str, compute_type: str) -> tuple[str, str]:
     Raises:
         JobError: there is no such device here, or it does not support the format.
     """
-    num_gpus = ctranslate2.get_cuda_device_count()
-    if device == "auto":
-        device = "cuda" if num_gpus else "cpu"
-    kind, index = _parsed_device(device)
-    if kind == "cuda" and index >= num_gpus:
-        there = f"there are {num_gpus} of them" if num_gpus else "there is none"
-        raise JobError(
-            f"the device {device!r} is not here: CTranslate2 sees no such CUDA device "
-            f"({there}); use the device 'cpu' or 'auto'"
-        )
-    supported = set(ctranslate2.get_supported_compute_types(kind, index))
-    if compute_type == "auto":
-        return device, next((t for t in _PREFERRED[kind] if t in supported), "float32")
-    if compute_type not in supported:
-        near = get_close_matches(compute_type, supported, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ";"
-        raise JobError(
-            f"the compute type {compute_type!r} is not supported on {device!r} here{hint} "
-            f"there are: auto, {', '.join(sorted(supported))}"
-        )
-    return device, compute_type
+    placement = ctranslate.place(device, compute_type)
+    return placement.device, placement.compute_type
 
 
-def _parsed_device(device: str) -> tuple[str, int]:
-    match = re.fullmatch(r"(cpu|cuda)(?::(\d+))?", device)
-    if match is None or (match[1] == "cpu" and match[2]):
-        raise JobError(f"there is no device {device!r}; there are: auto, cpu, cuda, cuda:1, …")
-    return match[1], int(match[2] or 0)
+def _numbered(on_encoded: OnEncoded, numbers: Sequence[int]) -> OnEncoded:
+    """``on_encoded`` of stretches that have other numbers elsewhere."""
+    return lambda i, heard: on_encoded(numbers[i], heard)
 
 
-def _num_cores() -> int:
-    """How many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _voice_model_digests() -> dict[str, str]:
-    """The digests of the Silero model that faster-whisper carries."""
-    return {
-        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(Path(get_assets_path()).glob("*.onnx"))
-    }
-
-
-class _ReseededModel:
-    """CTranslate2's Whisper, whose random numbers start anew with each waveform.
-
-    CTranslate2 seeds its generators once in the life of a worker thread, when that thread first
-    samples; ``set_random_seed`` does nothing to those that are running. So the first fallback of a
-    waveform loads the model once more: new threads, new generators. It is rare, and takes far less
-    than the fallback itself.
-    """
-
-    _seed_lock = threading.Lock()  # the seed is one for the whole process
-
-    def __init__(self, load: Callable[[], Any], model: Any) -> None:
-        self._load = load
-        self._model = model
-        self.start(0)
-
-    def start(self, seed: int) -> None:
-        """Begin a waveform: forget what the last one left."""
-        self._seed: int | None = seed
-        self.no_speech_probs: list[float] = []
-
-    def generate(self, features: Any, prompts: list[list[int]], **options: Any) -> Any:
-        """``ctranslate2.models.Whisper.generate``."""
-        if self._seed is not None and options.get("sampling_topk", 1) != 1:
-            self._reseed(self._seed, features, prompts)
-            self._seed = None
-        results = self._model.generate(features, prompts, **options)
-        self.no_speech_probs += [result.no_speech_prob for result in results]
-        return results
-
-    def _reseed(self, seed: int, features: Any, prompts: list[list[int]]) -> None:
-        self._model = None  # frees its memory before it is needed again
-        with self._seed_lock:
-            ctranslate2.set_random_seed(seed)
-            self._model = self._load()
-            # One sampled token, so that the generator takes the seed before the lock is free.
-            self._model.generate(
-                features, prompts, beam_size=1, sampling_topk=0, max_length=len(prompts[0]) + 1
-            )
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._model, name)
-
-
-def _load(model: Model, *, device: str, compute_type: str, cpu_threads: int) -> Any:
-    """faster-whisper's model, on CTranslate2's that reseeds itself."""
-    kind, index = _parsed_device(device)
-
-    def load() -> Any:
-        return ctranslate2.models.Whisper(
-            str(model.folder),
-            device=kind,
-            device_index=index,
-            compute_type=compute_type,
-            intra_threads=cpu_threads,
-            inter_threads=1,
-        )
-
-    try:
-        whisper = WhisperModel(
-            str(model.folder),
-            device=kind,
-            device_index=index,
-            compute_type=compute_type,
-            cpu_threads=cpu_threads,
-        )
-        whisper.model = _ReseededModel(load, whisper.model)
-    # What CTranslate2 and tokenizers raise for a damaged file is not of one class.
-    except Exception as error:
-        raise ModelError(
-            f"the model {model.name!r} in {model.folder} cannot be loaded: {error}"
-        ) from error
-    num_mels = whisper.feature_extractor.mel_filters.shape[0]
-    if num_mels != whisper.model.n_mels:
-        raise ModelError(
-            f"the model {model.name!r} in {model.folder} wants {whisper.model.n_mels} mel bands, "
-            f"its preprocessor_config.json is missing or says {num_mels}: add the right one"
-        )
-    return whisper
+def _known(speech: Speech, spoken: Spoken) -> Speech:
+    return replace(speech, language=spoken.language, language_probability=spoken.probability)
 
 
 def _seed(waveform: NDArray[np.float32]) -> int:
     """A seed that only the samples decide; CTranslate2 takes 2³² − 1 to mean none."""
     digest = hashlib.blake2b(np.ascontiguousarray(waveform).data, digest_size=4).digest()
     return min(int.from_bytes(digest, "big"), 2**32 - 2)
-
-
-def _transcript(
-    heard: Sequence[Any], duration_s: float, language: str, language_probability: float | None
-) -> Transcript:
-    """faster-whisper's segments (at least one) as a transcript."""
-    segments: list[Segment] = []
-    last_s = 0.0
-    for segment in heard:
-        start_s = min(max(segment.start, last_s), duration_s)
-        last_s = min(max(segment.end, start_s), duration_s)
-        segments.append(
-            Segment(
-                start_s, last_s, segment.text.strip(), segment.avg_logprob, segment.no_speech_prob
-            )
-        )
-    text = "".join(segment.text for segment in heard).strip()
-    num_tokens = [len(segment.tokens) for segment in heard]
-    avg_logprob = _mean([segment.avg_logprob for segment in heard], num_tokens)
-    encoded = text.encode()
-    compression_ratio = len(encoded) / len(zlib.compress(encoded))
-    signs = {
-        "temperature_fallback": any(segment.temperature > 0 for segment in heard),
-        "repetitive": compression_ratio > DECODING["compression_ratio_threshold"],
-        "low_confidence": avg_logprob < DECODING["log_prob_threshold"],
-        "uncertain_language": language_probability is not None
-        and language_probability < UNCERTAIN_LANGUAGE,
-    }
-    return Transcript(
-        text,
-        language=language,
-        language_probability=language_probability,
-        avg_logprob=avg_logprob,
-        no_speech_prob=_mean([segment.no_speech_prob for segment in heard], num_tokens),
-        compression_ratio=compression_ratio,
-        segments=tuple(segments),
-        flags=tuple(flag for flag, seen in signs.items() if seen),
-    )
-
-
-def _mean(values: Sequence[float], weights: Sequence[float] | None = None) -> float:
-    """The (weighted) mean; whatever is averaged here has at least one value."""
-    return float(np.average(values, weights=weights))

@@ -1,0 +1,63 @@
+"""A file's bytes, in memory or mapped: looked at in place, never copied whole."""
+
+from __future__ import annotations
+
+import io
+import mmap
+
+__all__ = ["Octets", "Piece", "Span", "only_zeros", "starts_with"]
+
+Octets = bytes | mmap.mmap
+"""A whole file. A slice of it is a copy: only for headers, frames and the like."""
+
+Span = tuple[int, int]
+"""Part of a file: its first byte, and the one behind its last."""
+
+_LOOK_BYTES = 1 << 20
+
+
+def starts_with(data: Octets, prefixes: bytes | tuple[bytes, ...], at: int = 0) -> bool:
+    """Whether one of the prefixes is at ``at``; ``bytes.startswith``, which maps do not have."""
+    longest = len(prefixes) if isinstance(prefixes, bytes) else max(map(len, prefixes))
+    return data[at : at + longest].startswith(prefixes)
+
+
+def only_zeros(data: Octets) -> bool:
+    """Whether every byte is zero."""
+    starts = range(0, len(data), _LOOK_BYTES)
+    return not any(data[at : at + _LOOK_BYTES].strip(b"\x00") for at in starts)
+
+
+class Piece(io.RawIOBase):
+    """Part of a file, as a file of its own that can only be read."""
+
+    def __init__(self, data: Octets, span: Span) -> None:
+        super().__init__()
+        self._data = data
+        self._start, self._end = span
+        self._at = self._start
+
+    def readable(self) -> bool:
+        """See ``io.RawIOBase``."""
+        return True
+
+    def seekable(self) -> bool:
+        """See ``io.RawIOBase``."""
+        return True
+
+    def tell(self) -> int:
+        """See ``io.RawIOBase``."""
+        return self._at - self._start
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """See ``io.RawIOBase``."""
+        base = {io.SEEK_SET: self._start, io.SEEK_CUR: self._at, io.SEEK_END: self._end}[whence]
+        self._at = max(self._start, base + offset)
+        return self.tell()
+
+    def read(self, size: int = -1) -> bytes:
+        """See ``io.RawIOBase``; at its end nothing comes."""
+        end = self._end if size < 0 else min(self._end, self._at + size)
+        octets = self._data[self._at : max(self._at, end)]
+        self._at += len(octets)
+        return octets

@@ -1,0 +1,308 @@
+"""From a recording in the source to rows whose audio is at hand: fetched, decoded, cut."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from speechmill import audio
+from speechmill.errors import NotFoundError, StorageError, UnavailableError
+from speechmill.records import (
+    Codes,
+    Failure,
+    Part,
+    Recording,
+    Speech,
+    Stage,
+    Transcript,
+    Waveform,
+)
+from speechmill.segmentation import Piece, Row, keep_whole, must_listen, segment
+from speechmill.storage import Fetched, Store, fetch
+from speechmill.tools import Tools
+from speechmill.voice import SAMPLE_RATE, listen
+
+__all__ = [
+    "Intake",
+    "ReadyPiece",
+    "ReadyRecording",
+    "ReadyRow",
+    "decode_into",
+    "fetch_into",
+    "reader",
+    "recorded",
+]
+
+WHOLE_S = 30.0  # up to here a recording that is one row is resampled at once
+
+
+@dataclass(slots=True, eq=False)
+class ReadyRecording:
+    """A recording on its way: its rows, or its failure."""
+
+    part: Part
+    recording: Recording
+    folder_name: str
+    duration_s: float = 0.0
+    sample_rate: int = 0
+    channels: int = 0
+    flags: tuple[str, ...] = ()
+    rows: list[ReadyRow] = field(default_factory=list)
+    voice_highest: float | None = None
+    waveform: Waveform | None = None  # as it was decoded; None once nothing needs it
+    failure: Failure | None = None
+    gone: bool = False
+    fetch_s: float = 0.0
+    decode_s: float = 0.0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    language: tuple[str, float] | None = None
+    language_heard: bool = False  # whether it was asked for, under the lock
+
+    @property
+    def is_good(self) -> bool:
+        """Whether rows are to come of it, as far as is known by now."""
+        return not (self.failure or self.gone)
+
+    def fail(self, stage: Stage, error: BaseException) -> None:
+        """Make it a failure; the first one is kept."""
+        self.failure = self.failure or Failure(
+            self.recording, self.folder_name, stage, type(error).__name__, str(error)
+        )
+
+    def release(self) -> None:
+        """Let go of the audio."""
+        self.waveform = None
+        for row in self.rows:
+            row.waveforms.clear()
+
+
+@dataclass(slots=True, eq=False)
+class ReadyRow:
+    """A row on its way. ``waveforms`` (by sample rate, Hz) are made when they are first wanted."""
+
+    owner: ReadyRecording
+    row: Row
+    pieces: list[ReadyPiece] = field(default_factory=list)
+    waveforms: dict[int, NDArray[np.float32]] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    codes: dict[int, Codes] = field(default_factory=dict)  # by the tokenizer's number in the job
+    round_trip_cer: dict[int, float] = field(default_factory=dict)  # likewise
+    transcribe_s: float = 0.0
+    tokenize_s: float = 0.0
+
+    @property
+    def duration_s(self) -> float:
+        """Length in seconds."""
+        return self.row.end_s - self.row.start_s
+
+    def samples(self, sample_rate: int) -> NDArray[np.float32]:
+        """Its waveform, float32 [num_samples], at ``sample_rate`` Hz. Thread-safe."""
+        with self.lock:
+            if sample_rate not in self.waveforms:
+                whole = _decoded(self.owner)
+                first = round(self.row.start_s * whole.sample_rate)
+                end = max(first + 1, round(self.row.end_s * whole.sample_rate))
+                part = Waveform(whole.samples[first:end], whole.sample_rate)
+                self.waveforms[sample_rate] = audio.resample(part, sample_rate).samples
+            return self.waveforms[sample_rate]
+
+    def release(self) -> None:
+        """Let go of the waveforms, if they can be made again."""
+        if self.owner.waveform is not None:
+            with self.lock:
+                self.waveforms.clear()
+
+
+@dataclass(slots=True, eq=False)
+class ReadyPiece:
+    """A piece of a row, and its transcript once it has one."""
+
+    row: ReadyRow
+    piece: Piece
+    transcript: Transcript | None = None
+
+    @property
+    def duration_s(self) -> float:
+        """Length in seconds."""
+        return self.piece.end_s - self.piece.start_s
+
+    def speech(self, sample_rate: int, max_speech_s: float | None) -> Speech:
+        """What the transcriber is given: audio at its rate, and where the voice is in it."""
+        row, piece = self.row, self.piece
+        if row.duration_s <= WHOLE_S or len(row.pieces) == 1:
+            offset = round((piece.start_s - row.row.start_s) * sample_rate)
+            samples = row.samples(sample_rate)[offset:]
+        else:
+            offset = round(piece.start_s * sample_rate)
+            end = round(piece.end_s * sample_rate)
+            samples = reader(_decoded(row.owner), sample_rate)(offset, end)
+        length = round(self.duration_s * sample_rate)
+        if max_speech_s is not None:
+            length = min(length, int(max_speech_s * sample_rate))
+        voiced = piece.voiced and tuple(
+            (a - piece.start_s, b - piece.start_s) for a, b in piece.voiced
+        )
+        language, probability = row.owner.language or (None, None)
+        return Speech(samples[: max(1, length)], voiced, language, probability)
+
+
+@contextmanager
+def recorded(ready: ReadyRecording, stage: Stage) -> Iterator[None]:
+    """The boundary at which whatever goes wrong with one recording becomes its failure."""
+    try:
+        yield
+    except UnavailableError:
+        raise
+    except StorageError as error:  # also of temporary files: it says nothing about the recording
+        ready.fail("fetch", error)
+    except Exception as error:  # noqa: BLE001 - one recording must not take the others along
+        ready.fail(stage, error)
+
+
+class Intake:
+    """Fetches and decodes recordings in the threads of ``tools``."""
+
+    def __init__(self, tools: Tools) -> None:
+        self.tools = tools
+        rates = {tools.transcriber.sample_rate, *(t.sample_rate for t in tools.tokenizers)}
+        self.rates = sorted(rates)
+
+    def fetch(self, part: Part, recording: Recording) -> tuple[ReadyRecording, Fetched | None]:
+        """A recording's bytes; none where it is gone, or has failed.
+
+        Raises:
+            UnavailableError: the source as a whole is down or gone.
+        """
+        ready = ReadyRecording(part, recording, self.tools.folder_of(recording.file_name))
+        started = time.perf_counter()
+        fetched = None
+        with recorded(ready, "fetch"):
+            fetched = fetch_into(ready, self.tools.source)
+        ready.fetch_s = time.perf_counter() - started
+        return ready, fetched
+
+    def decode(self, fetched: Future[tuple[ReadyRecording, Fetched | None]]) -> ReadyRecording:
+        """Decode what was fetched, listen to it where that is needed, and cut it into rows.
+
+        What is one row and short is resampled, too; else that is left for when it is needed.
+        """
+        ready, blob = fetched.result()
+        if blob is None:
+            return ready
+        started = time.perf_counter()
+        with recorded(ready, "decode"):
+            decode_into(ready, blob, keep_damaged=self.tools.job.keep_damaged)
+            self._cut(ready)
+        ready.decode_s = time.perf_counter() - started
+        return ready
+
+    def _cut(self, ready: ReadyRecording) -> None:
+        tools, transcriber = self.tools, self.tools.transcriber
+        mode, options = tools.job.segment, tools.segmenting
+        whole, duration_s = _decoded(ready), ready.duration_s
+        short = duration_s <= WHOLE_S
+        cut = keep_whole(duration_s)
+        known: dict[int, NDArray[np.float32]] = {}
+        if must_listen(
+            mode,
+            duration_s,
+            options,
+            needs_voice=transcriber.needs_voice,
+            max_speech_s=transcriber.max_speech_s,
+        ):
+            if short:
+                known[SAMPLE_RATE] = audio.resample(whole, SAMPLE_RATE).samples
+                heard = Waveform(known[SAMPLE_RATE], SAMPLE_RATE)
+                num_samples = len(heard.samples)
+            else:
+                heard = whole
+                num_samples = len(whole.samples) * SAMPLE_RATE // whole.sample_rate
+            voice = listen(reader(heard, SAMPLE_RATE), num_samples, tools.voice, duration_s)
+            cut = segment(voice, mode, options, tools.voice, transcriber.max_speech_s)
+        ready.voice_highest = cut.highest
+        for row in cut.rows:
+            ready.rows.append(ReadyRow(ready, row))
+            ready.rows[-1].pieces = [ReadyPiece(ready.rows[-1], piece) for piece in row.pieces]
+        if short and len(ready.rows) == 1 and cut.rows[0].end_s - cut.rows[0].start_s == duration_s:
+            ready.rows[0].waveforms = {r: known[r] for r in self.rates if r in known}
+            for rate in self.rates:
+                ready.rows[0].samples(rate)
+            ready.waveform = None
+
+
+def fetch_into(ready: ReadyRecording, source: Store) -> Fetched | None:
+    """A recording's bytes, as they are now; None, and ``gone``, where there are none any more.
+
+    Raises:
+        UnavailableError: the source as a whole is down or gone.
+        StorageError: this object cannot be read.
+    """
+    planned = ready.recording
+    try:
+        blob = fetch(source, planned.key, planned.size)
+    except NotFoundError:
+        _look_for(source)
+        ready.gone = True
+        return None
+    except UnavailableError as error:
+        _look_for(source)
+        raise StorageError(str(error)) from error
+    # What was fetched may be newer than what was listed: the row is of what was fetched.
+    ready.recording = Recording(
+        planned.key, len(blob.data), blob.etag, blob.modified_us, planned.replaces
+    )
+    return blob
+
+
+def decode_into(ready: ReadyRecording, blob: Fetched, *, keep_damaged: bool) -> None:
+    """Decode what was fetched.
+
+    Raises:
+        AudioError: it cannot become a row.
+        StorageError: the temporary folder has no room.
+    """
+    decoded = audio.decode(blob.data, keep_damaged=keep_damaged)
+    ready.waveform = decoded.waveform
+    ready.duration_s = decoded.waveform.duration_s
+    ready.sample_rate, ready.channels = decoded.sample_rate, decoded.channels
+    ready.flags = decoded.flags
+
+
+def _look_for(source: Store) -> None:
+    """That it is the one object's trouble, and not the whole source's: then nothing can be done."""
+    try:
+        found = next(iter(source.list()), None)
+    except NotFoundError:
+        found = None
+    if found is None:
+        raise UnavailableError(f"the source {source.url} is empty or no longer there")
+
+
+def _decoded(ready: ReadyRecording) -> Waveform:
+    if ready.waveform is None:
+        raise RuntimeError(f"{ready.recording.file_name} was let go of before it was done")
+    return ready.waveform
+
+
+def reader(waveform: Waveform, sample_rate: int) -> Callable[[int, int], NDArray[np.float32]]:
+    """Any stretch of a waveform at another rate, in samples of that rate, as if all of it had been
+    resampled: a second more is on either side, and it begins on a whole one."""
+    if waveform.sample_rate == sample_rate:
+        return lambda start, end: waveform.samples[start:end]
+
+    def read(start: int, end: int) -> NDArray[np.float32]:
+        first_s, last_s = max(0, start // sample_rate - 1), -(-end // sample_rate) + 1
+        rate = waveform.sample_rate
+        around = Waveform(waveform.samples[first_s * rate : last_s * rate], rate)
+        offset = first_s * sample_rate
+        samples = audio.resample(around, sample_rate).samples[start - offset : end - offset]
+        return np.pad(samples, (0, end - start - len(samples)))  # its end may be rounded away
+
+    return read

@@ -1,0 +1,148 @@
+"""The audio of rows that are there already: the very samples that the build took."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from speechmill import audio
+from speechmill.dataset.additions import RowKey, row_keys
+from speechmill.dataset.layout import part_of
+from speechmill.dataset.schema import IDENTITY_COLUMNS
+from speechmill.errors import DamagedError, DatasetError
+from speechmill.intake import ReadyRecording, ReadyRow, decode_into, fetch_into, recorded
+from speechmill.job import Recipe
+from speechmill.records import Part, Recording, key_of
+from speechmill.segmentation import Row
+from speechmill.storage import Store
+
+__all__ = [
+    "SPAN_COLUMNS",
+    "Kept",
+    "Retaken",
+    "keeps_damaged",
+    "kept_recordings",
+    "retake",
+]
+
+SPAN_COLUMNS = ("folder_name", *IDENTITY_COLUMNS, "start_s", "end_s")
+"""What says which audio a row is of."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A recording that has rows in a part: their spans, in seconds of its clock."""
+
+    part_key: str
+    part: Part
+    recording: Recording
+    spans: tuple[tuple[float, float], ...]
+
+    @property
+    def audio_s(self) -> float:
+        """Seconds of audio in its rows."""
+        return sum(end - start for start, end in self.spans)
+
+    @property
+    def length_s(self) -> float:
+        """Seconds from the recording's beginning to the end of its last row."""
+        return max(end for _, end in self.spans)
+
+    def row_key(self, index: int) -> RowKey:
+        """The row of span number ``index``."""
+        one = self.recording
+        return (one.file_name, one.size, one.etag, *self.spans[index])
+
+
+@dataclass(slots=True, eq=False)
+class Retaken:
+    """A recording that has been fetched and decoded again.
+
+    ``lost`` says why there is no audio of its rows: ``gone`` from the source, ``changed`` since
+    they were made, or ``failed`` (``ready.failure`` says how). ``ready.rows`` are those of
+    ``kept.spans``, in order.
+    """
+
+    kept: Kept
+    ready: ReadyRecording
+    changed: bool = False
+
+    @property
+    def lost(self) -> str:
+        """Why its audio is not to be had; "" where it is."""
+        if self.ready.gone:
+            return "gone"
+        if self.changed:
+            return "changed"
+        return "failed" if self.ready.failure else ""
+
+    @property
+    def reason(self) -> str:
+        """``lost`` in words."""
+        failure = self.ready.failure
+        if self.lost == "failed" and failure:
+            return f"{failure.error}: {failure.message}"
+        return {"gone": "gone from the source", "changed": "changed in the source"}.get(
+            self.lost, ""
+        )
+
+
+def kept_recordings(part_key: str, rows: pa.Table) -> Iterator[Kept]:
+    """The recordings of some rows of a part, in order. ``rows`` has ``SPAN_COLUMNS``."""
+    spans: dict[str, list[tuple[float, float]]] = {}
+    first: dict[str, tuple[str, Recording]] = {}
+    for folder_name, modified_us, (name, size, etag, start_s, end_s) in zip(
+        rows["folder_name"].to_pylist(),
+        rows["source_modified"].cast(pa.int64()).to_pylist(),
+        row_keys(rows),
+        strict=True,
+    ):
+        spans.setdefault(name, []).append((start_s, end_s))
+        first.setdefault(name, (folder_name, Recording(key_of(name), size, etag, modified_us)))
+    for name, (folder_name, recording) in first.items():
+        yield Kept(part_key, part_of(part_key, folder_name), recording, tuple(spans[name]))
+
+
+def keeps_damaged(recipe: Recipe, sink_url: str) -> bool:
+    """Whether damaged recordings became rows, by a recipe of the sink.
+
+    Raises:
+        DatasetError: its rows were decoded in another way than this Speechmill does.
+    """
+    decoded = recipe.choices.get("audio", {})
+    if decoded.get("version") != audio.AUDIO_VERSION:
+        raise DatasetError(
+            f"the rows of {sink_url} were decoded by version {decoded.get('version')} of the audio "
+            f"code, this Speechmill has {audio.AUDIO_VERSION}: it cannot take the same audio "
+            "again. Use the Speechmill that made them, or speechmill build --rebuild"
+        )
+    return bool(decoded.get("keep_damaged"))
+
+
+def retake(source: Store, kept: Kept, *, keep_damaged: bool) -> Retaken:
+    """Fetch and decode a recording, and cut it as its rows are.
+
+    Raises:
+        UnavailableError: the source as a whole is down or gone.
+    """
+    ready = ReadyRecording(kept.part, kept.recording, kept.part.folder_name)
+    taken = Retaken(kept, ready)
+    blob = None
+    with recorded(ready, "fetch"):
+        blob = fetch_into(ready, source)
+    if blob is None:
+        return taken
+    now = ready.recording
+    if (now.size, now.etag) != (kept.recording.size, kept.recording.etag):
+        taken.changed = True
+        return taken
+    with recorded(ready, "decode"):
+        decode_into(ready, blob, keep_damaged=keep_damaged)
+        if round(kept.length_s * ready.sample_rate) > round(ready.duration_s * ready.sample_rate):
+            raise DamagedError(
+                f"its rows reach to {kept.length_s:.3f} s, and it has only {ready.duration_s:.3f}"
+            )
+        ready.rows = [ReadyRow(ready, Row(start, end, ())) for start, end in kept.spans]
+    return taken

@@ -1,0 +1,90 @@
+"""Large objects: fetched by ranges into a temporary file, so that memory does not hold them."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from speechmill.errors import ConflictError, StorageError, UnavailableError
+from speechmill.records import printable
+from speechmill.storage.base import Object, Store
+
+__all__ = ["Fetched", "fetch"]
+
+LARGE_BYTES = 64 * 1024 * 1024
+"""Objects up to this size are held in memory."""
+
+RANGE_BYTES = 8 * 1024 * 1024
+TRIES = 5  # times that an object is begun anew because it was replaced meanwhile
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """An object's bytes, with the etag and time (µs since 1970, UTC) of exactly these bytes.
+
+    As ``Blob``, but ``data`` of a large object is a map of a temporary file. The file has no name,
+    and is gone when the map is.
+    """
+
+    data: bytes | mmap.mmap
+    etag: str
+    modified_us: int
+
+
+def fetch(store: Store, key: str, size: int) -> Fetched:
+    """The object, whole and of one version; in memory only if it is no larger than 64 MiB.
+
+    ``size`` (bytes) is what the listing says; the object may have another one by now.
+
+    Raises:
+        NotFoundError: there is none.
+        UnavailableError: it keeps being replaced while it is read.
+        StorageError: the temporary folder has no room for it, or another error of ``Store``.
+    """
+    for attempt in range(TRIES if size > LARGE_BYTES else 0):
+        found = store.head(key)
+        if found.size <= LARGE_BYTES or not found.etag:  # without an etag, parts may not fit
+            break
+        try:
+            return Fetched(_in_ranges(store, key, found), found.etag, found.modified_us)
+        except ConflictError:
+            if attempt == TRIES - 1:
+                raise UnavailableError(
+                    f"{store.url}/{printable(key)} keeps changing while it is read"
+                ) from None
+        time.sleep(0.05 * 2**attempt)
+    blob = store.get(key)
+    return Fetched(blob.data, blob.etag, blob.modified_us)
+
+
+def _in_ranges(store: Store, key: str, found: Object) -> mmap.mmap:
+    """This version of the object, mapped from a file that has no name."""
+    what = f"{store.url}/{printable(key)} ({found.size} bytes)"
+    with _making_room(what):
+        # Without a buffer, so that a full disk shows in write, not when the file is closed.
+        file = tempfile.TemporaryFile(prefix="speechmill-", buffering=0)  # noqa: SIM115 see below
+    with file:
+        for start in range(0, found.size, RANGE_BYTES):
+            length = min(RANGE_BYTES, found.size - start)
+            data = memoryview(store.read(key, start, length, etag=found.etag))
+            with _making_room(what):
+                while data:
+                    data = data[file.write(data) :]
+        with _making_room(what):
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+@contextlib.contextmanager
+def _making_room(what: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        where = tempfile.tempdir or "the temporary folder"
+        raise StorageError(
+            f"{what} is held in a temporary file in {where}, and that failed: {error.strerror}; "
+            "make room there, or let TMPDIR name another folder"
+        ) from None

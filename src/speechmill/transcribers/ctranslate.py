@@ -1,0 +1,277 @@
+"""Whisper on CTranslate2: devices, workers, weights, batches that do not fit, seeds."""
+
+from __future__ import annotations
+
+import logging
+import re
+import subprocess
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any, Final, TypeVar
+
+import ctranslate2
+import numpy as np
+from faster_whisper import WhisperModel
+from numpy.typing import NDArray
+
+from speechmill.cores import num_cores
+from speechmill.errors import JobError, ModelError
+from speechmill.models import Model
+
+__all__ = [
+    "Placement",
+    "SeededModel",
+    "choose_batch_size",
+    "encode",
+    "halving",
+    "load",
+    "place",
+    "stored",
+]
+
+# The first of these that the device supports is what "auto" means.
+_PREFERRED: Final = {
+    "cpu": ("int8", "int8_float32", "float32"),
+    "cuda": ("float16", "bfloat16", "int8_float16", "int8_float32", "float32"),
+}
+CPU_BATCH: Final = 8  # more does not pay: the work of each is enough for a core
+MAX_WORKERS: Final = 16
+MAX_GPU_BATCH: Final = 64
+# Layers of the decoder by the model's width: more than turbo and distilled models have.
+_LAYERS: Final = {384: 4, 512: 6, 768: 12, 1024: 24, 1280: 32}
+_NO_MEMORY = re.compile(r"out of memory|ALLOC_FAILED|bad_alloc|failed to allocate", re.IGNORECASE)
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+logging.getLogger("faster_whisper").addHandler(logging.NullHandler())  # not on the terminal
+ctranslate2.set_log_level(logging.ERROR)
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where a model runs: ``kind`` is cpu or cuda, ``devices`` the indices, one replica each."""
+
+    kind: str
+    devices: tuple[int, ...]
+    compute_type: str
+    workers: int
+    threads: int
+
+    @property
+    def device(self) -> str:
+        """Such as ``cpu`` or ``cuda:0,1``."""
+        return "cpu" if self.kind == "cpu" else f"cuda:{','.join(map(str, self.devices))}"
+
+    @property
+    def callers(self) -> int:
+        """Threads that keep it busy: on a GPU, one prepares while the other computes."""
+        return self.workers if self.kind == "cpu" else 2 * len(self.devices)
+
+
+def place(device: str, compute_type: str, cpu_threads: int = 0) -> Placement:
+    """What ``auto`` means on this machine.
+
+    On processors a worker a core, of one thread each: on two cores that is a fifth faster than one
+    worker of two threads. On GPUs a worker each.
+
+    Raises:
+        JobError: there is no such device here, or it does not support the format.
+    """
+    num_gpus = ctranslate2.get_cuda_device_count()
+    if device == "auto":
+        device = "cuda" if num_gpus else "cpu"
+    match = re.fullmatch(r"(cpu|cuda)(?::(\d+))?", device)
+    if match is None or (match[1] == "cpu" and match[2]):
+        raise JobError(f"there is no device {device!r}; there are: auto, cpu, cuda, cuda:1, …")
+    kind, index = match[1], match[2]
+    if kind == "cuda" and int(index or 0) >= num_gpus:
+        there = f"there are {num_gpus} of them" if num_gpus else "there is none"
+        raise JobError(
+            f"the device {device!r} is not here: CTranslate2 sees no such CUDA device "
+            f"({there}); use the device 'cpu' or 'auto'"
+        )
+    devices = (int(index),) if index else tuple(range(num_gpus if kind == "cuda" else 1))
+    cores = cpu_threads or num_cores()
+    workers = min(cores, MAX_WORKERS) if kind == "cpu" else 1
+    return Placement(
+        kind,
+        devices,
+        _compute_type(device, kind, devices, compute_type),
+        workers,
+        max(1, cores // workers) if kind == "cpu" else 0,
+    )
+
+
+def _compute_type(device: str, kind: str, devices: Sequence[int], compute_type: str) -> str:
+    supported = set.intersection(
+        *(set(ctranslate2.get_supported_compute_types(kind, index)) for index in devices)
+    )
+    if compute_type == "auto":
+        return next((t for t in _PREFERRED[kind] if t in supported), "float32")
+    if compute_type not in supported:
+        near = get_close_matches(compute_type, supported, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ";"
+        raise JobError(
+            f"the compute type {compute_type!r} is not supported on {device!r} here{hint} "
+            f"there are: auto, {', '.join(sorted(supported))}"
+        )
+    return compute_type
+
+
+def choose_batch_size(placement: Placement, width: int, beam_size: int) -> int:
+    """How many full windows a batch may hold: on a GPU, what half of its free memory takes."""
+    if placement.kind == "cpu":
+        return CPU_BATCH
+    free = min(_free_gpu_memory(index) for index in placement.devices)
+    layers = _LAYERS.get(width, 32)
+    # Keys and values of what is heard and of what is said by each beam, and the encoder's own use.
+    each = layers * width * 4 * (1500 + 448 * beam_size) + 1500 * width * 48
+    return max(1, min(MAX_GPU_BATCH, free // 2 // each))
+
+
+def _free_gpu_memory(index: int) -> int:
+    """Free memory of a GPU in bytes, as its driver says; 4 GB if it does not say."""
+    query = ["nvidia-smi", f"--id={index}", "--query-gpu=memory.free", "--format=csv,noheader"]
+    try:
+        said = subprocess.run(  # noqa: S603 - fixed arguments
+            query, capture_output=True, check=True, text=True, timeout=10
+        )
+        return int(said.stdout.split()[0]) * 2**20
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        return 4 * 2**30
+
+
+def load(model: Model, placement: Placement) -> WhisperModel:
+    """faster-whisper's model, on CTranslate2's that reseeds itself.
+
+    Raises:
+        ModelError: the weights are damaged, or do not fit together.
+    """
+    where: dict[str, Any] = {
+        "device": placement.kind,
+        "compute_type": placement.compute_type,
+    }
+
+    def alone() -> Any:
+        return ctranslate2.models.Whisper(
+            str(model.folder),
+            device_index=placement.devices[0],
+            intra_threads=placement.threads,
+            inter_threads=1,
+            **where,
+        )
+
+    try:
+        whisper = WhisperModel(
+            str(model.folder),
+            device_index=list(placement.devices),
+            cpu_threads=placement.threads,
+            num_workers=placement.workers,
+            **where,
+        )
+        whisper.model = SeededModel(alone, whisper.model)
+    # What CTranslate2 and tokenizers raise for a damaged file is not of one class.
+    except Exception as error:
+        raise ModelError(
+            f"the model {model.name!r} in {model.folder} cannot be loaded: {error}"
+        ) from error
+    num_mels = whisper.feature_extractor.mel_filters.shape[0]
+    if num_mels != whisper.model.n_mels:
+        raise ModelError(
+            f"the model {model.name!r} in {model.folder} wants {whisper.model.n_mels} mel bands, "
+            f"its preprocessor_config.json is missing or says {num_mels}: add the right one"
+        )
+    return whisper
+
+
+class SeededModel:
+    """CTranslate2's Whisper, whose random numbers start anew with each stretch of speech.
+
+    CTranslate2 seeds its generators once in the life of a worker thread, when that thread first
+    samples; ``set_random_seed`` does nothing to those that are running. So the first fallback of a
+    stretch loads the model once more: new threads, new generators. It is rare, and takes less than
+    the fallback itself. One such model lives at a time.
+    """
+
+    _seed_lock = threading.Lock()  # the seed is one for the whole process
+
+    def __init__(self, load_alone: Callable[[], Any], model: Any) -> None:
+        self._load_alone = load_alone
+        self._model = model
+        self._mine = threading.local()
+
+    def start(self, seed: int) -> None:
+        """Begin a stretch of speech in this thread; ``finish`` must follow."""
+        self._mine.seed = seed
+        self._mine.sampling = None
+        self._mine.no_speech_probs = []
+
+    def finish(self) -> list[float]:
+        """End it: the probabilities of no speech of all that was generated."""
+        if self._mine.sampling is not None:
+            self._mine.sampling = None
+            self._seed_lock.release()
+        probabilities: list[float] = self._mine.no_speech_probs
+        self._mine.no_speech_probs = None
+        return probabilities
+
+    def generate(self, features: Any, prompts: list[list[int]], **options: Any) -> Any:
+        """``ctranslate2.models.Whisper.generate``."""
+        model = self._model
+        if options.get("sampling_topk", 1) != 1:
+            if self._mine.sampling is None:
+                self._mine.sampling = self._seeded(features, prompts)
+            model = self._mine.sampling
+        results = model.generate(features, prompts, **options)
+        probabilities = getattr(self._mine, "no_speech_probs", None)
+        if probabilities is not None:
+            probabilities += [result.no_speech_prob for result in results]
+        return results
+
+    def _seeded(self, features: Any, prompts: list[list[int]]) -> Any:
+        self._seed_lock.acquire()
+        try:
+            ctranslate2.set_random_seed(self._mine.seed)
+            model = self._load_alone()
+            # One sampled token, so that the generator takes the seed.
+            model.generate(
+                features, prompts, beam_size=1, sampling_topk=0, max_length=len(prompts[0]) + 1
+            )
+        except BaseException:
+            self._seed_lock.release()
+            raise
+        return model
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+
+def encode(model: Any, features: NDArray[np.float32]) -> NDArray[Any]:
+    """The encoder's output [batch, frames, width] for log mel energies [batch, mels, 2 frames]."""
+    view = model.encode(ctranslate2.StorageView.from_array(features), to_cpu=True)
+    if view.dtype == ctranslate2.DataType.bfloat16:  # numpy has no such type
+        view = view.to(ctranslate2.DataType.float32)
+    return np.array(view)
+
+
+def stored(encoded: NDArray[Any], placement: Placement) -> Any:
+    """An encoder's output as CTranslate2 takes it."""
+    view = ctranslate2.StorageView.from_array(np.ascontiguousarray(encoded))
+    if "bfloat16" in placement.compute_type:
+        view = view.to(ctranslate2.DataType.bfloat16)
+    return view
+
+
+def halving(compute: Callable[[Sequence[T]], list[R]], batch: Sequence[T]) -> list[R]:
+    """``compute(batch)``; a batch that does not fit the memory is halved, and each half tried."""
+    try:
+        return compute(batch)
+    except (RuntimeError, MemoryError) as error:
+        no_memory = isinstance(error, MemoryError) or _NO_MEMORY.search(str(error))
+        if not no_memory or len(batch) == 1:
+            raise
+    middle = len(batch) // 2
+    return halving(compute, batch[:middle]) + halving(compute, batch[middle:])

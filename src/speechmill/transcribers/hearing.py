@@ -1,0 +1,173 @@
+"""What Whisper's encoder makes of speech in windows, and the language that it is in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from speechmill.records import Speech
+from speechmill.transcribers import ctranslate
+from speechmill.transcribers.windows import FULL_WINDOW_S, WindowOptions
+
+__all__ = ["FRAME_RATE", "SAMPLE_RATE", "Hearing", "MelFilters", "Spoken", "best"]
+
+SAMPLE_RATE: Final = 16_000
+FRAME_RATE: Final = 100
+"""Log mel frames a second; the encoder gives one for two."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spoken:
+    """A language, and how probable it is; None where it was told or there is no choice."""
+
+    language: str
+    probability: float | None
+
+
+class MelFilters:
+    """Whisper's mel filters, [num_mels, num_bins], which multiply a spectrogram without BLAS: its
+    sums come out differently in the last bit on one thread and on two, on some processors.
+
+    Each filter weighs a few neighbouring bins, so this takes no longer.
+    """
+
+    def __init__(self, filters: NDArray[np.float32] | MelFilters) -> None:
+        self._filters: NDArray[np.float32] = np.asarray(filters, np.float32)
+        self.shape = self._filters.shape
+        self._bands = []
+        for weights in self._filters:
+            bins = np.flatnonzero(weights)
+            first, last = (int(bins[0]), int(bins[-1]) + 1) if len(bins) else (0, 1)
+            self._bands.append((slice(first, last), weights[first:last].copy()))
+
+    def __array__(self, dtype: Any = None, *, copy: bool | None = None) -> NDArray[np.float32]:
+        """As an array."""
+        return np.array(self._filters, dtype=dtype, copy=copy)
+
+    def __matmul__(self, spectrogram: NDArray[np.float32]) -> NDArray[np.float32]:
+        """[num_bins, num_frames] → [num_mels, num_frames]."""
+        mel = np.empty((len(self._bands), spectrogram.shape[1]), np.float32)
+        for row, (bins, weights) in zip(mel, self._bands, strict=True):
+            np.einsum("b,bt->t", weights, spectrogram[bins], out=row, optimize=False)
+        return mel
+
+
+class Hearing:
+    """Encodes speech, and tells its language.
+
+    Args:
+        whisper: faster-whisper's model.
+        placement: where it runs.
+        windows: the rule for windows.
+        language: the code of the language, if it was told.
+        allowed: the codes of those that may be detected; empty for all.
+    """
+
+    def __init__(
+        self,
+        whisper: Any,
+        placement: ctranslate.Placement,
+        windows: WindowOptions,
+        language: str | None,
+        allowed: Sequence[str],
+    ) -> None:
+        whisper.feature_extractor.mel_filters = MelFilters(whisper.feature_extractor.mel_filters)
+        self._whisper = whisper
+        self._placement = placement
+        self._windows = windows
+        self._language = language
+        self._allowed = allowed
+
+    @property
+    def placement(self) -> ctranslate.Placement:
+        """Where the model runs."""
+        return self._placement
+
+    @property
+    def windows(self) -> WindowOptions:
+        """How long the windows are."""
+        return self._windows
+
+    @property
+    def detects(self) -> bool:
+        """Whether there is a language to detect."""
+        return self._language is None and bool(self._whisper.model.is_multilingual)
+
+    def encoded(self, batch: Sequence[Speech], window_s: float) -> NDArray[Any]:
+        """The encoder's output [batch, frames, width] for windows of ``window_s``, and silence."""
+        return self.with_silence(self.heard(batch, window_s), window_s)
+
+    def heard(self, batch: Sequence[Speech], window_s: float) -> NDArray[Any]:
+        """The encoder's output [batch, 50 · window_s, width] for windows of ``window_s``."""
+        features = np.stack([self.features(one, window_s) for one in batch])
+        return ctranslate.encode(self._whisper.model, features)
+
+    def with_silence(self, heard: NDArray[Any], window_s: float) -> NDArray[Any]:
+        """What was heard in windows of ``window_s``, and what the encoder makes of silence."""
+        first = int(window_s * FRAME_RATE) // 2
+        last = first + int(self._windows.silence_after_s(window_s) * FRAME_RATE) // 2
+        if last == first:
+            return heard
+        silence = np.broadcast_to(
+            self.silence[first:last], (len(heard), last - first, heard.shape[2])
+        )
+        return np.concatenate([heard, silence], axis=1)
+
+    def features(self, speech: Speech, window_s: float) -> NDArray[np.float32]:
+        """Log mel energies [mels, frames] of a stretch in a window, as Whisper scales them."""
+        samples = np.zeros(int(window_s * SAMPLE_RATE), np.float32)
+        samples[: len(speech.samples)] = speech.samples
+        features = self._whisper.feature_extractor(samples)
+        return np.asarray(features[:, : int(window_s * FRAME_RATE)], np.float32)
+
+    @cached_property
+    def silence(self) -> NDArray[Any]:
+        """What the encoder makes of 30 s of silence, [1500, width]."""
+        shape = (1, self._whisper.model.n_mels, int(FULL_WINDOW_S * FRAME_RATE))
+        level = np.full(shape, self._windows.silence_level, np.float32)
+        encoded: NDArray[Any] = ctranslate.encode(self._whisper.model, level)[0]
+        return encoded
+
+    def spoken(self, batch: Sequence[Speech], window_s: float, output: Any) -> list[Spoken]:
+        """The language of each stretch: the told one, its recording's, or the detected one.
+
+        ``output`` is the encoder's for these windows; None if it has not been computed.
+        """
+        if self._language or not self._whisper.model.is_multilingual:
+            return [Spoken(self._language or "en", None)] * len(batch)
+        spoken = [Spoken(one.language or "", one.language_probability) for one in batch]
+        unknown = [i for i, one in enumerate(batch) if not one.language]
+        if unknown and output is None:
+            output = ctranslate.stored(self.encoded(batch, window_s), self._placement)
+        found = self._whisper.model.detect_language(output) if unknown else []
+        for i in unknown:
+            probabilities = self._among_allowed(found[i])
+            code, probability = best(probabilities)
+            if probability < self._windows.sure_language and window_s < FULL_WINDOW_S:
+                code, probability = best(self.probabilities(batch[i], FULL_WINDOW_S))
+            spoken[i] = Spoken(code, probability)
+        return spoken
+
+    def probabilities(self, speech: Speech, window_s: float) -> dict[str, float]:
+        """Each language's probability, as heard in one stretch."""
+        output = ctranslate.stored(self.encoded([speech], window_s), self._placement)
+        return self._among_allowed(self._whisper.model.detect_language(output)[0])
+
+    def _among_allowed(self, found: Sequence[tuple[str, float]]) -> dict[str, float]:
+        """Probabilities by code; if only some languages are allowed, their shares in the sum."""
+        every = {token[2:-2]: probability for token, probability in found}
+        if not self._allowed:
+            return every
+        total = sum(every[code] for code in self._allowed) or 1.0
+        return {code: every[code] / total for code in self._allowed}
+
+
+def best(probabilities: Mapping[str, float]) -> tuple[str, float]:
+    """The most probable language, and its probability."""
+    code = max(probabilities, key=lambda code: probabilities[code])
+    return code, probabilities[code]

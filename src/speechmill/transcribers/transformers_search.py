@@ -1,0 +1,215 @@
+"""Whisper's tokens on transformers: which there are, how they are searched for or drawn under
+Whisper's rules, and where they cut a window into spans."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Final
+
+import numpy as np
+
+from speechmill.errors import ModelError
+from speechmill.models import Model
+from speechmill.transcribers.languages import LANGUAGES
+
+__all__ = ["TIMESTAMP_S", "Search", "SpecialTokens", "cut_at_timestamps", "special_tokens"]
+
+TIMESTAMP_S: Final = 0.02
+"""What one timestamp token is more than the one before it, and what one frame of the encoder's
+output lasts."""
+
+FIRST_TIMESTAMP_MAX: Final = 50
+"""Text begins in the first second of a window, where the checkpoint says nothing else."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpecialTokens:
+    """The ids of a checkpoint's special tokens."""
+
+    start: int
+    previous: int
+    no_timestamps: int
+    no_speech: int | None
+    end: int
+    tasks: Mapping[str, int]
+    languages: Mapping[str, int]
+
+
+class Search:
+    """Finds what Whisper's decoder makes of a window, by beams or by sampling.
+
+    Whisper's own ``generate`` in transformers keeps to itself which temperature it took, and how
+    sure it was of the text; so the generation beneath it is called, with Whisper's rules.
+
+    Args:
+        model: ``WhisperForConditionalGeneration``.
+        tokens: its special tokens.
+        said: its generation_config.json.
+        unwanted: tokens that it must not say, besides those that ``said`` has.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokens: SpecialTokens,
+        said: Mapping[str, Any],
+        unwanted: Collection[int],
+    ) -> None:
+        self._model, self._tokens, self._said = model, tokens, said
+        self._unwanted = sorted({*(said.get("suppress_tokens") or ()), *unwanted})
+
+    def __call__(
+        self,
+        encoded: Any,
+        prompt: Sequence[int],
+        *,
+        temperature: float,
+        beam_size: int,
+        best_of: int,
+    ) -> tuple[list[int], float]:
+        """The best tokens, without prompt and end, and their mean log probability, the end's
+        included: by ``beam_size`` beams at temperature 0, else of ``best_of`` samples."""
+        import torch
+        from transformers import GenerationConfig, GenerationMixin
+
+        positions = self._model.config.max_target_positions
+        samples = temperature > 0
+        beams = 1 if samples else beam_size
+        config = GenerationConfig(
+            do_sample=samples,
+            temperature=temperature if samples else None,
+            top_k=0 if samples else None,
+            num_beams=beams,
+            early_stopping=beams > 1,
+            num_return_sequences=best_of if samples else 1,
+            max_new_tokens=min(positions // 2, positions - len(prompt)),
+            decoder_start_token_id=self._tokens.start,
+            eos_token_id=self._tokens.end,
+            pad_token_id=self._tokens.end,
+            return_dict_in_generate=True,
+            output_scores=True,
+            renormalize_logits=True,
+        )
+        output = GenerationMixin.generate(
+            self._model,
+            encoder_outputs=encoded,
+            decoder_input_ids=torch.tensor([list(prompt)], device=self._model.device),
+            generation_config=config,
+            logits_processor=self._rules(len(prompt)),
+        )
+        found = [
+            sequence[: (*sequence, self._tokens.end).index(self._tokens.end)]
+            for sequence in output.sequences[:, len(prompt) :].tolist()
+        ]
+        if beams > 1:
+            logprobs = output.sequences_scores.tolist()
+        else:
+            logprobs = self._avg_logprobs(output, found, temperature if samples else 1.0)
+        best = int(np.argmax(logprobs))
+        return found[best], logprobs[best]
+
+    def _avg_logprobs(
+        self, output: Any, found: Sequence[Sequence[int]], temperature: float
+    ) -> list[float]:
+        """Each sequence's mean log probability, its end included, at temperature 1."""
+        means = []
+        for i, tokens in enumerate(found):
+            steps = output.scores[: len(tokens) + 1]
+            means.append(
+                float(
+                    np.mean(
+                        [
+                            (scores[i].float() * temperature).log_softmax(-1)[token].item()
+                            for scores, token in zip(
+                                steps, (*tokens, self._tokens.end), strict=False
+                            )
+                        ]
+                    )
+                )
+            )
+        return means
+
+    def _rules(self, begin: int) -> Any:
+        """What Whisper must not say: unwanted tokens, and timestamps out of order."""
+        from transformers import GenerationConfig, LogitsProcessorList
+        from transformers.generation import (
+            SuppressTokensAtBeginLogitsProcessor,
+            SuppressTokensLogitsProcessor,
+            WhisperTimeStampLogitsProcessor,
+        )
+
+        said, tokens = self._said, self._tokens
+        first = said.get("max_initial_timestamp_index", FIRST_TIMESTAMP_MAX)
+        timestamps = GenerationConfig(
+            eos_token_id=tokens.end,
+            no_timestamps_token_id=tokens.no_timestamps,
+            max_initial_timestamp_index=first,
+        )
+        at_begin = said.get("begin_suppress_tokens") or [tokens.end]
+        device = self._model.device
+        rules = [
+            SuppressTokensAtBeginLogitsProcessor(at_begin, begin, device=device),
+            SuppressTokensLogitsProcessor(self._unwanted or [tokens.start], device=device),
+            WhisperTimeStampLogitsProcessor(timestamps, begin_index=begin),
+        ]
+        return LogitsProcessorList(rules)
+
+
+def cut_at_timestamps(
+    tokens: Sequence[int], zero: int, window_s: float
+) -> tuple[list[tuple[float, float, list[int]]], float | None]:
+    """Cut what was decoded in a window into spans, as Whisper's authors do.
+
+    Args:
+        tokens: text and timestamps.
+        zero: the token that means 0 s; those above it are further on.
+        window_s: how much of the window is speech.
+
+    Returns:
+        The spans, as (start_s, end_s, tokens); and where to go on, if more is said after the last
+        two timestamps in a row: what follows them is unfinished, and not among the spans.
+    """
+
+    def time_s(token: int) -> float:
+        return max(0, token - zero) * TIMESTAMP_S
+
+    is_time = [token >= zero for token in tokens]
+    cuts = [i + 1 for i, (a, b) in enumerate(pairwise(is_time)) if a and b]
+    if not cuts:
+        last = next((t for t in reversed(tokens) if t > zero), None)
+        return [(0.0, window_s if last is None else time_s(last), list(tokens))], None
+    ends_alone = is_time[-2:] == [False, True]
+    if ends_alone:
+        cuts.append(len(tokens))
+    spans = [
+        (time_s(tokens[first]), time_s(tokens[last - 1]), list(tokens[first:last]))
+        for first, last in pairwise([0, *cuts])
+    ]
+    return spans, None if ends_alone else time_s(tokens[cuts[-1] - 1])
+
+
+def special_tokens(vocabulary: Mapping[str, int], weights: Model) -> SpecialTokens:
+    """The ids of the tokens that Whisper needs.
+
+    Raises:
+        ModelError: the tokenizer lacks some of them.
+    """
+    needed = ("startoftranscript", "startofprev", "notimestamps", "endoftext")
+    try:
+        start, previous, no_timestamps, end = (vocabulary[f"<|{name}|>"] for name in needed)
+    except KeyError as error:
+        raise ModelError(
+            f"the tokenizer of {weights.name!r} in {weights.folder} lacks {error}: it is not "
+            "Whisper's; add the right one"
+        ) from error
+    return SpecialTokens(
+        start,
+        previous,
+        no_timestamps,
+        vocabulary.get("<|nospeech|>", vocabulary.get("<|nocaptions|>")),
+        end,
+        {task: vocabulary.get(f"<|{task}|>", start) for task in ("transcribe", "translate")},
+        {code: vocabulary[f"<|{code}|>"] for code in LANGUAGES if f"<|{code}|>" in vocabulary},
+    )

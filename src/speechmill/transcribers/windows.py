@@ -1,0 +1,112 @@
+"""How much audio Whisper computes for a stretch of speech, and when the outcome is not believed.
+
+Whisper was trained on windows of 30 s. Its encoder takes shorter ones, at a cost that falls with
+the window (OpenNMT/CTranslate2 pull request 1446), but its decoder tells the end of the speech by
+the silence that follows, and without it goes on: it loops, or says the sentence twice (issue 2100
+there). So the window holds a little silence, and the encoder's output is followed by what the
+encoder makes of silence at those places, which is computed once and for all.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Final
+
+from speechmill.quality import compression_ratio, repetition
+
+__all__ = ["FULL_WINDOW_S", "Heard", "WindowOptions"]
+
+FULL_WINDOW_S: Final = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """What the decoder made of a stretch of speech in an adaptive window."""
+
+    text: str
+    avg_logprob: float
+    num_tokens: int
+    duration_s: float
+    voiced_s: float | None
+    no_speech_prob: float = 0.0
+    max_tokens: int = 10**6
+    """Where the decoder was stopped, done or not."""
+
+
+@dataclass(frozen=True, slots=True)
+class WindowOptions:
+    """The rule for windows, and what is suspicious. All of it shapes the text."""
+
+    grid_s: float = 0.5
+    """Windows are multiples of this, so that many stretches have the same."""
+    min_s: float = 3.0
+    """No window is shorter."""
+    pad_s: float = 1.0
+    """Silence after the last sample, at least."""
+    wider_s: float = 4.0
+    """How much wider the window of the second try is."""
+    silence_s: float = 6.0
+    """Encoded silence that the decoder is given after the window."""
+    silence_level: float = -0.7
+    """The log mel energy of that silence, after Whisper's scaling: its median over recordings."""
+    tokens_per_s: float = 20.0
+    """More tokens than this a second of audio, and …"""
+    tokens_more: int = 30
+    """… these besides, are no speech."""
+    sure_language: float = 0.6
+    """A language that is detected with less is detected in the full window, too."""
+    max_repetition: float = 0.3
+    max_compression_ratio: float = 2.4
+    min_logprob: float = -1.0
+    max_no_speech_prob: float = 0.6
+    crumb_s: float = 1.5
+    """In less speech than this, no words and low confidence are believed: the full window is not
+    surer of it, and is more given to loops. Whisper's own rule for silence is applied to it here,
+    as the full window would."""
+    max_chars_per_s: float = 30.0
+    min_chars_per_s: float = 2.0
+    """Characters a second of voice; the least is asked of two seconds and more only."""
+
+    @property
+    def recipe(self) -> Mapping[str, object]:
+        """The options as JSON values."""
+        return asdict(self)
+
+    def window_s(self, num_samples: int, sample_rate: int) -> float:
+        """The window for a stretch of speech, in seconds. It depends on nothing else."""
+        steps = math.ceil(round((num_samples / sample_rate + self.pad_s) / self.grid_s, 6))
+        return min(max(steps * self.grid_s, self.min_s), FULL_WINDOW_S)
+
+    def silence_after_s(self, window_s: float) -> float:
+        """Encoded silence that follows a window, in seconds."""
+        return min(self.silence_s, FULL_WINDOW_S - window_s)
+
+    def max_tokens(self, window_s: float) -> int:
+        """Tokens that a window may give before the decoder is stopped."""
+        return self.tokens_more + math.ceil(self.tokens_per_s * window_s)
+
+    def is_no_speech(self, heard: Heard) -> bool:
+        """Whether these words of a crumb are made up."""
+        return (
+            heard.duration_s < self.crumb_s
+            and heard.no_speech_prob > self.max_no_speech_prob
+            and heard.avg_logprob < self.min_logprob
+        )
+
+    def is_suspicious(self, heard: Heard) -> bool:
+        """Whether a wider window should be asked."""
+        is_crumb = heard.duration_s < self.crumb_s
+        if not heard.text:
+            return not is_crumb
+        voiced_s = heard.duration_s if heard.voiced_s is None else heard.voiced_s
+        num_chars = len(heard.text)
+        return (
+            heard.num_tokens >= heard.max_tokens
+            or (heard.avg_logprob < self.min_logprob and not is_crumb)
+            or compression_ratio(heard.text) > self.max_compression_ratio
+            or repetition(heard.text) >= self.max_repetition
+            or num_chars > self.max_chars_per_s * max(voiced_s, 1.0)
+            or (voiced_s >= 2.0 and num_chars < self.min_chars_per_s * voiced_s)
+        )

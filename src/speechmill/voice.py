@@ -1,0 +1,211 @@
+"""Where in a waveform somebody speaks, as Silero's voice activity model hears it.
+
+Whisper makes up words where there are none, above all in digital silence. This finds the stretches
+that are worth transcribing, and it is meant to miss none: voices 40 dB down, in noise as loud as
+they are, or a fifth of a second long are found (``tests/test_voice.py`` holds it to that).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = [
+    "FRAME",
+    "SAMPLE_RATE",
+    "Voice",
+    "VoiceOptions",
+    "listen",
+    "voice_model_digests",
+    "voice_spans",
+]
+
+SAMPLE_RATE: Final = 16_000
+FRAME: Final = 512
+"""Samples that Silero judges at once (32 ms)."""
+
+PIECE: Final = 120 * SAMPLE_RATE // FRAME * FRAME
+"""Samples judged in one call of the model: it bounds the memory that long recordings take, and
+shapes nothing."""
+
+CONTEXT: Final = 64
+"""Samples before a frame that the model hears with it."""
+
+TAPS: Final = 63
+"""Length of the low-pass filter: it goes from passing to stopping within about 800 Hz."""
+
+Read = Callable[[int, int], NDArray[np.float32]]
+"""Gives the samples from one position to another, float32 [num_samples] at 16 kHz."""
+
+
+@dataclass(frozen=True, slots=True)
+class VoiceOptions:
+    """What counts as voice. All of it shapes the text, so all of it is in the recipe.
+
+    Probabilities are averages over three frames (96 ms): a single frame may err.
+    """
+
+    threshold: float = 0.4
+    """A recording has voice if its highest probability reaches this."""
+    span_threshold: float = 0.2
+    """Once it has, whatever reaches this is transcribed."""
+    min_gap_s: float = 5.0
+    """Stretches without voice are left out if they are at least as long as this."""
+    pad_s: float = 1.0
+    """What is kept of them on either side."""
+    level_window_s: int = 7
+    """Each second is amplified by the peak of so many around it …"""
+    level_floor: float = 1e-4
+    """… but no peak counts as smaller than this (−80 dB): what is below is taken for silence."""
+    cutoff_hz: float = 7000.0
+    """What is above is not listened to: where resampling has thinned it out, as in all that was
+    recorded at a higher rate, Silero comes to hear a voice in half a minute of plain noise."""
+
+    @property
+    def recipe(self) -> Mapping[str, object]:
+        """The options as JSON values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Voice:
+    """What was heard in a waveform of ``duration_s``, frame by frame.
+
+    ``probabilities`` of a voice, 0 to 1, and ``levels_db`` (of the amplified copy; 0 is full
+    scale) are float32 [num_frames]; a frame is 32 ms, the last one may be cut short.
+    """
+
+    probabilities: NDArray[np.float32]
+    levels_db: NDArray[np.float32]
+    duration_s: float
+
+    @property
+    def highest(self) -> float:
+        """The highest probability of a voice; 0 where there are no samples."""
+        return float(self.probabilities.max(initial=0.0))
+
+
+@cache
+def voice_model_digests() -> Mapping[str, str]:
+    """SHA-256 of each file of the Silero model that faster-whisper carries, by file name."""
+    spec = find_spec("faster_whisper")  # which is heavy to import
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for folder in (spec and spec.submodule_search_locations) or ()
+        for path in sorted((Path(folder) / "assets").glob("*.onnx"))
+    }
+
+
+def listen(
+    read: Read, num_samples: int, options: VoiceOptions, duration_s: float | None = None
+) -> Voice:
+    """Listen to a waveform of so many samples at 16 kHz, which is read two minutes at a time.
+
+    ``duration_s`` is what it lasts exactly, where its own rate is another.
+    """
+    silero = _Silero()
+    probabilities, levels = [np.zeros(0, np.float32)], [np.zeros(0, np.float32)]
+    for start in range(0, num_samples, PIECE):
+        piece = _levelled(read, start, num_samples, options)
+        frames = np.pad(piece, (0, -len(piece) % FRAME)).reshape(-1, FRAME)
+        levels.append(10 * np.log10(np.maximum(np.mean(np.square(frames), axis=1), 1e-10)))
+        probabilities.append(silero.hear(frames))
+    return Voice(
+        _smooth(np.concatenate(probabilities)),
+        np.concatenate(levels).astype(np.float32),
+        num_samples / SAMPLE_RATE if duration_s is None else duration_s,
+    )
+
+
+def voice_spans(voice: Voice, options: VoiceOptions) -> list[tuple[float, float]]:
+    """The stretches of a waveform, (start_s, end_s), that are to be transcribed.
+
+    They are in order and apart; there is none where nobody speaks. Where no pause is long enough
+    to be left out, the only one is the whole waveform.
+    """
+    if voice.highest < options.threshold:
+        return []
+    frame_s = FRAME / SAMPLE_RATE
+    voiced = np.flatnonzero(voice.probabilities >= options.span_threshold)
+    starts_s = voiced * frame_s
+    ends_s = np.minimum((voiced + 1) * frame_s, voice.duration_s)
+    pauses = np.flatnonzero(starts_s[1:] - ends_s[:-1] >= options.min_gap_s)
+    firsts_s = starts_s[np.concatenate(([0], pauses + 1))] - options.pad_s
+    lasts_s = ends_s[np.concatenate((pauses, [-1]))] + options.pad_s
+    if starts_s[0] < options.min_gap_s:
+        firsts_s[0] = 0.0
+    if voice.duration_s - ends_s[-1] < options.min_gap_s:
+        lasts_s[-1] = voice.duration_s
+    return list(zip(firsts_s.tolist(), lasts_s.tolist(), strict=True))
+
+
+class _Silero:
+    """The model on its way through one waveform: faster-whisper's session, and what it remembers
+    from piece to piece (its wrapper forgets, which tells for minutes)."""
+
+    def __init__(self) -> None:
+        from faster_whisper.vad import get_vad_model
+
+        model: Any = get_vad_model()
+        self._session = model.session
+        self._h = self._c = np.zeros((1, 1, 128), np.float32)
+        self._context = np.zeros((1, CONTEXT), np.float32)
+
+    def hear(self, frames: NDArray[np.float32]) -> NDArray[np.float32]:
+        """[num_frames, 512], the next ones → the probability of a voice in each."""
+        contexts = np.concatenate([self._context, frames[:-1, -CONTEXT:]])
+        self._context = frames[-1:, -CONTEXT:]
+        given = {"input": np.concatenate([contexts, frames], 1), "h": self._h, "c": self._c}
+        heard, self._h, self._c = self._session.run(None, given)
+        return np.asarray(np.ravel(heard), np.float32)
+
+
+def _levelled(
+    read: Read, start: int, num_samples: int, options: VoiceOptions
+) -> NDArray[np.float32]:
+    """The piece at ``start``, each second amplified.
+
+    The gains are those of the whole waveform: enough is read around the piece to know its peaks.
+    """
+    last = min(start + PIECE, num_samples)
+    around = (options.level_window_s // 2 + 2) * SAMPLE_RATE
+    begin = max(0, start - around) // SAMPLE_RATE * SAMPLE_RATE
+    samples = _low_passed(read(begin, min(last + around, num_samples)), options.cutoff_hz)
+    gains = _gains(samples, options)
+    positions = np.arange(start, last, dtype=np.float64)
+    positions -= begin + SAMPLE_RATE // 2
+    positions /= SAMPLE_RATE
+    level = np.interp(positions, np.arange(len(gains)), gains)
+    level *= samples[start - begin : last - begin]
+    return level.astype(np.float32)
+
+
+def _low_passed(samples: NDArray[np.float32], cutoff_hz: float) -> NDArray[np.float32]:
+    """float32 [num_samples] without what is above ``cutoff_hz``: a sinc under a Hamming window."""
+    at = np.arange(TAPS) - TAPS // 2
+    taps = np.sinc(2 * cutoff_hz / SAMPLE_RATE * at) * np.hamming(TAPS)
+    taps = (taps / taps.sum()).astype(np.float32)
+    return np.convolve(samples, taps)[TAPS // 2 :][: len(samples)]
+
+
+def _gains(waveform: NDArray[np.float32], options: VoiceOptions) -> NDArray[np.float64]:
+    """Each second's gain, which brings the peak of the seconds around it to one half."""
+    num_seconds = -(-len(waveform) // SAMPLE_RATE)
+    peaks = np.maximum.reduceat(np.abs(waveform), np.arange(num_seconds) * SAMPLE_RATE)
+    padded = np.pad(peaks.astype(np.float64), options.level_window_s // 2)
+    around = np.lib.stride_tricks.sliding_window_view(padded, options.level_window_s).max(axis=1)
+    return np.asarray(0.5 / np.maximum(around, options.level_floor), np.float64)
+
+
+def _smooth(probabilities: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Averages over three frames; what lies beyond the ends counts as silence."""
+    padded = np.pad(probabilities, 1)
+    return (padded[:-2] + padded[1:-1] + padded[2:]) / np.float32(3)

@@ -1,0 +1,70 @@
+"""Calls of the model: how large, and what each one cost."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from speechmill import pacing
+from speechmill.pacing import MAX_PIECES, Pace
+
+
+def calls(pace: Pace, number: int, seconds: float) -> list[float]:
+    """The costs of so many calls at the same time."""
+    found: list[float] = []
+    ready = threading.Barrier(number)
+
+    def call() -> None:
+        ready.wait()
+        with pace.call(1) as cost:
+            time.sleep(seconds)
+        found.append(cost.seconds)
+
+    threads = [threading.Thread(target=call) for _ in range(number)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return found
+
+
+def test_calls_at_the_same_time_share_the_time_that_passes() -> None:
+    pace = Pace(4)
+    (alone,) = calls(pace, 1, 0.2)
+    assert alone == pytest.approx(0.2, rel=0.5)
+    time.sleep(0.2)  # nobody's
+    started = time.perf_counter()
+    together = calls(pace, 3, 0.3)
+    assert sum(together) <= time.perf_counter() - started
+    assert sum(together) == pytest.approx(0.3, rel=0.5)
+
+
+def test_quick_calls_grow_and_slow_ones_shrink_within_bounds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pace = Pace(16)
+    for size in (32, 64, 128):
+        with pace.call(pace.pieces):
+            pass
+        assert pace.pieces == size  # at most twice as many at a time
+    for _ in range(9):
+        with pace.call(pace.pieces):
+            pass
+    assert pace.pieces == MAX_PIECES
+    monkeypatch.setattr(pacing, "CALL_S", 1e-6)
+    for _ in range(20):
+        with pace.call(pace.pieces):
+            time.sleep(0.001)
+    assert pace.pieces == 1
+
+
+def test_remainders_and_failures_teach_nothing() -> None:
+    pace = Pace(16)
+    with pace.call(3):
+        pass
+    assert pace.pieces == 16
+    with pytest.raises(ValueError, match="no"), pace.call(16):
+        raise ValueError("no")
+    assert pace.pieces == 16
