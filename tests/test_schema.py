@@ -75,6 +75,7 @@ def test_the_files_metadata_say_how_to_decode_the_tokens() -> None:
         "frame_rate": 50.0,
         "num_codebooks": 4,
         "codebook_size": 1024,
+        "bitrate_bps": 2000.0,
         "recipe": {"tokenizer": "fake", "version": 1},
     }
 

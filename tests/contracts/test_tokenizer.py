@@ -13,16 +13,38 @@ from hypothesis import strategies as st
 from speechmill.errors import JobError
 from speechmill.tokenizers import TOKENIZERS, open_tokenizer
 from speechmill.tokenizers.base import Tokenizer
+from speechmill.tokenizers.encodec import EncodecTokenizer
+from tests.codec_checkpoints import CODECS, small_codec
 
-FRAMES = {  # how many frames so many samples give
-    "mfcc": lambda num_samples: 1 + num_samples // 512,
-    "fake": lambda num_samples: -(-num_samples // 320),
-}
+# Every tokenizer, by what it is asked for with; units are fitted first, and tested for themselves.
+KINDS = ("mfcc", "fake", *CODECS)
 
 
-@pytest.fixture(params=sorted(TOKENIZERS), scope="module")
-def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
-    return open_tokenizer(request.param, {})
+def spec(kind: str) -> str:
+    return f"{kind.removesuffix('48')}:{small_codec(kind)}" if kind in CODECS else kind
+
+
+def frames(tokenizer: Tokenizer, num_samples: int) -> int:
+    """How many frames so many samples give."""
+    if tokenizer.name == "mfcc":
+        return 1 + num_samples // 512
+    if isinstance(tokenizer, EncodecTokenizer):  # where chunks overlap, there are more
+        return tokenizer.num_frames(num_samples)
+    return -(-num_samples // tokenizer.hop_length)
+
+
+@pytest.fixture(params=KINDS, scope="module")
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(kind: str) -> Tokenizer:
+    return open_tokenizer(spec(kind), {}, device="cpu")
+
+
+def test_every_tokenizer_is_here() -> None:
+    assert {kind.removesuffix("48") for kind in KINDS} | {"units"} == set(TOKENIZERS)
 
 
 def waveform(num_samples: int, seed: int = 0) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
@@ -34,13 +56,13 @@ def test_no_waveforms_give_no_codes(tokenizer: Tokenizer) -> None:
     assert tokenizer.encode([]) == []
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(lengths=st.lists(st.integers(0, 20_000), min_size=1, max_size=4))
 def test_shape_and_type_are_as_announced(tokenizer: Tokenizer, lengths: list[int]) -> None:
     codes = tokenizer.encode([waveform(n, seed=i) for i, n in enumerate(lengths)])
     assert len(codes) == len(lengths)
     for num_samples, code in zip(lengths, codes, strict=True):
-        num_frames = FRAMES[tokenizer.name](num_samples)
+        num_frames = frames(tokenizer, num_samples)
         assert code.values.shape == (tokenizer.num_codebooks, num_frames)
         if tokenizer.codebook_size is None:
             assert code.values.dtype == np.float32
@@ -84,8 +106,8 @@ def test_frame_rate_is_sample_rate_by_hop_length(tokenizer: Tokenizer) -> None:
     assert tokenizer.frame_rate == tokenizer.sample_rate / tokenizer.hop_length
 
 
-def test_recipe_is_json_and_stays_the_same(tokenizer: Tokenizer) -> None:
-    again = open_tokenizer(tokenizer.name, {})
+def test_recipe_is_json_and_stays_the_same(kind: str, tokenizer: Tokenizer) -> None:
+    again = open_tokenizer(spec(kind), {})
     assert json.loads(json.dumps(tokenizer.recipe)) == again.recipe
     assert tokenizer.recipe["tokenizer"] == tokenizer.name
 
@@ -98,11 +120,17 @@ def test_options_shape_the_recipe() -> None:
 @pytest.mark.parametrize(
     ("spec", "complaint"),
     [
-        ("mfc", r"did you mean 'mfcc'\? there are: fake, mfcc"),
-        ("wav2vec", "there are: fake, mfcc"),
+        ("mfc", r"did you mean 'mfcc'\? there are: dac, encodec, fake, mfcc"),
+        ("wav2vec", "there are: dac, encodec, fake, mfcc"),
         ("mfcc:some/model", "has no models"),
     ],
 )
 def test_unknown_names_say_what_there_is(spec: str, complaint: str) -> None:
     with pytest.raises(JobError, match=complaint):
         open_tokenizer(spec, {})
+
+
+def test_the_device_is_no_option_and_no_part_of_the_recipe(kind: str, tokenizer: Tokenizer) -> None:
+    with pytest.raises(JobError, match="no option 'device'"):
+        open_tokenizer(spec(kind), {"device": "cpu"})
+    assert "device" not in json.dumps(tokenizer.recipe)

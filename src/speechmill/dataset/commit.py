@@ -123,7 +123,8 @@ def merge_rows(
     All rows of a recording stand or fall together. Rows of the same bytes and recipe stay as they
     are. The same bytes made by another recipe are replaced if ``is_current()`` says that the new
     rows' recipe is the sink's. Another version of the bytes is replaced unless it is newer, or
-    when it is the very one that ``replaces`` (etag by file name) says was to be replaced.
+    when it is the very one that ``replaces`` (etag by file name) says was to be replaced. The
+    columns are those of the new rows, or the old ones if the sink's recipe has moved on meanwhile.
     """
     there = versions(old) if old is not None else {}
     coming = versions(new)
@@ -143,7 +144,9 @@ def merge_rows(
     if old is None:
         return sort_rows(added)
     kept = _without(old, winners)
-    return sort_rows(pa.concat_tables([_conform(kept, new.schema), added]))
+    same = old.schema.equals(new.schema)
+    schema = new.schema if same or not kept.num_rows or is_current() else old.schema
+    return sort_rows(pa.concat_tables([_conform(kept, schema), _conform(added, schema)]))
 
 
 def _without(table: pa.Table, names: Collection[str]) -> pa.Table:

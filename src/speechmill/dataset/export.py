@@ -22,6 +22,7 @@ from speechmill.dataset.layout import (
 )
 from speechmill.dataset.reader import list_parts
 from speechmill.dataset.schema import PARQUET_OPTIONS, dictionary_columns
+from speechmill.dataset.state import read_state
 from speechmill.errors import DatasetError, JobError
 from speechmill.storage import Object, Store, inside
 
@@ -49,6 +50,13 @@ def export_parquet(store: Store, out: Store, template: str) -> Iterator[Exported
         StorageError: a store cannot be read or written.
     """
     _check(template)
+    state = read_state(store) or {}
+    if "{folder_name}" in template and state.get("partition_by", "folder") != "folder":
+        raise JobError(
+            f"a part of {store.url} holds rows of many folders (--partition-by "
+            f"{state['partition_by']}): write them by folder with speechmill repartition "
+            "SINK OUT --by folder_name, or take a template without {folder_name}"
+        )
     names = {directory(name): name for name in read_layout(store)}
     files: defaultdict[str, list[Object]] = defaultdict(list)
     for part in list_parts(store):

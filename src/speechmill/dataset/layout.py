@@ -20,6 +20,7 @@ from speechmill.records import Part
 from speechmill.storage import Store
 
 __all__ = [
+    "ADDING",
     "DATA",
     "FAILURES",
     "LAYOUT_KEY",
@@ -31,6 +32,8 @@ __all__ = [
     "directory",
     "failures_key",
     "folder_rule",
+    "part_of",
+    "partition_rule",
     "path_component",
     "read_layout",
     "recipe_key",
@@ -43,6 +46,7 @@ OWN_PREFIXES = (DATA, FAILURES, STATE)
 SOURCE_KEY = f"{STATE}/source.json"
 LAYOUT_KEY = f"{STATE}/layout.json"
 RUNS = f"{STATE}/runs"
+ADDING = f"{STATE}/adding"
 
 ROOT_FOLDER = "_root"  # the folder of recordings that lie in none
 
@@ -51,6 +55,7 @@ MAX_DIRECTORY_CHARS = 180
 HASH_CHARS = 16
 # Followed by any number of underscores, so that "225" and "225_" stay different.
 LIKE_AN_INTEGER = re.compile(r"-?(0[xX][0-9a-fA-F]{1,8}|[0-9]{1,20})_*")
+PART_NUMBERS = re.compile(r"/part-(\d+)-of-(\d+)\.parquet$")
 HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"  # as a directory key, readers take it for null
 
 
@@ -83,6 +88,26 @@ def folder_rule(rule: str) -> Callable[[str], str]:
         return (found and found[1]) or ROOT_FOLDER
 
     return matched
+
+
+def partition_rule(rule: str) -> Callable[[str], str]:
+    """The function from a ``folder_name`` to what its rows are partitioned by.
+
+    ``folder`` is the folder itself, ``none`` puts all into one partition, and ``hash:64`` into one
+    of 64, each folder into one.
+    """
+    if rule == "folder":
+        return lambda name: name
+    if rule == "none":
+        return lambda _: "_all"
+    count = int(rule.removeprefix("hash:"))
+
+    def hashed(name: str) -> str:
+        digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
+        index = int.from_bytes(digest, "big") % count
+        return f"hash-{index:0{len(str(count - 1))}d}-of-{count}"
+
+    return hashed
 
 
 @lru_cache(maxsize=4096)
@@ -129,6 +154,14 @@ def data_key(part: Part) -> str:
 def failures_key(part: Part) -> str:
     """Where the failures of the part's recordings are."""
     return f"{FAILURES}/{_part_name(part)}"
+
+
+def part_of(key: str, folder_name: str) -> Part:
+    """The part whose rows, or failures, are at this key."""
+    numbers = PART_NUMBERS.search(key)
+    if numbers is None:
+        raise DatasetError(f"{key} of the sink is no part file")
+    return Part(folder_name, int(numbers[1]), int(numbers[2]))
 
 
 def read_layout(store: Store) -> dict[str, int]:

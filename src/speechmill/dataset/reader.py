@@ -15,17 +15,27 @@ import pyarrow.parquet as pq
 
 from speechmill.dataset.commit import read_part, unreadable
 from speechmill.dataset.layout import DATA
-from speechmill.dataset.schema import row_schema
-from speechmill.dataset.state import read_state
-from speechmill.errors import ConflictError, DatasetError, NotFoundError
+from speechmill.dataset.schema import described_tokenizers, row_schema
+from speechmill.dataset.state import current_recipe, read_recipe, sink_state
+from speechmill.errors import ConflictError, NotFoundError
 from speechmill.storage import Object, Store, StoreOptions, open_store
 
-__all__ = ["dataset_of", "list_parts", "open_dataset", "read_columns", "scan", "stored_schema"]
+__all__ = [
+    "READERS",
+    "dataset_of",
+    "list_parts",
+    "open_dataset",
+    "read_columns",
+    "read_version",
+    "scan",
+    "stored_schema",
+]
 
 PART_KEY = re.compile(r"[^/]+/folder=[^/]*/part-\d+-of-\d+\.parquet")
 WHOLE_BYTES = 512 * 1024  # a part up to this size is fetched whole, in one request
 TAIL_BYTES = 64 * 1024  # of a larger one the end first: the footer is there
 READERS = 16  # parts read at the same time
+LOOK_AT = 8  # newest parts, at most, to find the columns that rows have by now
 TRIES = 20  # times that a part is begun anew because it was replaced meanwhile
 
 
@@ -87,17 +97,24 @@ def read_columns(store: Store, part: Object, columns: Sequence[str]) -> pa.Table
         NotFoundError: the part is gone.
         DatasetError: it is no Parquet file.
     """
+    return read_version(store, part, columns)[1]
+
+
+def read_version(store: Store, part: Object, columns: Sequence[str]) -> tuple[Object, pa.Table]:
+    """As ``read_columns``; and the part as it was when they were read, with its etag."""
     for _ in range(TRIES):
         if part.size <= WHOLE_BYTES:
-            table = read_part(part.key, store.get(part.key).data)
-            return table.select([c for c in columns if c in table.column_names])
+            blob = store.get(part.key)
+            table = read_part(part.key, blob.data)
+            found = Object(part.key, len(blob.data), blob.etag, blob.modified_us)
+            return found, table.select([c for c in columns if c in table.column_names])
         try:
             # Arrow fetches each column chunk by one read of our file.
             file = pq.ParquetFile(
                 pa.PythonFile(_Pinned(store, part), mode="r"), page_checksum_verification=True
             )
             names = file.schema_arrow.names
-            return file.read(columns=[c for c in columns if c in names], use_threads=False)
+            return part, file.read(columns=[c for c in columns if c in names], use_threads=False)
         except ConflictError:
             part = store.head(part.key)
         except (pa.ArrowException, OSError) as error:
@@ -165,19 +182,33 @@ class _Whole(pafs.FileSystemHandler):  # type: ignore[misc]
 
 
 def stored_schema(store: Store) -> pa.Schema | None:
-    """The columns of the newest part, which are those of the present recipe; None without parts.
+    """The columns of the newest part that has the tokens of the present recipe, or of the newest
+    one; None without parts.
+
+    Parts that are older, or that come of a build that had begun earlier, may lack some.
 
     Raises:
-        DatasetError: the part cannot be read.
+        DatasetError: a part cannot be read.
     """
-    parts = list_parts(store)
-    if not parts:
+    newest = sorted(list_parts(store), key=lambda p: p.modified_us, reverse=True)
+    if not newest:
         return None
-    newest = max(parts, key=lambda p: p.modified_us).key
+    recipe = read_recipe(store, current_recipe(store) or "")
+    wanted = recipe.choices.get("tokenizers", {}).keys() if recipe else set()
+    first = None
+    for part in newest[:LOOK_AT]:
+        schema = _schema_of(store, part)
+        first = first or schema
+        if wanted <= {one["column"] for one in described_tokenizers(schema)}:
+            return schema
+    return first
+
+
+def _schema_of(store: Store, part: Object) -> pa.Schema:
     try:
-        return pq.read_schema(pa.BufferReader(store.get(newest).data))
+        return pq.read_schema(pa.BufferReader(store.get(part.key).data))
     except (pa.ArrowException, OSError) as error:
-        raise unreadable(newest, error) from None
+        raise unreadable(part.key, error) from None
 
 
 def dataset_of(store: Store) -> pads.Dataset:
@@ -218,6 +249,5 @@ def open_dataset(
     """
     options = StoreOptions(profile=profile, endpoint_url=endpoint_url, region=region)
     store = open_store(sink, options)
-    if read_state(store) is None:
-        raise DatasetError(f"there is no dataset in {store.url}; speechmill build makes one")
+    sink_state(store)
     return dataset_of(store)

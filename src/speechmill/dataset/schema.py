@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,8 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from speechmill.records import Codes, Failure, Recording, Segment, Utterance, Word
-from speechmill.tokenizers.base import Tokenizer
+from speechmill.quality import doubts, repetition, speech_rate
+from speechmill.records import Codes, Failure, Recording, Segment, Transcript, Utterance, Word
+from speechmill.tokenizers.base import Codec, Tokenizer
 
 __all__ = [
     "FAILURE_SCHEMA",
@@ -19,17 +21,26 @@ __all__ = [
     "METADATA_KEY",
     "PARQUET_OPTIONS",
     "SCHEMA_VERSION",
+    "TokenizerChoice",
+    "codes_to_array",
+    "described_tokenizers",
     "dictionary_columns",
     "failures_to_table",
+    "round_trip_column",
     "row_schema",
     "sort_rows",
     "to_parquet",
     "token_column",
     "utterances_to_table",
+    "with_sample_check",
+    "with_tokenizer",
 ]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 METADATA_KEY = b"speechmill"
+
+TokenizerChoice = tuple[str, Mapping[str, Any]]
+"""How a tokenizer was asked for: NAME or NAME:MODEL, and its options by name."""
 
 INT16_CODES = 32_768  # codes of a codebook up to this size fit int16
 # Which version of which recording a row is made of, and how.
@@ -96,25 +107,61 @@ def _token_type(codebook_size: int | None) -> pa.DataType:
     return _list(_list(pa.int16() if codebook_size <= INT16_CODES else pa.int32()))
 
 
-def row_schema(tokenizers: Sequence[Tokenizer]) -> pa.Schema:
+def round_trip_column(index: int, name: str) -> str:
+    """The column of how well the job's tokenizer number ``index`` keeps what was said."""
+    return "round_trip_cer" if index == 0 else f"round_trip_cer_{name}"
+
+
+def _described(index: int, tokenizer: Tokenizer, choice: TokenizerChoice | None) -> dict[str, Any]:
+    """What the metadata tells of the job's tokenizer number ``index``.
+
+    ``spec`` and ``options`` say where it can be had again; ``recipe`` says whether it is the same.
+    """
+    asked = {"spec": choice[0], "options": dict(choice[1])} if choice else {}
+    return {
+        "column": token_column(index, tokenizer.name),
+        "name": tokenizer.name,
+        "sample_rate": tokenizer.sample_rate,
+        "hop_length": tokenizer.hop_length,
+        "frame_rate": tokenizer.frame_rate,
+        "num_codebooks": tokenizer.num_codebooks,
+        "codebook_size": tokenizer.codebook_size,
+        "bitrate_bps": _bitrate(tokenizer),
+        "recipe": dict(tokenizer.recipe),
+        **asked,
+    }
+
+
+def _bitrate(tokenizer: Tokenizer) -> float | None:
+    """What the codes take, in bits a second; None for features."""
+    if tokenizer.codebook_size is None:
+        return None
+    return tokenizer.frame_rate * tokenizer.num_codebooks * math.log2(tokenizer.codebook_size)
+
+
+def row_schema(
+    tokenizers: Sequence[Tokenizer],
+    *,
+    round_trip: bool = False,
+    choices: Sequence[TokenizerChoice] = (),
+) -> pa.Schema:
     """The schema of the rows that these tokenizers give, with all that decoding needs in its
-    metadata, as JSON under ``speechmill``."""
+    metadata, as JSON under ``speechmill``.
+
+    ``round_trip`` says whether codes are turned back into sound, and that is transcribed.
+    ``choices`` say how each of the tokenizers was asked for.
+    """
     described = [
-        {
-            "column": token_column(i, t.name),
-            "name": t.name,
-            "sample_rate": t.sample_rate,
-            "hop_length": t.hop_length,
-            "frame_rate": t.frame_rate,
-            "num_codebooks": t.num_codebooks,
-            "codebook_size": t.codebook_size,
-            "recipe": dict(t.recipe),
-        }
-        for i, t in enumerate(tokenizers)
+        _described(i, t, choices[i] if choices else None) for i, t in enumerate(tokenizers)
     ]
     tokens = [
         (token_column(i, t.name), _token_type(t.codebook_size)) for i, t in enumerate(tokenizers)
     ] or [("token", _token_type(None))]
+    judged = [
+        (round_trip_column(i, t.name), pa.float32())
+        for i, t in enumerate(tokenizers)
+        if i > 0 and round_trip and isinstance(t, Codec)
+    ]
     metadata = {"schema_version": SCHEMA_VERSION, "tokenizers": described}
     return pa.schema(
         [
@@ -132,6 +179,13 @@ def row_schema(tokenizers: Sequence[Tokenizer]) -> pa.Schema:
             ("avg_logprob", pa.float32()),
             ("no_speech_prob", pa.float32()),
             ("compression_ratio", pa.float32()),
+            ("repetition", pa.float32()),
+            ("temperature", pa.float32()),
+            ("window_s", pa.float32()),
+            ("voiced_s", pa.float32()),
+            ("chars_per_voiced_s", pa.float32()),
+            (round_trip_column(0, ""), pa.float32()),
+            *judged,
             ("flags", _list(pa.string())),
             *_IDENTITY_FIELDS[1:],
             ("fetch_s", pa.float32()),
@@ -146,7 +200,50 @@ def row_schema(tokenizers: Sequence[Tokenizer]) -> pa.Schema:
     )
 
 
-def _codes_to_array(codes: Sequence[Codes], of_type: pa.DataType) -> pa.Array:
+def with_tokenizer(
+    schema: pa.Schema, column: str, tokenizer: Tokenizer, choice: TokenizerChoice
+) -> pa.Schema:
+    """The schema of a part with the column of one more tokenizer, as ``row_schema`` has it; the
+    same where the part has it already."""
+    described = described_tokenizers(schema)
+    if any(one["column"] == column for one in described):
+        return schema
+    added = pa.field(column, _token_type(tokenizer.codebook_size))
+    if column in schema.names:  # null, of a dataset without tokens
+        schema = schema.set(schema.names.index(column), added)
+    else:
+        last = max(i for i, name in enumerate(schema.names) if _is_token_column(name))
+        schema = schema.insert(last + 1, added)
+    one = {**_described(0, tokenizer, choice), "column": column}
+    return _with_described(schema, [*described, one])
+
+
+def _is_token_column(name: str) -> bool:
+    return name == "token" or name.startswith("token_")
+
+
+def _with_described(schema: pa.Schema, described: Sequence[Mapping[str, Any]]) -> pa.Schema:
+    metadata = {**json.loads(schema.metadata[METADATA_KEY]), "tokenizers": list(described)}
+    return schema.with_metadata({METADATA_KEY: json.dumps(metadata, sort_keys=True).encode()})
+
+
+def described_tokenizers(schema: pa.Schema) -> list[dict[str, Any]]:
+    """What a schema's metadata tells of its tokenizers, in the job's order."""
+    metadata = json.loads((schema.metadata or {}).get(METADATA_KEY, b"{}"))
+    return list(metadata.get("tokenizers", []))
+
+
+def with_sample_check(schema: pa.Schema, mismatch: Mapping[str, Sequence[float]]) -> pa.Schema:
+    """The schema with ``sample_mismatch`` in the metadata of each tokenizer that was checked: the
+    share of codes, for each codebook, that came out otherwise when a row was encoded alone."""
+    described = described_tokenizers(schema)
+    for one in described:
+        if one["name"] in mismatch:
+            one["sample_mismatch"] = list(mismatch[one["name"]])
+    return _with_described(schema, described)
+
+
+def codes_to_array(codes: Sequence[Codes], of_type: pa.DataType) -> pa.Array:
     """[num_codebooks, num_frames] arrays as list<list<…>>, without a Python object a value."""
     inner_type = of_type.value_type
     shapes = [c.values.shape for c in codes]
@@ -158,6 +255,17 @@ def _codes_to_array(codes: Sequence[Codes], of_type: pa.DataType) -> pa.Array:
         pa.array(np.cumsum(frames).astype(np.int32)), values, type=inner_type
     )
     return pa.ListArray.from_arrays(pa.array(rows), inner, type=of_type)
+
+
+def _repetition(transcript: Transcript) -> float | None:
+    if transcript.repetition is not None:
+        return transcript.repetition
+    return repetition(transcript.text) if transcript.text else None
+
+
+def _doubts(utterance: Utterance) -> set[str]:
+    transcript = utterance.transcript
+    return doubts(transcript.text, utterance.voiced_s, _repetition(transcript) or 0.0)
 
 
 def _segment(segment: Segment) -> dict[str, object]:
@@ -201,9 +309,11 @@ def utterances_to_table(
         "duration_s": [u.end_s - u.start_s for u in utterances],
         "segments": [[_segment(s) for s in t.segments] for t in transcripts],
         "words": [None if t.words is None else [_word(w) for w in t.words] for t in transcripts],
-        "flags": [sorted({*u.flags, *u.transcript.flags}) for u in utterances],
+        "repetition": [_repetition(t) for t in transcripts],
+        "chars_per_voiced_s": [speech_rate(u.transcript.text, u.voiced_s) for u in utterances],
+        "flags": [sorted({*u.flags, *u.transcript.flags, *_doubts(u)}) for u in utterances],
     }
-    for name in ("start_s", "end_s", "sample_rate", "channels"):
+    for name in ("start_s", "end_s", "sample_rate", "channels", "voiced_s"):
         columns[name] = [getattr(u, name) for u in utterances]
     for name in (
         "language",
@@ -211,18 +321,25 @@ def utterances_to_table(
         "avg_logprob",
         "no_speech_prob",
         "compression_ratio",
+        "temperature",
+        "window_s",
     ):
         columns[name] = [getattr(t, name) for t in transcripts]
     for name in ("fetch_s", "decode_s", "transcribe_s", "tokenize_s"):
         columns[name] = [getattr(u, name) for u in utterances]
-    token_fields = [f for f in schema if f.name == "token" or f.name.startswith("token_")]
+    token_fields = [f for f in schema if _is_token_column(f.name)]
     num_codes = len(utterances[0].codes) if utterances else 0
     for i, token_field in enumerate(token_fields):
         columns[token_field.name] = (
-            _codes_to_array([u.codes[i] for u in utterances], token_field.type)
+            codes_to_array([u.codes[i] for u in utterances], token_field.type)
             if i < num_codes
             else pa.nulls(len(utterances), token_field.type)
         )
+    columns[round_trip_column(0, "")] = [None] * len(utterances)
+    for i, described in enumerate(described_tokenizers(schema)):
+        columns[round_trip_column(i, described["name"])] = [
+            u.round_trip_cer[i] if u.round_trip_cer else None for u in utterances
+        ]
     arrays = [
         c if isinstance(c := columns[f.name], pa.Array) else pa.array(c, type=f.type)
         for f in schema

@@ -21,7 +21,15 @@ from speechmill.errors import (
 from speechmill.job import Recipe
 from speechmill.storage import Store
 
-__all__ = ["agree_on_source", "check_source", "current_recipe", "read_recipe", "read_state"]
+__all__ = [
+    "agree_on_source",
+    "check_source",
+    "current_recipe",
+    "move_recipe",
+    "read_recipe",
+    "read_state",
+    "sink_state",
+]
 
 
 def read_state(store: Store) -> dict[str, Any] | None:
@@ -30,6 +38,18 @@ def read_state(store: Store) -> dict[str, Any] | None:
         return _parse(store.get(SOURCE_KEY).data)
     except NotFoundError:
         return None
+
+
+def sink_state(store: Store) -> dict[str, Any]:
+    """What the sink's builds have agreed on.
+
+    Raises:
+        DatasetError: there is no dataset.
+    """
+    state = read_state(store)
+    if state is None:
+        raise DatasetError(f"there is no dataset in {store.url}; speechmill build makes one")
+    return state
 
 
 def _parse(data: bytes) -> dict[str, Any]:
@@ -69,6 +89,7 @@ def check_source(
     folder: str,
     recipe: Recipe,
     *,
+    partition_by: str = "folder",
     rebuild: bool,
     source_moved: bool,
 ) -> bool:
@@ -92,6 +113,11 @@ def check_source(
             f"the sink {store.url} sorts recordings into folders by {state['folder']!r}, not by "
             f"{folder!r}, and that cannot change: use --folder {state['folder']!r} or another sink"
         )
+    if (kept_rule := state.get("partition_by", "folder")) != partition_by:
+        raise DatasetError(
+            f"the sink {store.url} is partitioned by {kept_rule!r}, not by {partition_by!r}, and "
+            f"that cannot change: use --partition-by {kept_rule} or another sink"
+        )
     if state["recipe"] != recipe.id and not rebuild:
         kept = read_recipe(store, str(state["recipe"]))
         differences = kept.differences(recipe) if kept else ["(its recipe is not kept)"]
@@ -109,6 +135,7 @@ def agree_on_source(
     folder: str,
     recipe: Recipe,
     *,
+    partition_by: str = "folder",
     rebuild: bool,
     source_moved: bool,
 ) -> None:
@@ -119,8 +146,7 @@ def agree_on_source(
     Raises:
         DatasetError, SourceChangedError, RecipeChangedError: see ``check_source``.
     """
-    with contextlib.suppress(ConflictError):  # it is there: its name is its content's hash
-        store.put(recipe_key(recipe.id), recipe.to_json().encode(), if_absent=True)
+    _keep_recipe(store, recipe)
 
     def change(data: bytes | None) -> bytes | None:
         state = _parse(data) if data is not None else None
@@ -130,6 +156,7 @@ def agree_on_source(
             source_url,
             folder,
             recipe,
+            partition_by=partition_by,
             rebuild=rebuild,
             source_moved=source_moved,
         ):
@@ -139,9 +166,37 @@ def agree_on_source(
             "schema_version": SCHEMA_VERSION,
             "source": source_url,
             "folder": folder,
+            "partition_by": partition_by,
             "recipe": recipe.id,
             "created": state["created"] if state else now,
         }
         return json.dumps(new, indent=2, ensure_ascii=False).encode()
 
     update(store, SOURCE_KEY, change)
+
+
+def move_recipe(store: Store, old: str, recipe: Recipe) -> None:
+    """Make ``recipe`` the one that the sink's rows are to have, where that was ``old``'s until now.
+
+    Raises:
+        RecipeChangedError: it was neither of the two.
+    """
+    _keep_recipe(store, recipe)
+
+    def change(data: bytes | None) -> bytes | None:
+        state = _parse(data) if data is not None else {"recipe": None}
+        if state["recipe"] == recipe.id:
+            return None
+        if state["recipe"] != old:
+            raise RecipeChangedError(
+                f"what makes the rows of {store.url} was changed by another command meanwhile: "
+                "run this one again"
+            )
+        return json.dumps({**state, "recipe": recipe.id}, indent=2, ensure_ascii=False).encode()
+
+    update(store, SOURCE_KEY, change)
+
+
+def _keep_recipe(store: Store, recipe: Recipe) -> None:
+    with contextlib.suppress(ConflictError):  # it is there: its name is its content's hash
+        store.put(recipe_key(recipe.id), recipe.to_json().encode(), if_absent=True)

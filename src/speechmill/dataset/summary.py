@@ -88,12 +88,12 @@ def summarize(store: Store) -> Summary:
         found.languages += _counts(table["language"])
         found.flags += _counts(pa.chunked_array([pc.list_flatten(table["flags"])]).cast("string"))
         found.recipes += _counts(table["recipe"])
-        costs: list[Any] = [
-            sum(row) for row in zip(*(table[s].to_pylist() for s in STAGES), strict=True)
-        ]
-        found.slowest = heapq.nlargest(
-            SLOWEST, [*found.slowest, *zip(costs, table["file_name"].to_pylist(), strict=True)]
-        )
+        costs: Counter[str] = Counter()  # all rows of a recording lie in one part
+        columns_s: list[list[Any]] = [table[stage].to_pylist() for stage in STAGES]
+        for name, *seconds in zip(table["file_name"].to_pylist(), *columns_s, strict=True):
+            costs[name] += sum(seconds)
+        slowest = ((cost, name) for name, cost in costs.items())
+        found.slowest = heapq.nlargest(SLOWEST, [*found.slowest, *slowest])
     for _, table in scan(store, ["error"], FAILURES):
         if table.num_rows:
             found.failures += _counts(table["error"])

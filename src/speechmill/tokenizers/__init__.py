@@ -28,22 +28,70 @@ def _fake() -> Callable[..., Tokenizer]:
     return FakeTokenizer
 
 
+def _encodec() -> Callable[..., Tokenizer]:
+    from speechmill.tokenizers.encodec import EncodecTokenizer
+
+    return EncodecTokenizer
+
+
+def _dac() -> Callable[..., Tokenizer]:
+    from speechmill.tokenizers.dac import DacTokenizer
+
+    return DacTokenizer
+
+
+def _mimi() -> Callable[..., Tokenizer]:
+    from speechmill.tokenizers.mimi import MimiTokenizer
+
+    return MimiTokenizer
+
+
+def _xcodec() -> Callable[..., Tokenizer]:
+    from speechmill.tokenizers.xcodec import XcodecTokenizer
+
+    return XcodecTokenizer
+
+
+def _snac() -> Callable[..., Tokenizer]:
+    from speechmill.tokenizers.snac import SnacTokenizer
+
+    return SnacTokenizer
+
+
+def _units() -> Callable[..., Tokenizer]:
+    from speechmill.tokenizers.units import UnitsTokenizer
+
+    return UnitsTokenizer
+
+
 TOKENIZERS: Final[Mapping[str, Callable[[], Callable[..., Tokenizer]]]] = MappingProxyType(
-    {"mfcc": _mfcc, "fake": _fake}
+    {
+        "mfcc": _mfcc,
+        "encodec": _encodec,
+        "dac": _dac,
+        "mimi": _mimi,
+        "xcodec": _xcodec,
+        "snac": _snac,
+        "units": _units,
+        "fake": _fake,
+    }
 )
 """Name → a function that imports the tokenizer's class and returns it."""
 
 
-def open_tokenizer(spec: str, options: Mapping[str, Option]) -> Tokenizer:
+def open_tokenizer(spec: str, options: Mapping[str, Option], *, device: str = "auto") -> Tokenizer:
     """Open the tokenizer that ``spec`` names: ``NAME`` or ``NAME:FOLDER_OR_HUB_ID``.
 
     Args:
         spec: such as ``mfcc``. What follows the colon says which model, where the tokenizer has
             one.
         options: the tokenizer's own options by name, such as ``{"n_mfcc": 40}``.
+        device: auto, cpu, cuda or cuda:1, for tokenizers that have a model.
 
     Raises:
-        JobError: no such tokenizer or option, or a value of the wrong type or out of range.
+        JobError: no such tokenizer, option or device, or a value of the wrong type or out of range.
+        MissingExtraError: the tokenizer needs a library that is not installed.
+        ModelError: its weights cannot be found or read.
     """
     name, _, model = spec.partition(":")
     if name not in TOKENIZERS:
@@ -52,9 +100,10 @@ def open_tokenizer(spec: str, options: Mapping[str, Option]) -> Tokenizer:
     parameters = {
         parameter.name: parameter
         for parameter in inspect.signature(factory, eval_str=True).parameters.values()
-        if parameter.name != "model"
+        if parameter.name not in ("model", "device")
     }
-    takes_model = len(parameters) < len(inspect.signature(factory).parameters)
+    takes = inspect.signature(factory).parameters
+    takes_model = "model" in takes
     if model and not takes_model:
         raise JobError(f"the tokenizer {name!r} has no models to choose from: write {name!r} only")
     checked: dict[str, Option] = {"model": model} if model else {}
@@ -62,7 +111,7 @@ def open_tokenizer(spec: str, options: Mapping[str, Option]) -> Tokenizer:
         if option not in parameters:
             raise JobError(f"{name} has no option {option!r}{_hint(option, parameters)}")
         checked[option] = _checked(name, option, value, parameters[option].annotation)
-    return factory(**checked)
+    return factory(**checked, **({"device": device} if "device" in takes else {}))
 
 
 def _checked(name: str, option: str, value: Option, kind: object) -> Option:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from speechmill.records import Codes
 
-__all__ = ["Tokenizer"]
+__all__ = ["Codec", "Tokenizer"]
 
 
 class Tokenizer(Protocol):
@@ -53,3 +53,21 @@ class Tokenizer(Protocol):
 
         Returns one ``Codes`` a waveform, in order: [num_codebooks, num_frames].
         """
+
+
+@runtime_checkable
+class Codec(Tokenizer, Protocol):
+    """A tokenizer whose codes can be turned back into sound."""
+
+    def decode(self, codes: Sequence[Codes]) -> list[NDArray[np.float32]]:
+        """Decode what ``encode`` gave: [num_codebooks, num_frames] each.
+
+        Returns one waveform for each, in order: float32 [decoded_length(num_frames)], at
+        ``sample_rate``. It does not depend on the other codes of the call.
+
+        Raises:
+            JobError: they are not this codec's codes.
+        """
+
+    def decoded_length(self, num_frames: int) -> int:
+        """How many samples ``decode`` gives for so many frames."""

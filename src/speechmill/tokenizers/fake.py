@@ -37,6 +37,19 @@ class FakeTokenizer:
         """
         return [Codes(self._codes(waveform)) for waveform in waveforms]
 
+    def decode(self, codes: Sequence[Codes]) -> list[NDArray[np.float32]]:
+        """Decode to float32 [decoded_length(num_frames)]: a step as high as the first code."""
+        return [
+            np.repeat(one.values[0] / np.float32(self.codebook_size), self.hop_length).astype(
+                np.float32
+            )
+            for one in codes
+        ]
+
+    def decoded_length(self, num_frames: int) -> int:
+        """How many samples ``decode`` gives for so many frames."""
+        return num_frames * self.hop_length
+
     def _codes(self, waveform: NDArray[np.float32]) -> NDArray[np.int16]:
         samples = (waveform * 32_767).astype(np.int32)
         sums = np.add.reduceat(samples, np.arange(0, len(samples), self.hop_length), dtype=np.int64)

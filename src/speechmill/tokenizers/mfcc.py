@@ -91,13 +91,15 @@ class MfccTokenizer:
 
     def _mfcc(self, waveform: NDArray[np.float32]) -> NDArray[np.float32]:
         """[num_samples] → [n_mfcc, num_frames]."""
-        log_mel = self._log_mel(waveform)
-        np.maximum(log_mel, log_mel.max() - TOP_DB, out=log_mel)
+        log_mel = self.log_mel(waveform)
         mfcc = np.einsum("km,tm->kt", self._dct, log_mel, optimize=False)
         return np.ascontiguousarray(mfcc, np.float32)
 
-    def _log_mel(self, waveform: NDArray[np.float32]) -> NDArray[np.float32]:
-        """[num_samples] → decibels [num_frames, 128], frames centred, zeros beyond the ends."""
+    def log_mel(self, waveform: NDArray[np.float32]) -> NDArray[np.float32]:
+        """[num_samples] → decibels [num_frames, 128], none 80 dB below the loudest.
+
+        Frames are centred, with zeros beyond the ends.
+        """
         padded = np.pad(np.asarray(waveform, np.float32), N_FFT // 2)
         frames = np.lib.stride_tricks.sliding_window_view(padded, N_FFT)[::HOP_LENGTH]
         log_mel = np.empty((len(frames), N_MELS), np.float32)
@@ -105,6 +107,7 @@ class MfccTokenizer:
             spectrum = np.fft.rfft(frames[start : start + BLOCK_FRAMES] * self._window)
             mel = self._mel(np.square(spectrum.real) + np.square(spectrum.imag))
             log_mel[start : start + BLOCK_FRAMES] = 10 * np.log10(np.maximum(mel, MIN_POWER))
+        np.maximum(log_mel, log_mel.max() - TOP_DB, out=log_mel)
         return log_mel
 
 

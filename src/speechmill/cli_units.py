@@ -1,0 +1,146 @@
+"""The commands that make units: ``units fit``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from speechmill.cli_options import EndpointUrl, Profile, Region
+
+__all__ = ["units_app"]
+
+EXIT_SOME_FAILED = 3
+
+out = Console()
+err = Console(stderr=True)
+
+units_app = typer.Typer(no_args_is_help=True, help="Make units: tokens by k-means over features.")
+
+
+@units_app.callback()
+def _units() -> None:
+    pass
+
+
+@units_app.command(
+    "fit",
+    epilog="Example: `speechmill units fit s3://voices/vctk --features whisper --model base "
+    "--clusters 500 --hours 10 --out units.safetensors --profile r2`",
+)
+def fit(
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="Where the recordings are: s3://…, a folder.")
+    ],
+    target: Annotated[
+        Path, typer.Option("--out", help="The file to write.", show_default=True)
+    ] = Path("units.safetensors"),
+    features: Annotated[
+        str,
+        typer.Option(help="What is clustered: mfcc, logmel, whisper, hubert, wavlm or wav2vec2."),
+    ] = "whisper",
+    model: Annotated[
+        str,
+        typer.Option(
+            help="The features' model, by name, hub id or folder (default: base).",
+            show_default=False,
+        ),
+    ] = "",
+    layer: Annotated[
+        int,
+        typer.Option(
+            help="The layer of HuBERT and the like, from 1 (default: the middle one).",
+            show_default=False,
+            min=0,
+        ),
+    ] = 0,
+    compute_type: Annotated[
+        str, typer.Option(help="Whisper's number format; that of the build shares its work.")
+    ] = "auto",
+    n_mfcc: Annotated[int, typer.Option(help="Coefficients of MFCC a frame.")] = 20,
+    device: Annotated[str, typer.Option(help="Where the features run: auto, cpu or cuda.")] = (
+        "auto"
+    ),
+    clusters: Annotated[int, typer.Option(help="How many units.")] = 500,
+    hours: Annotated[float, typer.Option(help="Hear at most so much audio.")] = 10.0,
+    seed: Annotated[int, typer.Option(help="Another seed draws another sample.")] = 0,
+    max_frames: Annotated[
+        int,
+        typer.Option(
+            help="Train on at most so many frames (default: what 1 GiB holds).",
+            show_default=False,
+            min=0,
+        ),
+    ] = 0,
+    standardize: Annotated[
+        bool | None,
+        typer.Option(
+            "--standardize/--no-standardize",
+            help="Divide each dimension by its deviation (default: for mfcc).",
+            show_default=False,
+        ),
+    ] = None,
+    folder: Annotated[
+        str,
+        typer.Option(
+            help="Spread over these folders: parent, first, path or a regex, as in build."
+        ),
+    ] = "parent",
+    include: Annotated[
+        list[str] | None, typer.Option(help="Choose only paths that match this glob or folder.")
+    ] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="Leave out paths that match this glob or folder.")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the file if it is there.")
+    ] = False,
+    profile: Profile = None,
+    endpoint_url: EndpointUrl = None,
+    region: Region = None,
+) -> None:
+    """Fit units to a corpus: k-means over the frames of a sample of it.
+
+    The sample is spread over the folders; the same corpus and seed give the same file. Recordings
+    that cannot be read are skipped and named. `--tokenizer units:FILE` then uses the file.
+    Exit codes: 0 done, 1 could not run, 2 wrong usage, 3 done but some recordings were skipped.
+    """
+    from speechmill.display_units import FitDisplay, print_fit
+    from speechmill.fitting import FitOptions, fit_units
+    from speechmill.storage import StoreOptions
+    from speechmill.tokenizers.features import FeatureOptions
+
+    display = FitDisplay(err)
+    try:
+        report = fit_units(
+            FitOptions(
+                source=source,
+                out=target,
+                features=FeatureOptions(
+                    kind=features,
+                    model=model,
+                    layer=layer,
+                    compute_type=compute_type,
+                    n_mfcc=n_mfcc,
+                    device=device,
+                ),
+                clusters=clusters,
+                hours=hours,
+                seed=seed,
+                folder=folder,
+                include=tuple(include or ()),
+                exclude=tuple(exclude or ()),
+                standardize=standardize,
+                max_frames=max_frames,
+                overwrite=overwrite,
+                store=StoreOptions(profile, endpoint_url, region),
+            ),
+            display,
+        )
+    finally:
+        display.close()
+    print_fit(out, report)
+    if report.skipped:
+        raise typer.Exit(EXIT_SOME_FAILED)

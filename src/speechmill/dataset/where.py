@@ -1,0 +1,399 @@
+"""Conditions on rows as text, such as ``folder_name = 'p225' AND duration_s < 10``.
+
+The language is the part of SQL's WHERE that needs no more than a row's columns: comparisons,
+``IN``, ``LIKE``, ``BETWEEN``, ``IS NULL``, ``AND``, ``OR``, ``NOT`` and parentheses, with SQL's
+three-valued logic. What it means is checked against DuckDB.
+"""
+
+from __future__ import annotations
+
+import datetime
+import difflib
+import operator
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from speechmill.errors import JobError
+
+__all__ = ["where_expression"]
+
+MAX_DEPTH = 50  # parentheses and NOTs inside each other; far below what Python's stack takes
+_TOKEN = re.compile(
+    r"""(?:
+        (?P<number>(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?(?![\w.]))
+      | (?P<string>'(?:[^']|'')*')
+      | (?P<quoted>"(?:[^"]|"")+")
+      | (?P<word>[^\W\d]\w*)
+      | (?P<sign>==|!=|<>|<=|>=|[=<>(),+-])
+      | (?P<end>$)
+    )""",
+    re.VERBOSE,
+)
+_TEXT = re.compile(r"\S|$")
+_WORDS = frozenset(
+    {
+        *(
+            "AND",
+            "BETWEEN",
+            "CONTAINS",
+            "FALSE",
+            "ILIKE",
+            "IN",
+            "IS",
+            "LIKE",
+            "LIST_CONTAINS",
+            "NOT",
+        ),
+        *("NULL", "OR", "TRUE"),
+    }
+)
+_COMPARISONS: dict[str, Callable[[pc.Expression, pc.Expression], pc.Expression]] = {
+    "=": operator.eq, "==": operator.eq, "!=": operator.ne, "<>": operator.ne,
+    "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge,
+}  # fmt: skip
+_MIRRORED = {"<": ">", "<=": ">=", ">": "<", ">=": "<="}
+_SEPARATOR = "\x1f"  # between the items of a list when one is looked for
+_UNKNOWN = pc.scalar(pa.scalar(None, pa.bool_()))
+
+Literal = str | int | float | bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Token:
+    kind: str  # number, string, column, keyword, sign or end
+    text: str  # keywords in capitals; strings and columns without their quotes
+    at: int  # its first character, from 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Column:
+    name: str
+    type: pa.DataType | None  # None where no schema was given
+
+
+def where_expression(text: str, schema: pa.Schema | None = None) -> pc.Expression:
+    r"""A condition in text as a filter for pyarrow's datasets and tables.
+
+    ::
+
+        folder_name = 'p225' AND duration_s < 10          -- also == != <> <= > >=
+        language IN ('en', 'de') OR language IS NULL      -- also NOT IN, IS NOT NULL
+        file_name LIKE 'p2%' AND NOT (duration_s BETWEEN 2 AND 4)
+        'truncated' IN flags                              -- as contains(flags, 'truncated')
+
+    Strings stand in single quotes ('' is one quote inside), names of columns bare or in double
+    quotes; words such as AND may be in small letters. In LIKE, ``%`` is any text, ``_`` any
+    character, and ``\`` takes the meaning of the next one away; ILIKE does not mind capitals.
+
+    As in SQL, a comparison with a null is neither true nor false, and such rows are left out.
+    With ``schema`` columns and types are checked here, numbers are compared in the column's own
+    type (``0.1`` finds the float32 that is printed so), and times may be compared with strings in
+    ISO 8601, UTC where they do not say. Without it, pyarrow finds mistakes when it reads.
+
+    Raises:
+        JobError: the text is no condition, or does not fit the schema: it says at which character,
+            and what was expected there.
+    """
+    return _Parser(text, schema).condition()
+
+
+class _Parser:
+    """One text on its way. Methods named after what they read, leaving ``_next`` behind it."""
+
+    def __init__(self, text: str, schema: pa.Schema | None) -> None:
+        self._text, self._schema = text, schema
+        self._end = 0
+        self._depth = 0
+        self._next = self._read()
+
+    def condition(self) -> pc.Expression:
+        """All of the text."""
+        found = self._any()
+        if self._next.kind != "end":
+            self._fail("AND, OR or the end")
+        return found
+
+    def _read(self) -> _Token:
+        at = next(_TEXT.finditer(self._text, self._end)).start()
+        match = _TOKEN.match(self._text, at)
+        if match is None:
+            if self._text[at] in "'\"":
+                self._fail(f"a closing {self._text[at]}", at, found="the end")
+            self._fail("a column, a value or an operator", at, found=repr(self._text[at]))
+        self._end = match.end()
+        kind, text = str(match.lastgroup), match[str(match.lastgroup)]
+        if kind == "string":
+            return _Token(kind, text[1:-1].replace("''", "'"), at)
+        if kind == "quoted":
+            return _Token("column", text[1:-1].replace('""', '"'), at)
+        if kind == "word":
+            keyword = text.upper() in _WORDS
+            return _Token(*("keyword", text.upper()) if keyword else ("column", text), at)
+        return _Token(kind, text, at)
+
+    def _take(self) -> _Token:
+        token, self._next = self._next, self._next
+        if token.kind != "end":
+            self._next = self._read()
+        return token
+
+    def _is(self, *texts: str) -> bool:
+        return self._next.kind in ("keyword", "sign") and self._next.text in texts
+
+    def _took(self, *texts: str) -> bool:
+        """Whether the next token is one of these; if so, it is taken."""
+        if not self._is(*texts):
+            return False
+        self._take()
+        return True
+
+    def _expect(self, sign: str) -> None:
+        if not self._took(sign):
+            self._fail(repr(sign))
+
+    def _fail(self, expected: str, at: int | None = None, found: str | None = None) -> NoReturn:
+        if at is None:
+            at = self._next.at
+        if found is None:
+            ended = self._next.kind == "end"
+            found = "the end" if ended else repr(self._text[at : self._end])
+        raise JobError(
+            f"the condition {_short(self._text)!r} cannot be understood: expected {expected} at "
+            f"character {at + 1}, found {found}"
+        )
+
+    def _wrong(self, what: str, at: int) -> JobError:
+        return JobError(
+            f"the condition {_short(self._text)!r} does not fit the rows: {what} (character "
+            f"{at + 1})"
+        )
+
+    def _any(self) -> pc.Expression:
+        found = [self._all()]
+        while self._took("OR"):
+            found.append(self._all())
+        return _joined(operator.or_, found)
+
+    def _all(self) -> pc.Expression:
+        found = [self._one()]
+        while self._took("AND"):
+            found.append(self._one())
+        return _joined(operator.and_, found)
+
+    def _one(self) -> pc.Expression:
+        at = self._next.at
+        if self._depth >= MAX_DEPTH:
+            raise self._wrong(f"more than {MAX_DEPTH} parentheses and NOTs inside each other", at)
+        self._depth += 1
+        try:
+            if self._took("NOT"):
+                return ~self._one()
+            if self._took("("):
+                found = self._any()
+                self._expect(")")
+                return found
+            return self._predicate()
+        finally:
+            self._depth -= 1
+
+    def _predicate(self) -> pc.Expression:
+        at = self._next.at
+        if self._took("CONTAINS", "LIST_CONTAINS"):
+            self._expect("(")
+            column = self._column()
+            self._expect(",")
+            item = self._string()
+            self._expect(")")
+            return self._contains(column, item, at)
+        left = self._operand()
+        if isinstance(left, _Column):
+            return self._about(left, at)
+        if isinstance(left, str) and self._took("IN"):
+            return self._contains(self._column(), left, at)
+        if isinstance(left, bool) and not self._is(*_COMPARISONS):
+            return pc.scalar(left)
+        sign = self._comparison("a comparison (= != < <= > >=)")
+        return self._compared(self._column(), _MIRRORED.get(sign, sign), left, at)
+
+    def _about(self, column: _Column, at: int) -> pc.Expression:
+        """What is said of a column after its name."""
+        field = pc.field(column.name)
+        if self._took("IS"):
+            negated = self._took("NOT")
+            if not self._took("NULL"):
+                self._fail("NULL")
+            return field.is_valid() if negated else field.is_null()
+        if self._is("NOT", "IN", "LIKE", "ILIKE", "BETWEEN"):
+            negated = self._took("NOT")
+            found = self._range(column, at)
+            return ~found if negated else found
+        sign = self._comparison("= != < <= > >=, IN, LIKE, BETWEEN, IS or NOT")
+        return self._compared(column, sign, self._operand(), at)
+
+    def _range(self, column: _Column, at: int) -> pc.Expression:
+        """After a column and maybe NOT: IN, LIKE, ILIKE or BETWEEN."""
+        if self._is("LIKE", "ILIKE"):
+            ignore_case = self._take().text == "ILIKE"
+            if column.type is not None and not _is_text(column.type):
+                raise self._wrong(f"LIKE is for text, and {column.name} is {column.type}", at)
+            return pc.match_like(pc.field(column.name), self._string(), ignore_case=ignore_case)
+        if self._took("BETWEEN"):
+            low = self._literal()
+            if not self._took("AND"):
+                self._fail("AND")
+            above = self._compared(column, ">=", low, at)
+            return above & self._compared(column, "<=", self._literal(), at)
+        if not self._took("IN"):
+            self._fail("IN, LIKE or BETWEEN")
+        self._expect("(")
+        values = [self._literal()]
+        while self._took(","):
+            values.append(self._literal())
+        self._expect(")")
+        return self._among(column, values, at)
+
+    def _among(self, column: _Column, values: Sequence[Literal], at: int) -> pc.Expression:
+        plain = column.type is None or _is_text(column.type)
+        if not plain or not all(isinstance(v, str) for v in values):
+            equal = [self._compared(column, "=", value, at) for value in values]
+            return _joined(operator.or_, equal)
+        field = pc.field(column.name)
+        return pc.if_else(field.is_null(), _UNKNOWN, field.isin(list(values)))
+
+    def _contains(self, column: _Column, item: str, at: int) -> pc.Expression:
+        if column.type is not None and not _is_texts(column.type):
+            raise self._wrong(
+                f"{column.name} is {column.type}, and only lists of text can be looked into", at
+            )
+        if not item or _SEPARATOR in item:
+            raise self._wrong(f"{item!r} is in no list", at)
+        # Arrow can look into a text, but not into a list.
+        items = pc.binary_join(pc.field(column.name), _SEPARATOR)
+        separator = pc.scalar(_SEPARATOR)
+        enclosed = pc.binary_join_element_wise(separator, items, separator, pc.scalar(""))
+        return pc.match_substring(enclosed, f"{_SEPARATOR}{item}{_SEPARATOR}")
+
+    def _compared(
+        self, column: _Column, sign: str, other: Literal | _Column, at: int
+    ) -> pc.Expression:
+        field = pc.field(column.name)
+        if isinstance(other, _Column):
+            if None not in (column.type, other.type) and _kind(column.type) != _kind(other.type):
+                raise self._wrong(
+                    f"{column.name} is {column.type}, and {other.name} {other.type}", at
+                )
+            return _COMPARISONS[sign](field, pc.field(other.name))
+        return _COMPARISONS[sign](field, self._fitting(column, other, at))
+
+    def _fitting(self, column: _Column, value: Literal, at: int) -> pc.Expression:
+        """A value in the column's type, or as near to it as keeps what it is."""
+        if column.type is None:
+            return pc.scalar(value)
+        kind = _kind(column.type)
+        if kind == "time" and isinstance(value, str):
+            try:
+                time = datetime.datetime.fromisoformat(value)
+            except ValueError:
+                raise self._wrong(f"{value!r} is no time such as 2026-11-24T09:30", at) from None
+            if time.tzinfo is None:
+                time = time.replace(tzinfo=datetime.UTC)
+            if column.type.tz is None:
+                time = time.astimezone(datetime.UTC).replace(tzinfo=None)
+            return pc.scalar(pa.scalar(time, column.type))
+        if kind != _kind_of(value):
+            raise self._wrong(
+                f"{column.name} is {column.type}, and {value!r} is {_kind_of(value)}", at
+            )
+        as_float = pa.types.is_floating(column.type) and not isinstance(value, str)
+        return pc.scalar(pa.scalar(float(value), column.type) if as_float else value)
+
+    def _operand(self) -> Literal | _Column:
+        return self._column() if self._next.kind == "column" else self._literal(or_column=True)
+
+    def _column(self) -> _Column:
+        if self._next.kind != "column":
+            self._fail("the name of a column")
+        token = self._take()
+        if self._schema is None:
+            return _Column(token.text, None)
+        names = self._schema.names
+        if token.text not in names:
+            alike = difflib.get_close_matches(token.text, names, n=1, cutoff=0.5)
+            hint = f"did you mean {alike[0]}?" if alike else f"there are {', '.join(names)}"
+            hint += "; text stands in 'single quotes'"
+            raise self._wrong(f"there is no column {token.text!r}: {hint}", token.at)
+        return _Column(token.text, self._schema.field(token.text).type)
+
+    def _comparison(self, expected: str) -> str:
+        if not self._is(*_COMPARISONS):
+            self._fail(expected)
+        return self._take().text
+
+    def _string(self) -> str:
+        if self._next.kind != "string":
+            self._fail("a text in single quotes")
+        return self._take().text
+
+    def _literal(self, *, or_column: bool = False) -> Literal:
+        if self._next.kind == "string":
+            return self._take().text
+        if self._is("TRUE", "FALSE"):
+            return self._take().text == "TRUE"
+        at = self._next.at
+        if self._is("NULL"):
+            self._fail("a value (nulls are found by IS NULL)")
+        sign = -1 if self._is("-") else 1
+        self._took("-", "+")
+        if self._next.kind != "number":
+            a_column = "a column or " if or_column and at == self._next.at else ""
+            quotes = "; text stands in 'single quotes'" if self._next.kind == "column" else ""
+            self._fail(f"{a_column}a value{quotes}")
+        digits = self._take().text
+        if not digits.isdecimal():
+            return sign * float(digits)
+        if abs(whole := sign * int(digits[:20])) >= 2**63 or len(digits) > 20:
+            raise self._wrong(f"{_short(digits)} is too large", at)
+        return whole
+
+
+def _joined(
+    join: Callable[[pc.Expression, pc.Expression], pc.Expression], found: list[pc.Expression]
+) -> pc.Expression:
+    """Joined in pairs: Arrow walks down a filter by recursion, so a deep one may not be."""
+    while len(found) > 1:
+        pairs = [join(a, b) for a, b in zip(found[::2], found[1::2], strict=False)]
+        found = pairs + found[len(pairs) * 2 :]
+    return found[0]
+
+
+def _is_text(of_type: pa.DataType) -> bool:
+    return _kind(of_type) == "text"
+
+
+def _is_texts(of_type: pa.DataType) -> bool:
+    return pa.types.is_list(of_type) and _is_text(of_type.value_type)
+
+
+def _kind(of_type: pa.DataType) -> str:
+    if pa.types.is_boolean(of_type):
+        return "true or false"
+    if pa.types.is_integer(of_type) or pa.types.is_floating(of_type):
+        return "a number"
+    if pa.types.is_timestamp(of_type):
+        return "time"
+    return "text" if pa.types.is_string(of_type) or pa.types.is_large_string(of_type) else "nested"
+
+
+def _kind_of(value: Literal) -> str:
+    if isinstance(value, bool):
+        return "true or false"
+    return "text" if isinstance(value, str) else "a number"
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 120 else f"{text[:117]}…"

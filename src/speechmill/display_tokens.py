@@ -1,0 +1,220 @@
+"""What a user sees of the commands that work on a dataset's tokens."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from speechmill.adding import AddReport
+from speechmill.display import PLAIN_EVERY_S, format_duration, print_facts
+from speechmill.token_stats import CodebookStats, ColumnStats
+from speechmill.verifying import VerifyReport
+from speechmill.wav_files import DecodeReport
+
+__all__ = ["RowsDisplay", "print_added", "print_decoded", "print_stats", "print_verified"]
+
+SHOWN = 10  # rows, recordings and codebooks that are named one by one
+HOUR = 3600
+
+
+class RowsDisplay:
+    """Rows that get done: a bar on a terminal, a plain line now and then in a pipe."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._progress: Progress | None = None
+        self._started = self._said = time.monotonic()
+        self._total, self._total_s = 0, 0.0
+
+    def planned(self, rows: int, audio_s: float, resumed: int = 0) -> None:
+        """So much is to be done; ``resumed`` rows lie ready from before."""
+        ready = f"; {resumed:,} more lie ready from before" if resumed else ""
+        self._console.print(
+            f"to do: {rows:,} rows, {format_duration(audio_s)} of audio{ready}", highlight=False
+        )
+        self._started = self._said = time.monotonic()
+        self._total, self._total_s = rows, audio_s
+        if not rows or not self._console.is_terminal:
+            return
+        self._progress = Progress(
+            SpinnerColumn(),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[done]}"),
+            TextColumn("left"),
+            TimeRemainingColumn(compact=True),
+            console=self._console,
+            transient=True,
+        )
+        self._task = self._progress.add_task("rows", total=rows, done="")
+        self._progress.start()
+
+    def progress(self, report: AddReport | DecodeReport | VerifyReport) -> None:
+        """So much is done."""
+        if isinstance(report, VerifyReport):
+            self._show(report.rows + report.lost.total(), None, report.lost.total())
+        elif isinstance(report, AddReport):
+            lost = report.lost.total()
+            self._show(report.rows + lost, report.audio_s, lost)
+        else:
+            self._show(report.done, report.audio_s, len(report.failed))
+
+    def merging(self, done: int, total: int) -> None:
+        """So many of the parts have their tokens."""
+        if self._progress:
+            self._progress.update(
+                self._task, total=total, completed=done, done=f"{done:,}/{total:,} parts written"
+            )
+        elif time.monotonic() - self._said >= PLAIN_EVERY_S:
+            self._say(f"{done:,}/{total:,} parts written")
+
+    def parts(self, done: int, total: int) -> None:
+        """So many of the parts are read."""
+        if time.monotonic() - self._said >= PLAIN_EVERY_S:
+            self._say(f"{done:,}/{total:,} parts read")
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        if self._progress:
+            self._progress.stop()
+        self._progress = None
+
+    def _show(self, rows: int, audio_s: float | None, failed: int) -> None:
+        elapsed_s = max(time.monotonic() - self._started, 1e-9)
+        done = f"{rows:,}/{self._total:,} rows  {rows / elapsed_s:,.1f} rows/s"
+        if audio_s:
+            done += f"  {audio_s / HOUR:.2f} h audio  {audio_s / elapsed_s:.1f} × real time"
+        if failed:
+            done += f"  {failed:,} without"
+        if self._progress:
+            self._progress.update(self._task, completed=rows, done=done)
+        elif time.monotonic() - self._said >= PLAIN_EVERY_S and rows:
+            left_s = elapsed_s * (self._total / rows - 1)
+            self._say(f"{done}  {format_duration(max(0.0, left_s))} left")
+
+    def _say(self, text: str) -> None:
+        self._said = time.monotonic()
+        self._console.print(text, highlight=False)
+
+
+def print_added(console: Console, report: AddReport) -> None:
+    """Print what was added."""
+    if report.already and not (report.rows or report.resumed or report.lost):
+        console.print(
+            f"nothing to do: {report.already:,} rows have {report.column} already; {report.sink}",
+            highlight=False, markup=False, soft_wrap=True,
+        )  # fmt: skip
+        return
+    facts = [("column", report.column), ("rows", f"{report.rows:,}")]
+    if report.resumed:
+        facts.append(("ready from before", f"{report.resumed:,}"))
+    if report.already:
+        facts.append(("already there", f"{report.already:,}"))
+    speed = f" ({report.audio_s / report.wall_s:.1f} × real time)" if report.audio_s else ""
+    facts += [
+        ("audio", format_duration(report.audio_s)),
+        ("wall time", f"{format_duration(report.wall_s)}{speed}"),
+    ]
+    if report.mismatch and any(report.mismatch):
+        rate = sum(report.mismatch) / len(report.mismatch)
+        facts.append(
+            ("differ if made anew", f"{rate:.4%} of codes: speechmill tokens verify {report.sink}")
+        )
+    if report.other:
+        facts.append(("other recipes", f"{report.other:,} rows, left for build --rebuild"))
+    if report.lost:
+        counts = ", ".join(f"{count:,} {why}" for why, count in report.lost.items())
+        facts.append(("without tokens", counts))
+    facts += [("recipe", report.recipe), ("dataset", f"{report.sink}/data")]
+    print_facts(console, "", facts)
+    _print_reasons(console, report.reasons)
+
+
+def print_decoded(console: Console, report: DecodeReport) -> None:
+    """Print what was decoded."""
+    facts = [("column", report.column), ("written", f"{report.written:,}")]
+    if report.existing:
+        facts.append(("there already", f"{report.existing:,} (--overwrite replaces them)"))
+    if report.null:
+        facts.append(("without tokens", f"{report.null:,}"))
+    speed = f" ({report.audio_s / report.wall_s:.1f} × real time)" if report.audio_s else ""
+    facts += [
+        ("failed", f"{len(report.failed):,}"),
+        ("audio", format_duration(report.audio_s)),
+        ("wall time", f"{format_duration(report.wall_s)}{speed}"),
+        ("files", report.out),
+    ]
+    print_facts(console, "", facts)
+    _print_reasons(console, report.failed)
+
+
+def print_verified(console: Console, report: VerifyReport) -> None:
+    """Print what was found."""
+    facts = [
+        ("column", f"{report.column} ({report.name})"),
+        ("rows compared", f"{report.rows:,} ({report.frames:,} frames)"),
+    ]
+    if report.lost:
+        counts = ", ".join(f"{count:,} {why}" for why, count in report.lost.items())
+        facts.append(("not compared", counts))
+    facts.append(("values that differ", f"{report.rate:.4%}"))
+    if report.largest is not None:
+        facts.append(("largest difference", f"{report.largest:g}"))
+    for index, rate in enumerate(report.differing if report.rate else ()):
+        facts.append((f"  row {index} of {report.column}", f"{rate:.4%}"))
+    if report.worst:
+        facts.append(("most in", ", ".join(f"{name} ({r:.2%})" for r, name in report.worst)))
+    print_facts(console, "", facts)
+    _print_reasons(console, report.reasons)
+
+
+def print_stats(console: Console, columns: Iterable[ColumnStats]) -> None:
+    """Print how tokens are distributed."""
+    for column in columns:
+        facts = [
+            ("rows", f"{column.rows:,}" + (f" ({column.null:,} null)" if column.null else "")),
+            ("audio", f"{column.hours:.2f} h"),
+            ("frames", f"{column.frames:,}, {column.frame_rate:g} a second"),
+        ]
+        if column.bits_per_s is not None and column.entropy_bits_per_s is not None:
+            facts += [
+                ("tokens a second", f"{column.tokens_per_s:.1f}"),
+                (
+                    "bits a second",
+                    f"{column.bits_per_s:,.0f}; by entropy {column.entropy_bits_per_s:,.0f}",
+                ),
+            ]
+        print_facts(console, f"{column.column} ({column.name})", facts)
+        if column.codebooks:
+            console.print(_codebooks(column.codebooks))
+        elif column.features:
+            table = Table("feature", "mean", "std", "min", "max", box=None)
+            for f in column.features:
+                table.add_row(str(f.index), *(f"{v:.4g}" for v in (f.mean, f.std, f.min, f.max)))
+            console.print(table)
+
+
+def _codebooks(codebooks: Iterable[CodebookStats]) -> Table:
+    table = Table("codebook", "used", "of", "usage", "dead", "entropy", "perplexity", box=None)
+    for c in codebooks:
+        table.add_row(
+            str(c.index),
+            f"{c.used:,}",
+            f"{c.size:,}",
+            f"{c.usage:.1%}",
+            f"{c.dead:,}",
+            f"{c.entropy_bits:.2f} bits",
+            f"{c.perplexity:,.1f}",
+        )
+    return table
+
+
+def _print_reasons(console: Console, reasons: Mapping[str, str]) -> None:
+    for name, reason in list(reasons.items())[:SHOWN]:
+        console.print(Text(f"  {name}: {reason}", style="yellow"), soft_wrap=True)
+    if len(reasons) > SHOWN:
+        console.print(f"  … and {len(reasons) - SHOWN:,} more", highlight=False)

@@ -1,0 +1,104 @@
+"""Figures that tell a made-up text from speech, which confidence alone does not
+(SYSTRAN/faster-whisper issue 506), and codes from others."""
+
+from __future__ import annotations
+
+import re
+import zlib
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["compression_ratio", "doubts", "mismatch", "repetition", "speech_rate"]
+
+PHRASE_WORDS: Final = 3
+PHRASE_CHARACTERS: Final = 6
+LONGEST_WORDS: Final = 15
+"""Characters a word, above which a script is taken to be written without spaces."""
+
+REPETITIVE: Final = 0.4
+"""The least ``repetition`` of what a model has begun to loop on; people stay below 0.3."""
+
+FASTEST: Final = 30.0
+"""Characters a second, spaces included, that nobody speaks in an alphabet …"""
+FASTEST_DENSE: Final = 15.0
+"""… and in scripts whose characters are syllables or words."""
+SLOWEST: Final = 2.0
+"""Characters a second, below which most of what was said is missing …"""
+SLOWEST_OF_S: Final = 3.0
+"""… where there are so many seconds of voice."""
+LEAST_VOICE_S: Final = 0.25
+"""Of less voice no rate is to be told."""
+
+_DENSE: Final = re.compile(
+    "[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3\uf900-\ufaff\U00020000-\U0003ffff]"
+)
+
+
+def compression_ratio(text: str) -> float:
+    """UTF-8 bytes of a text (not empty) by their size under zlib: high where it repeats itself."""
+    encoded = text.encode()
+    return len(encoded) / len(zlib.compress(encoded))
+
+
+def repetition(text: str) -> float:
+    """The share of a text that repeats a phrase said before in it: 0 to 1, 0.5 when all is said
+    twice.
+
+    A phrase is three words, or six characters in scripts without spaces; case and punctuation do
+    not count.
+    """
+    words: list[str] = re.findall(r"\w+", text.lower())
+    length = PHRASE_WORDS
+    if sum(map(len, words)) > LONGEST_WORDS * len(words):
+        words, length = list("".join(words)), PHRASE_CHARACTERS
+    seen: set[tuple[str, ...]] = set()
+    repeats = [False] * len(words)
+    for i in range(len(words) - length + 1):
+        phrase = tuple(words[i : i + length])
+        if phrase in seen:
+            repeats[i : i + length] = [True] * length
+        seen.add(phrase)
+    return sum(repeats) / len(words) if words else 0.0
+
+
+def speech_rate(text: str, voiced_s: float | None) -> float | None:
+    """Characters of a text a second of voice; None where there is no text, or no voice to count."""
+    return len(text) / voiced_s if text and voiced_s else None
+
+
+def doubts(text: str, voiced_s: float | None, repeated: float) -> set[str]:
+    """The flags that a row's text deserves: ``repetitive``, ``too_fast``, ``too_slow``.
+
+    ``repeated`` is its ``repetition``. How fast is too fast depends on the script: the limits of
+    Chinese, Japanese and Korean are half of those of alphabets, and a mixture has a mixed one.
+    """
+    found = set()
+    if repeated >= REPETITIVE:
+        found.add("repetitive")
+    if not text or not voiced_s:
+        return found
+    dense = len(_DENSE.findall(text)) / len(text)
+    scale = dense * FASTEST / FASTEST_DENSE + 1 - dense
+    rate = scale * len(text) / max(voiced_s, LEAST_VOICE_S)
+    if rate > FASTEST:
+        found.add("too_fast")
+    if rate < SLOWEST and voiced_s >= SLOWEST_OF_S:
+        found.add("too_slow")
+    return found
+
+
+def mismatch(codes: NDArray[Any], others: NDArray[Any]) -> tuple[float, ...]:
+    """The share of frames, 0 to 1, whose code differs, one for each codebook.
+
+    Both are [num_codebooks, num_frames]; a frame or a codebook that only one of them has differs.
+    """
+    num_codebooks = max(len(codes), len(others))
+    num_frames = max(codes.shape[1], others.shape[1])
+    if not num_frames:
+        return (0.0,) * num_codebooks
+    both = min(len(codes), len(others)), min(codes.shape[1], others.shape[1])
+    same = np.zeros(num_codebooks, np.int64)
+    same[: both[0]] = (codes[: both[0], : both[1]] == others[: both[0], : both[1]]).sum(axis=1)
+    return tuple((1 - same / num_frames).tolist())

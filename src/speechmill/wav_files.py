@@ -1,0 +1,369 @@
+"""``decode``: the sound of a dataset's codes as WAV files."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import tempfile
+import time
+import wave
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Protocol, cast
+from urllib.parse import quote
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from speechmill.dataset.arrays import tokens_to_arrays
+from speechmill.dataset.layout import OWN_PREFIXES
+from speechmill.dataset.reader import read_columns, scan
+from speechmill.dataset.state import sink_state
+from speechmill.dataset.where import where_expression
+from speechmill.decoding import can_decode, codec_of, trimmed
+from speechmill.errors import (
+    DatasetError,
+    JobError,
+    ModelError,
+    NotFoundError,
+    SpeechmillError,
+    UnsupportedError,
+)
+from speechmill.records import Codes
+from speechmill.reopening import column_of
+from speechmill.selection import extension_of
+from speechmill.storage import Object, Store, inside
+from speechmill.tokenizers.base import Codec
+
+__all__ = ["DecodeObserver", "DecodeReport", "decode_dataset"]
+
+CALL_S: Final = 120.0  # audio that the codec is given in one call
+CALL_ROWS: Final = 32
+WRITERS: Final = 8
+MODEL_ERRORS: Final = 16  # in a row: that is not the rows' fault
+CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
+PCM: Final = 32_767
+"""What 1.0 is in 16 bits."""
+
+
+@dataclass
+class DecodeReport:
+    """What ``decode_dataset`` did: of the ``rows`` that were chosen, so many were ``written``, were
+    there already (``existing``) or have no tokens (``null``). ``failed`` says why, by path."""
+
+    out: str
+    column: str
+    rows: int = 0
+    written: int = 0
+    existing: int = 0
+    null: int = 0
+    failed: dict[str, str] = field(default_factory=dict)
+    audio_s: float = 0.0
+    wall_s: float = 0.0
+    stopped: bool = False
+
+    @property
+    def done(self) -> int:
+        """Rows that need no more work."""
+        return self.written + self.existing + self.null + len(self.failed)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every row that has tokens has its file."""
+        return not (self.failed or self.stopped)
+
+
+class DecodeObserver(Protocol):
+    """Who watches a decoding. Called from one thread."""
+
+    def planned(self, rows: int, audio_s: float) -> None:
+        """So much is to be decoded."""
+
+    def progress(self, report: DecodeReport) -> None:
+        """So much is done. Called often."""
+
+
+class _Nobody:
+    def planned(self, rows: int, audio_s: float) -> None:
+        """See ``DecodeObserver``."""
+
+    def progress(self, report: DecodeReport) -> None:
+        """See ``DecodeObserver``."""
+
+
+def decode_dataset(
+    sink: Store,
+    out: Store,
+    *,
+    column: str | None = None,
+    where: str | None = None,
+    limit: int | None = None,
+    overwrite: bool = False,
+    model: str | None = None,
+    device: str = "auto",
+    observer: DecodeObserver | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> DecodeReport:
+    """Write the sound of a dataset's codes below ``out``, a WAV file a row: 16 bits, mono, at the
+    codec's rate, as long as the row.
+
+    A file is called as its recording, with the extension .wav; a row of several has its span in
+    the name, too: ``p225/long_12.340-15.870.wav``. Of two recordings that differ in the extension
+    only, each keeps it: ``p225/one.flac.wav``. Files that are there are left as they are, unless
+    ``overwrite``. ``limit``: at most so many of the rows that ``where`` chooses, in order.
+
+    Raises:
+        DatasetError: there is no dataset, no tokens, or no row that ``where`` chooses.
+        JobError: ``where`` makes no sense; there are several columns; these cannot be turned back
+            into sound; or ``out`` lies in the dataset or in its source.
+        ModelError: the weights cannot be found, or are not those that made the codes.
+        StorageError: a store cannot be read or written.
+    """
+    started = time.monotonic()
+    state = sink_state(sink)
+    _check_out(sink, out, state["source"])
+    schema, described = column_of(sink, column, can_decode)
+    rows = _Rows(sink, schema, described["column"], where)
+    codec = codec_of(described, model, device)
+    report = DecodeReport(out.url, described["column"])
+    chosen = rows.choose(limit)
+    report.rows = chosen.rows
+    if not chosen.rows:
+        raise DatasetError(f"no row of {sink.url} is chosen by {where!r}")
+    observer = observer or _Nobody()
+    observer.planned(chosen.rows, chosen.audio_s)
+    with ThreadPoolExecutor(WRITERS, thread_name_prefix="write") as pool:
+        writing = _Writing(codec, out, report, pool, overwrite=overwrite)
+        for batch in rows.batches(chosen):
+            if stop():
+                report.stopped = True
+                break
+            writing.write(batch)
+            observer.progress(report)
+    report.wall_s = time.monotonic() - started
+    return report
+
+
+def _check_out(sink: Store, out: Store, source_url: str) -> None:
+    below = inside(sink.url, out.url)
+    if below is not None and below.partition("/")[0] in ("", *OWN_PREFIXES):
+        raise JobError(f"{out.url} is where the dataset itself lies; choose another folder")
+    if inside(source_url, out.url) is not None:
+        raise JobError(
+            f"{out.url} lies in the dataset's source, {source_url}: the next build would take the "
+            "files for recordings; choose another folder"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A row that is to be decoded, and where to."""
+
+    key: str
+    codes: NDArray[Any] | None
+    duration_s: float
+
+
+@dataclass
+class _Chosen:
+    """The parts that have chosen rows; how many rows there are, and seconds of audio."""
+
+    parts: list[Object] = field(default_factory=list)
+    rows: int = 0
+    audio_s: float = 0.0
+
+
+class _Rows:
+    """The rows of a sink that a condition chooses, part by part."""
+
+    def __init__(self, sink: Store, schema: pa.Schema, column: str, where: str | None) -> None:
+        self._sink, self._schema, self._column = sink, schema, column
+        self._filter = None if where is None else where_expression(where, schema)
+        needed = ("file_name", "start_s", "end_s", "duration_s")
+        self._columns = [
+            name for name in schema.names if name in needed or (where and name in where)
+        ]
+        self._clashing: frozenset[int] = frozenset()
+        self._limit: int | None = None
+
+    def choose(self, limit: int | None) -> _Chosen:
+        """Find the rows, and the names that two recordings would share."""
+        self._limit = limit
+        chosen = _Chosen()
+        stems: list[NDArray[np.uint64]] = []
+        for part, table in scan(self._sink, self._columns):
+            names = set(table["file_name"].to_pylist())
+            stems.append(np.array([_digest(_stem(name)) for name in names], np.uint64))
+            some = self._filtered(table)
+            if limit is not None:
+                some = some.slice(0, limit - chosen.rows)
+            if some.num_rows:
+                chosen.parts.append(part)
+                chosen.rows += some.num_rows
+                chosen.audio_s += pc.sum(some["duration_s"]).as_py()
+        values, counts = np.unique(
+            np.concatenate(stems or [np.empty(0, np.uint64)]), return_counts=True
+        )
+        self._clashing = frozenset(values[counts > 1].tolist())
+        return chosen
+
+    def batches(self, chosen: _Chosen) -> Iterator[list[_Row]]:
+        """The rows with their codes, together as the codec is given them."""
+        left = chosen.rows
+        columns = list(dict.fromkeys([*self._columns, self._column]))
+        for part in chosen.parts:
+            try:
+                table = self._complete(read_columns(self._sink, part, columns), columns)
+            except NotFoundError:
+                continue
+            counts = Counter(table["file_name"].to_pylist())
+            table = self._filtered(table).slice(0, left)
+            left -= table.num_rows
+            batch: list[_Row] = []
+            seconds = 0.0
+            for row in self._rows(table, counts):
+                if batch and (seconds + row.duration_s > CALL_S or len(batch) == CALL_ROWS):
+                    yield batch
+                    batch, seconds = [], 0.0
+                batch.append(row)
+                seconds += row.duration_s
+            if batch:
+                yield batch
+
+    def _rows(self, table: pa.Table, counts: Mapping[str, int]) -> Iterator[_Row]:
+        spans = (table[c].to_pylist() for c in ("file_name", "start_s", "end_s", "duration_s"))
+        codes = tokens_to_arrays(table[self._column])
+        for (name, start_s, end_s, duration_s), values in zip(
+            zip(*spans, strict=True), codes, strict=True
+        ):
+            stem = _stem(name)
+            path = name if _digest(stem) in self._clashing else stem
+            span = f"_{start_s:.3f}-{end_s:.3f}" if counts[name] > 1 else ""
+            yield _Row(_harmless(f"{path}{span}.wav"), values, duration_s)
+
+    def _filtered(self, table: pa.Table) -> pa.Table:
+        if self._filter is None:
+            return table
+        return self._complete(table, self._columns).filter(self._filter)
+
+    def _complete(self, table: pa.Table, columns: list[str]) -> pa.Table:
+        """The table with null columns for those that an older part lacks."""
+        for name in columns:
+            of = self._schema.field(name)
+            if name not in table.column_names:
+                table = table.append_column(of, pa.nulls(table.num_rows, of.type))
+            elif not table.schema.field(name).type.equals(of.type):
+                at = table.column_names.index(name)
+                table = table.set_column(at, of, pa.nulls(table.num_rows, of.type))
+        return table
+
+
+def _stem(file_name: str) -> str:
+    """The path without its extension."""
+    extension = extension_of(file_name)
+    return file_name[: -len(extension) - 1] if extension else file_name
+
+
+def _digest(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+
+
+def _harmless(path: str) -> str:
+    """The path as one that stays below its folder: components that are empty or lead elsewhere, and
+    characters that no name should have, are percent-encoded."""
+    return "/".join(map(_component, path.split("/")))
+
+
+def _component(name: str) -> str:
+    if not name.strip("."):
+        return name.replace(".", "%2E") or "%2F"
+    return CONTROL.sub(lambda found: quote(found[0]), name)
+
+
+class _Writing:
+    """Decodes rows and writes them, several at a time."""
+
+    def __init__(
+        self,
+        codec: Codec,
+        out: Store,
+        report: DecodeReport,
+        pool: ThreadPoolExecutor,
+        *,
+        overwrite: bool,
+    ) -> None:
+        self._codec, self._out, self._report, self._pool = codec, out, report, pool
+        self._overwrite = overwrite
+        self._model_errors = 0
+
+    def write(self, batch: list[_Row]) -> None:
+        """Decode and write these rows, but for those that are there already."""
+        report = self._report
+        rows = [row for row in batch if row.codes is not None]
+        report.null += len(batch) - len(rows)
+        if not self._overwrite:
+            there = list(self._pool.map(self._is_there, [row.key for row in rows]))
+            report.existing += sum(there)
+            rows = [row for row, is_there in zip(rows, there, strict=True) if not is_there]
+        decoded = self._decoded(rows)
+        errors = self._pool.map(self._put, [row.key for row, _ in decoded], [w for _, w in decoded])
+        for (row, _), error in zip(decoded, errors, strict=True):
+            if error is not None:
+                report.failed[row.key] = error
+                continue
+            report.written += 1
+            report.audio_s += row.duration_s
+
+    def _is_there(self, key: str) -> bool:
+        try:
+            self._out.head(key)
+        except NotFoundError:
+            return False
+        return True
+
+    def _decoded(self, rows: list[_Row]) -> list[tuple[_Row, NDArray[np.float32]]]:
+        """The waveforms, all in one call; if that fails, row by row, to find whose fault it was."""
+        if not rows:
+            return []
+        codes = [Codes(cast("NDArray[Any]", row.codes)) for row in rows]
+        try:
+            decoded = self._codec.decode(codes)
+        except SpeechmillError as error:
+            if len(rows) > 1:
+                return [pair for row in rows for pair in self._decoded([row])]
+            self._report.failed[rows[0].key] = str(error)
+            self._model_errors += isinstance(error, ModelError)
+            if self._model_errors >= MODEL_ERRORS:
+                raise
+            return []
+        self._model_errors = 0
+        rate = self._codec.sample_rate
+        return [
+            (row, trimmed(samples, rate, row.duration_s))
+            for row, samples in zip(rows, decoded, strict=True)
+        ]
+
+    def _put(self, key: str, samples: NDArray[np.float32]) -> str | None:
+        """Write one file. Returns what is wrong with its name, if anything is."""
+        with tempfile.NamedTemporaryFile(prefix="speechmill-", suffix=".wav") as file:
+            _write_wav(Path(file.name), samples, self._codec.sample_rate)
+            try:
+                self._out.put_file(key, Path(file.name))
+            except UnsupportedError as error:
+                return str(error)
+        return None
+
+
+def _write_wav(path: Path, samples: NDArray[np.float32], sample_rate: int) -> None:
+    """float32 [num_samples] in −1..1 as 16-bit PCM; what is beyond is clipped."""
+    pcm = np.round(np.clip(np.nan_to_num(samples), -1.0, 1.0) * PCM).astype("<i2")
+    with path.open("wb") as raw, wave.open(raw, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(sample_rate)
+        file.writeframes(pcm.tobytes())
