@@ -15,7 +15,7 @@ __all__ = ["LocalRunner"]
 
 SHARDS_AT_ONCE = 2
 LOOK_AROUND_S = 0.5
-STOP_S = 10.0  # for the other shard to commit what it has, when one has failed
+STOP_S = 30.0  # for the other shard to finish and commit what it has, when one has failed
 
 
 class LocalRunner:

@@ -1,0 +1,149 @@
+"""The command ``repartition``: a dataset's rows as new files, grouped by columns."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from speechmill.cli_options import EndpointUrl, OutEndpointUrl, OutProfile, Profile, Region, Sink
+from speechmill.stopping import GOES_ON, Stop
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from speechmill.repartition import RepartitionReport
+
+__all__ = ["REPARTITION_EPILOG", "repartition"]
+
+REPARTITION_EPILOG = (
+    "Example: `speechmill repartition s3://voices/output ./by-language "
+    "--by language,folder_name --rows-per-file 10000`"
+)
+
+out = Console()
+err = Console(stderr=True)
+
+
+def repartition(
+    sink: Sink,
+    destination: Annotated[
+        str, typer.Argument(metavar="OUT", help="Where the new files go; an empty place.")
+    ],
+    by: Annotated[
+        list[str],
+        typer.Option(
+            help="Columns to group by, such as language,folder_name; a directory level each."
+        ),
+    ],
+    rows_per_file: Annotated[
+        int, typer.Option(min=1, help="Rows of a file; the last one of a group may have fewer.")
+    ] = 10_000,
+    profile: Profile = None,
+    endpoint_url: EndpointUrl = None,
+    region: Region = None,
+    out_profile: OutProfile = None,
+    out_endpoint_url: OutEndpointUrl = None,
+    out_region: Annotated[
+        str | None, typer.Option(help="Region of OUT, where it differs from SINK's.")
+    ] = None,
+) -> None:
+    """Write the rows of SINK into OUT/data anew, grouped by columns, so many rows a file.
+
+    SINK stays as it is. The same command again goes on where it was cut short. Exit codes: 0 all
+    written, 1 could not run, 2 wrong usage, 130 or 143 stopped by a signal.
+    """
+    from speechmill.repartition import repartition as run
+    from speechmill.rewriting import Place, in_threads
+    from speechmill.storage import StoreOptions
+
+    stop, display = Stop(err), _Display()
+    with stop.listening():
+        try:
+            report = run(
+                Place(sink, StoreOptions(profile, endpoint_url, region)),
+                Place(
+                    destination,
+                    StoreOptions(
+                        out_profile or profile,
+                        out_endpoint_url or endpoint_url,
+                        out_region or region,
+                    ),
+                ),
+                [name.strip() for names in by for name in names.split(",") if name.strip()],
+                run=in_threads,
+                rows_per_file=rows_per_file,
+                observer=display,
+                stop=stop,
+            )
+        finally:
+            display.close()
+    if report.stopped:
+        err.print(f"{report.rows:,} rows were written; {GOES_ON}", highlight=False)
+        raise typer.Exit(stop.exit_code)
+    _print(report)
+
+
+class _Display:
+    """Rows that get written: a bar on a terminal, a plain line now and then in a pipe."""
+
+    def __init__(self) -> None:
+        self._progress: Progress | None = None
+        self._started = self._said = time.monotonic()
+        self._total = 0
+
+    def planned(self, rows: int, files: int, resumed: int) -> None:
+        """So many rows and files are to be written; ``resumed`` files are there already."""
+        there = f"; {resumed:,} files are there from before" if resumed else ""
+        err.print(f"to do: {rows:,} rows in {files:,} files{there}", highlight=False)
+        self._started = self._said = time.monotonic()
+        self._total = rows
+        if rows and err.is_terminal:
+            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+            self._progress = Progress(
+                BarColumn(bar_width=24),
+                TextColumn("{task.completed:,.0f}/{task.total:,.0f} rows"),
+                TextColumn("left"),
+                TimeRemainingColumn(compact=True),
+                console=err,
+                transient=True,
+            )
+            self._task = self._progress.add_task("rows", total=rows)
+            self._progress.start()
+
+    def progress(self, rows: int) -> None:
+        """So many rows are written."""
+        from speechmill.display import PLAIN_EVERY_S
+
+        now = time.monotonic()
+        if self._progress:
+            self._progress.update(self._task, completed=rows)
+        elif rows and now - self._said >= PLAIN_EVERY_S:
+            self._said = now
+            rate = rows / (now - self._started)
+            err.print(
+                f"{rows:,}/{self._total:,} rows  {rate:,.1f} rows/s  "
+                f"{(self._total - rows) / rate:,.0f} s left",
+                highlight=False,
+            )
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        if self._progress:
+            self._progress.stop()
+
+
+def _print(report: RepartitionReport) -> None:
+    from speechmill.display import format_duration, print_facts
+
+    facts = [
+        ("groups", f"{report.partitions:,}"),
+        ("files written", f"{report.files:,} ({report.rows:,} rows)"),
+    ]
+    if report.resumed:
+        facts.append(("there already", f"{report.resumed:,} files"))
+    facts += [("wall time", format_duration(report.wall_s)), ("dataset", report.out)]
+    print_facts(out, "", facts)

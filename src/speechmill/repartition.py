@@ -1,0 +1,306 @@
+"""``repartition``: a sink's rows as new Parquet files, grouped by columns, so many rows a file.
+
+A first pass reads only those columns, and settles which rows of which part make each file. So a
+file is the same whoever writes it, and when: those that are there already are not written again,
+and files are shared out to threads, or to an engine's workers, by units that fit into memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from speechmill.dataset.layout import DATA, STATE
+from speechmill.dataset.reader import scan, stored_schema
+from speechmill.dataset.state import sink_state
+from speechmill.errors import DatasetError, JobError, NotFoundError, StorageError
+from speechmill.rewriting import File, Piece, Place, Source, Unit, groups
+from speechmill.storage import Store, inside
+
+__all__ = ["Observer", "RepartitionReport", "repartition"]
+
+PLAN_VERSION = 1  # bumped by hand when files of the same rows would differ
+UNIT_BYTES = 64 * 1024**2  # of a unit's rows as they are stored
+STATE_KEY = f"{STATE}/repartition.json"
+STAGED = re.compile(r"\.[0-9a-f]{32}\.staged")  # what a killed writer leaves in a local folder
+
+
+class Observer(Protocol):
+    """Who watches. Called from one thread."""
+
+    def planned(self, rows: int, files: int, resumed: int) -> None:
+        """So many rows and files are to be written; ``resumed`` files are there already."""
+
+    def progress(self, rows: int) -> None:
+        """So many rows are written."""
+
+
+@dataclass(frozen=True, slots=True)
+class RepartitionReport:
+    """What was written. ``resumed`` files were there already, of a run that was cut short."""
+
+    out: str
+    rows: int
+    files: int
+    partitions: int
+    resumed: int
+    wall_s: float
+    stopped: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """Each file of the result, in order, and a digest of them and of what they are made of."""
+
+    sources: tuple[Source, ...]
+    weights: tuple[float, ...]  # bytes a row of each of them, as it is stored
+    files: tuple[File, ...]
+    schema: pa.Schema
+    digest: str
+
+    @property
+    def rows(self) -> int:
+        return sum(file.rows for file in self.files)
+
+
+RunUnits = Callable[[Sequence[Unit], Callable[[], bool]], Iterator[int]]
+"""Does units in any order, until it is told to stop; gives the rows of each one that is done, and
+0 now and then."""
+
+
+def repartition(
+    sink: Place,
+    out: Place,
+    by: Sequence[str],
+    *,
+    run: RunUnits,
+    rows_per_file: int = 10_000,
+    observer: Observer | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> RepartitionReport:
+    """Write the rows of a sink to ``data/by_<column>=<value>/…/part-00000-of-00001.parquet``.
+
+    Columns, types and metadata are those of ``open_dataset``; rows keep its order within a file.
+    The same call again goes on where it was cut short.
+
+    ``by`` are the columns to group by: text, whole numbers or truth values. ``run`` writes the
+    files: ``rewriting.in_threads``, or an engine.
+
+    Raises:
+        JobError: a column does not exist or cannot be grouped by, or OUT and SINK overlap.
+        DatasetError: there are no rows, or OUT holds something else.
+        ReplacedError: the sink was changed meanwhile.
+        StorageError: a store cannot be read or written.
+    """
+    started = time.monotonic()
+    observer = observer or _Nobody()
+    store, target = sink.open(), out.open()
+    _check_apart(store, target)
+    sink_state(store)
+    schema = stored_schema(store)
+    if schema is None:
+        raise DatasetError(f"there are no rows in {store.url} to repartition")
+    _check_columns(schema, by, rows_per_file)
+    plan = _make_plan(store, schema, by, rows_per_file)
+    there = _agree(target, store, plan, by, rows_per_file)
+    missing = [file for file in plan.files if file.key not in there]
+    observer.planned(sum(f.rows for f in missing), len(missing), len(plan.files) - len(missing))
+    rows = 0
+    for done in run(_units(plan, missing, sink, out, by), stop):
+        rows += done
+        observer.progress(rows)
+    stopped = rows < sum(file.rows for file in missing)
+    if not stopped:
+        _write_state(target, store, plan, by, rows_per_file, complete=True)
+        _tidy(target)
+    return RepartitionReport(
+        out=f"{target.url}/{DATA}",
+        rows=rows,
+        files=len(missing),
+        partitions=len({file.directory for file in plan.files}),
+        resumed=len(plan.files) - len(missing),
+        wall_s=time.monotonic() - started,
+        stopped=stopped,
+    )
+
+
+class _Nobody:
+    def planned(self, rows: int, files: int, resumed: int) -> None:
+        """See ``Observer``."""
+
+    def progress(self, rows: int) -> None:
+        """See ``Observer``."""
+
+
+def _check_apart(store: Store, target: Store) -> None:
+    """That neither place lies in the other: a listing of the one would show what is the other's."""
+    if inside(store.url, target.url) is not None:
+        raise JobError(f"OUT ({target.url}) lies in the dataset {store.url}: give another place")
+    if inside(target.url, store.url) is not None:
+        raise JobError(f"the dataset {store.url} lies in OUT ({target.url}): give another place")
+
+
+def _check_columns(schema: pa.Schema, by: Sequence[str], rows_per_file: int) -> None:
+    if rows_per_file < 1:
+        raise JobError(f"rows_per_file must be 1 or more, not {rows_per_file}")
+    if len(set(by)) < len(by) or not by:
+        raise JobError("by: name each column to group by, once")
+    can = [f.name for f in schema if _groupable(f.type)]
+    for column in by:
+        if column not in can:
+            why = "cannot be grouped by" if column in schema.names else "is no column"
+            raise JobError(f"by: {column!r} {why}; there are {', '.join(can)}")
+        if f"by_{column}" in schema.names:
+            raise JobError(f"by: there is a column by_{column}, which is the directories' key")
+
+
+def _groupable(of_type: pa.DataType) -> bool:
+    kinds = pa.types
+    return bool(kinds.is_string(of_type) or kinds.is_integer(of_type) or kinds.is_boolean(of_type))
+
+
+def _make_plan(store: Store, schema: pa.Schema, by: Sequence[str], rows_per_file: int) -> _Plan:
+    """What rows of what parts come into what files: one pass over the columns ``by``."""
+    sources: list[Source] = []
+    found: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)  # part, rows; in order
+    weights: list[float] = []
+    # Any column says how many rows there are, also where a part lacks those asked for.
+    for part, table in scan(store, [*by, *({"file_name"} - set(by))]):
+        if not table.num_rows:
+            continue
+        names, numbers = groups(table, by)
+        for name, count in zip(names, np.bincount(numbers, minlength=len(names)), strict=True):
+            found[name].append((len(sources), int(count)))
+        sources.append(Source(part.key, part.etag))
+        weights.append(part.size / table.num_rows)
+    if not sources:
+        raise DatasetError(f"there are no rows in {store.url} to repartition")
+    files = tuple(
+        file for name in sorted(found) for file in _files_of(name, found[name], rows_per_file)
+    )
+    made_of = [PLAN_VERSION, by, rows_per_file, [(s.key, s.etag) for s in sources]]
+    digest = hashlib.sha256(json.dumps(made_of).encode() + schema.serialize().to_pybytes())
+    return _Plan(tuple(sources), tuple(weights), files, schema, digest.hexdigest()[:16])
+
+
+def _files_of(name: str, parts: Sequence[tuple[int, int]], rows_per_file: int) -> Iterator[File]:
+    """The files of one group, whose rows are so many of each of these parts."""
+    total = sum(count for _, count in parts)
+    number_of_files = -(-total // rows_per_file)
+    waiting, skip = list(reversed(parts)), 0
+    for number in range(number_of_files):
+        pieces, room = [], rows_per_file
+        while room and waiting:
+            source, count = waiting[-1]
+            taken = min(room, count - skip)
+            pieces.append(Piece(source, skip, taken))
+            room, skip = room - taken, skip + taken
+            if skip == count:
+                waiting.pop()
+                skip = 0
+        key = f"{DATA}/{name}/part-{number:05d}-of-{number_of_files:05d}.parquet"
+        yield File(key, name, tuple(pieces))
+
+
+def _units(
+    plan: _Plan, files: Iterable[File], sink: Place, out: Place, by: Sequence[str]
+) -> list[Unit]:
+    """Files that follow one another, as many as fit into memory together."""
+    bundles: list[list[File]] = []
+    room = 0.0
+    for file in files:
+        num_bytes = sum(plan.weights[p.source] * p.count for p in file.pieces)
+        if num_bytes > room or not bundles:
+            bundles.append([])
+            room = float(UNIT_BYTES)
+        bundles[-1].append(file)
+        room -= num_bytes
+    schema = plan.schema.serialize().to_pybytes()
+    return [
+        Unit(sink, out, tuple(by), _sources_of(plan, bundle), tuple(bundle), schema)
+        for bundle in bundles
+    ]
+
+
+def _sources_of(plan: _Plan, files: Iterable[File]) -> tuple[tuple[int, Source], ...]:
+    numbers = sorted({piece.source for file in files for piece in file.pieces})
+    return tuple((number, plan.sources[number]) for number in numbers)
+
+
+def _agree(
+    target: Store, store: Store, plan: _Plan, by: Sequence[str], rows_per_file: int
+) -> set[str]:
+    """Claim OUT for this plan. Returns the files that are there already.
+
+    Raises:
+        DatasetError: something else is there.
+    """
+    try:
+        there = {o.key for o in target.list() if not STAGED.fullmatch(o.key)}
+    except NotFoundError:
+        there = set()
+    if STATE_KEY not in there:
+        if there:
+            raise DatasetError(
+                f"{target.url} is not empty ({min(there)} is there): give an empty place"
+            )
+        _write_state(target, store, plan, by, rows_per_file, complete=False)
+        return set()
+    state = _read_state(target)
+    if state.get("plan") != plan.digest:
+        raise DatasetError(
+            f"{target.url} holds the rows of {state.get('sink')} by "
+            f"{','.join(map(str, state.get('by', ())))}, {state.get('rows_per_file')} a file, as "
+            "they were then; what is asked for now is something else, or the dataset has changed: "
+            "empty it, or give another place"
+        )
+    return there
+
+
+def _read_state(target: Store) -> dict[str, Any]:
+    try:
+        state = json.loads(target.get(STATE_KEY).data)
+    except ValueError:
+        state = None
+    if not isinstance(state, dict):
+        raise DatasetError(f"{STATE_KEY} of {target.url} cannot be read: empty {target.url}")
+    return state
+
+
+def _write_state(
+    target: Store,
+    store: Store,
+    plan: _Plan,
+    by: Sequence[str],
+    rows_per_file: int,
+    *,
+    complete: bool,
+) -> None:
+    state = {
+        "plan": plan.digest,
+        "sink": store.url,
+        "by": list(by),
+        "rows_per_file": rows_per_file,
+        "files": len(plan.files),
+        "rows": plan.rows,
+        "complete": complete,
+    }
+    target.put(STATE_KEY, json.dumps(state, indent=1, ensure_ascii=False).encode())
+
+
+def _tidy(target: Store) -> None:
+    """Remove what killed writers have left beside the data."""
+    with suppress(StorageError):
+        for one in list(target.list()):
+            if STAGED.fullmatch(one.key):
+                target.delete(one.key)

@@ -1,0 +1,112 @@
+"""What a worker of a cluster is given, and what it does with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Final
+
+import pyarrow as pa
+
+from speechmill.cores import limit_cores
+from speechmill.dataset.commit import Version, versions
+from speechmill.dataset.layout import data_key
+from speechmill.dataset.reader import list_parts, read_columns
+from speechmill.dataset.schema import IDENTITY_COLUMNS, row_schema
+from speechmill.errors import DatasetError
+from speechmill.job import Job
+from speechmill.pipeline import process_shard
+from speechmill.records import Part, Recording, RecordingDone, Shard, ShardReport
+from speechmill.storage import Object, Store
+from speechmill.tools import open_tools
+
+__all__ = ["Task", "run_task", "what_is_left"]
+
+_COLUMNS: Final = pa.schema(
+    [row_schema(()).field(name) for name in (*IDENTITY_COLUMNS, "duration_s")]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A shard for a worker. ``recipe`` is what its rows must be made by; ``attempt`` counts from 0;
+    ``cores`` is the worker's share of its machine, None for all that it may use."""
+
+    job: Job
+    shard: Shard
+    recipe: str
+    attempt: int = 0
+    cores: int | None = None
+
+    def again(self) -> Task:
+        """The task after the worker that had it has died."""
+        return replace(self, attempt=self.attempt + 1)
+
+
+def run_task(task: Task, *, stop: Callable[[], bool] = lambda: False) -> ShardReport:
+    """Do a task, in the process that it is called in. Models stay loaded for the next one.
+
+    Once ``stop()`` is true, what is done is committed and the rest left.
+
+    Raises:
+        SpeechmillError: see ``process_shard``.
+        DatasetError: this worker would make other rows than the one that planned them.
+    """
+    if task.cores is not None:
+        limit_cores(task.cores)
+    tools = open_tools(task.job)
+    if tools.recipe.id != task.recipe:
+        raise DatasetError(
+            f"a worker would make rows by the recipe {tools.recipe.id}, the build has "
+            f"{task.recipe}: its Speechmill, its model's files or what its device supports are "
+            "others than where the build was started; make them the same, and give --compute-type "
+            "one that both support"
+        )
+    if not task.attempt:
+        return process_shard(task.job, task.shard, stop=stop)
+    left, done = what_is_left(tools.sink, task.shard, task.recipe)
+    report = process_shard(task.job, left, stop=stop)
+    return replace(report, done=(*done, *report.done))
+
+
+def what_is_left(sink: Store, shard: Shard, recipe: str) -> tuple[Shard, tuple[RecordingDone, ...]]:
+    """What a shard still lacks, and what a worker that died had committed of it."""
+    there = {o.key: o for o in list_parts(sink)}
+    parts: list[tuple[Part, tuple[Recording, ...]]] = []
+    done: list[RecordingDone] = []
+    for part, recordings in shard.parts:
+        table = _read(sink, there.get(data_key(part)))
+        rows = versions(table)
+        finished = {
+            r.file_name
+            for r in recordings
+            if (row := rows.get(r.file_name)) is not None
+            and row.same_source(wanted := Version.of(r, recipe))
+            and row.recipe == wanted.recipe
+        }
+        done += [d for d in _counted(table) if d.file_name in finished]
+        if left := tuple(r for r in recordings if r.file_name not in finished):
+            parts.append((part, left))
+    return replace(shard, parts=tuple(parts)), tuple(done)
+
+
+def _read(sink: Store, part: Object | None) -> pa.Table:
+    if part is None:
+        return _COLUMNS.empty_table()
+    return read_columns(sink, part, _COLUMNS.names)
+
+
+def _counted(table: pa.Table) -> list[RecordingDone]:
+    """A part's recordings: their rows, seconds and bytes."""
+    grouped = table.group_by("file_name").aggregate(
+        [("recipe", "count"), ("duration_s", "sum"), ("source_size", "max")]
+    )
+    return [
+        RecordingDone(
+            row["file_name"],
+            row["source_size_max"],
+            duration_s=row["duration_s_sum"],
+            num_rows=row["recipe_count"],
+        )
+        for row in grouped.to_pylist()
+    ]

@@ -1,0 +1,337 @@
+"""What holds for every engine: the rows of a local build, whoever dies; and nothing done twice.
+
+Plain processes, where deaths can be told apart more finely, are in ``tests/test_cluster.py``.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import soundfile
+
+import speechmill
+from speechmill.dataset.summary import failed_recordings
+from speechmill.errors import EngineError, ModelError
+from speechmill.job import Job
+from speechmill.records import RecordingDone, Shard, ShardReport
+from speechmill.runners import RUNNERS
+from speechmill.runners.base import Runner
+from speechmill.runners.cluster import Engine
+from speechmill.runners.local import LocalRunner
+from speechmill.runners.work import Task, run_task
+from speechmill.storage import open_store
+from tests.engine_work import die_of_p2, linger, notes, refuse, stumble, tell
+from tests.weights import missing
+
+TIMES = ["fetch_s", "decode_s", "transcribe_s", "tokenize_s"]
+NUM_GOOD, NUM_BROKEN = 14, 1
+pytestmark = pytest.mark.slow
+
+Work = Callable[..., ShardReport]
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """An engine of two workers, given to a runner as a user would give their own."""
+
+    kind: str
+    runner: Callable[[Work], Runner]
+    engine: Callable[[Job, Work], Engine[Any]]
+    is_there: Callable[[], bool] = lambda: True
+
+
+def soon(true: Callable[[], bool]) -> bool:
+    """Whether it comes true within ten seconds."""
+    deadline = time.monotonic() + 10
+    while not true():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def _dask(stack: ExitStack) -> Cluster:
+    try:
+        from distributed import Client, LocalCluster
+    except ImportError:
+        missing("there is no distributed here: pip install distributed")
+    from speechmill.runners import dask
+
+    cluster = stack.enter_context(
+        LocalCluster(
+            n_workers=2,
+            threads_per_worker=1,
+            host="127.0.0.1",
+            dashboard_address=None,
+            scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
+            silence_logs=logging.CRITICAL,
+        )
+    )
+    client = stack.enter_context(Client(cluster, set_as_default=False))
+    return Cluster(
+        "dask",
+        lambda work: dask.DaskRunner(client, work=work),
+        lambda job, work: dask._start(job, 2, client, work),
+        lambda: client.status == "running" and soon(lambda: not client.futures),
+    )
+
+
+def _ray(stack: ExitStack) -> Cluster:
+    try:
+        from speechmill.runners.ray import RayRunner
+        from speechmill.runners.ray_clusters import start_here
+
+        RayRunner()
+    except speechmill.MissingExtraError:
+        missing("there is no ray here: pip install 'ray[client]'")
+    import ray
+
+    from speechmill.runners.ray import _start
+
+    start_here(ray, 2, stack)
+
+    def free() -> bool:
+        return bool(ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"])
+
+    return Cluster(
+        "ray",
+        lambda work: RayRunner(work=work),
+        lambda job, work: _start(job, 2, work),
+        lambda: ray.is_initialized() and soon(free),
+    )
+
+
+def _spark(_: ExitStack) -> Cluster:
+    from tests.spark_sessions import spark_session
+
+    session = spark_session()
+    from speechmill.runners import spark
+
+    return Cluster(
+        "spark",
+        lambda work: spark.SparkRunner(session, work=work),
+        lambda job, work: spark._start(job, session, work),
+        lambda: session.range(1).count() == 1,
+    )
+
+
+START = {"dask": _dask, "ray": _ray, "spark": _spark}
+
+
+@pytest.fixture(scope="module", params=START)
+def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    with ExitStack() as stack:
+        yield START[request.param](stack)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders that are a shard each; a name that is not UTF-8, and a recording that is none."""
+    folder = tmp_path_factory.mktemp("source")
+    noise = np.random.default_rng(1)
+    for name, clip in itertools.product(("p0", "p1", "p2", "p3"), range(3)):
+        path = folder / name / f"{clip}.wav"
+        path.parent.mkdir(exist_ok=True)
+        soundfile.write(path, noise.normal(0, 0.1, 4000 * (1 + int(name[1]))), 16_000)
+    (folder / "a=b 50%").mkdir()
+    for odd in (b"\xff\xfe.wav", b"fine.wav"):
+        with (folder / "a=b 50%" / os.fsdecode(odd)).open("wb") as file:
+            soundfile.write(file, noise.normal(0, 0.1, 9000), 16_000, format="WAV")
+    (folder / "p3" / "text.wav").write_bytes(b"This is no audio at all.")
+    return folder
+
+
+@pytest.fixture
+def job(source: Path, tmp_path: Path) -> Job:
+    return job_of(source, tmp_path / "sink")
+
+
+def job_of(source: Path, sink: Path) -> Job:
+    return Job(
+        source=str(source),
+        sink=str(sink),
+        transcriber="fake",
+        tokenizer=("mfcc", "fake"),
+        part_minutes=0.05,
+    )
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a sink holds: rows but for what they took, failures, names of parts with rows."""
+
+    rows: pa.Table
+    failures: list[tuple[str, str, str]]
+    parts: list[str]
+
+    @staticmethod
+    def of(sink: str) -> Built:
+        table = speechmill.open_dataset(sink).to_table().drop_columns(TIMES)
+        return Built(
+            table.sort_by([("file_name", "ascending"), ("start_s", "ascending")]),
+            sorted((f.file_name, f.stage, f.error) for f in failed_recordings(open_store(sink))),
+            sorted(str(path.relative_to(sink)) for path in Path(sink, "data").rglob("*.parquet")),
+        )
+
+
+@pytest.fixture(scope="module")
+def expected(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Built:
+    sink = tmp_path_factory.mktemp("local") / "sink"
+    report = speechmill.build(job_of(source, sink), runner=LocalRunner())
+    assert (report.rows, report.failed) == (NUM_GOOD, NUM_BROKEN)
+    return Built.of(str(sink))
+
+
+class _Keep:
+    """A runner that runs nothing, and keeps what it was given."""
+
+    def __init__(self) -> None:
+        self.tasks: list[Task] = []
+
+    def run(
+        self,
+        job: Job,
+        shards: Iterable[Shard],
+        *,
+        stop: Callable[[], bool],
+        on_done: Callable[[RecordingDone], None],
+    ) -> Iterator[ShardReport | None]:
+        recipe = speechmill.tools.open_tools(job).recipe.id
+        self.tasks = [Task(job, shard, recipe) for shard in shards]
+        yield from ()
+
+
+def test_every_engine_is_held_to_this() -> None:
+    assert {"local", *START} == set(RUNNERS)  # local is what the others are held to
+
+
+def test_rows_failures_and_parts_are_those_of_a_local_build(
+    cluster: Cluster, job: Job, expected: Built
+) -> None:
+    report = speechmill.build(job, runner=cluster.runner(tell))
+    assert (report.rows, report.failed, report.stopped) == (NUM_GOOD, NUM_BROKEN, False)
+    assert Built.of(job.sink) == expected
+    assert len(notes(job)) == len({note.shard for note in notes(job)}) >= 4
+    assert len({note.pid for note in notes(job)}) <= 2  # they are kept, and their models with them
+    assert_one_at_a_time(job)
+    assert cluster.is_there()
+
+
+def assert_one_at_a_time(job: Job) -> None:
+    """No process has begun a task before it had ended another."""
+    spans = sorted(
+        (begun.pid, begun.at, ended.at)
+        for begun in notes(job)
+        for ended in notes(job, "ended")
+        if (begun.shard, begun.attempt) == (ended.shard, ended.attempt)
+    )
+    assert len(spans) == len(notes(job))
+    for (pid, _, end), (other, begin, _) in itertools.pairwise(spans):
+        assert pid != other or end <= begin
+
+
+def test_a_worker_that_is_killed_in_mid_shard_costs_no_row(
+    cluster: Cluster, job: Job, expected: Built
+) -> None:
+    slow = job.model_copy(update={"model": "fake:0.3"})
+    killed: list[int] = []
+
+    def kill() -> None:
+        while not (begun := notes(job)):
+            time.sleep(0.02)
+        time.sleep(0.3)
+        killed.append(begun[0].pid)
+        os.kill(begun[0].pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    report = speechmill.build(slow, runner=cluster.runner(tell))
+    killer.join(1)
+    assert [note.pid for note in notes(job)].count(killed[0]) >= 1
+    assert max(note.attempt for note in notes(job)) == 1
+    assert (report.rows, report.failed) == (NUM_GOOD, NUM_BROKEN)
+    assert Built.of(job.sink) == expected
+
+
+def test_a_shard_that_always_kills_is_set_aside_after_as_many_deaths_as_we_say(
+    cluster: Cluster, job: Job, expected: Built
+) -> None:
+    twice = job.model_copy(update={"max_attempts": 2})
+    report = speechmill.build(twice, runner=cluster.runner(die_of_p2))
+    failed = failed_recordings(open_store(job.sink))
+    aside = [f for f in failed if f.stage == "worker"]
+    assert {f.file_name for f in aside} >= {f"p2/{clip}.wav" for clip in range(3)}
+    assert {f.error for f in aside} == {"WorkerDiedError"}
+    for f in aside:
+        assert "2 workers died of the shard that this was in; the last: " in f.message
+        assert "killed" in f.message
+        assert "\n" not in f.message
+    assert report.recordings == NUM_GOOD + NUM_BROKEN
+    deaths = notes(job, "dies")
+    shards = {note.shard for note in deaths}
+    assert len(deaths) == 2 * len(shards)
+    assert cluster.is_there()
+    report = speechmill.build(job)  # with workers that live
+    assert report.rows == len(aside)
+    assert Built.of(job.sink) == expected
+
+
+def test_errors_of_workers_arrive_as_they_are(cluster: Cluster, job: Job) -> None:
+    with pytest.raises(ModelError, match=r"^no such weights on \d+$"):
+        speechmill.build(job, runner=cluster.runner(refuse))
+    with pytest.raises(EngineError, match="ZeroDivisionError: nobody foresaw this") as caught:
+        speechmill.build(job, runner=cluster.runner(stumble))
+    assert "\n" not in str(caught.value)
+    assert cluster.is_there()
+
+
+def test_a_stop_gives_up_what_the_workers_have_in_hand(cluster: Cluster, job: Job) -> None:
+    asked_at: list[float] = []
+
+    def stop() -> bool:
+        if notes(job) and not asked_at:
+            asked_at.append(time.monotonic())
+        return bool(asked_at)
+
+    report = speechmill.build(job, runner=cluster.runner(linger), stop=stop)
+    assert report.stopped
+    assert time.monotonic() - asked_at[0] < 15
+    if cluster.kind in ("dask", "ray"):  # the others end them
+        assert len(notes(job, "stopped")) == len(notes(job))
+    assert cluster.is_there()
+
+
+def test_a_shard_that_is_given_twice_at_once_has_its_rows_once(
+    cluster: Cluster, job: Job, expected: Built
+) -> None:
+    keep = _Keep()
+    speechmill.build(job, runner=keep)
+    engine = cluster.engine(keep.tasks[0].job, run_task)
+    try:
+        deadline = time.monotonic() + 30
+        while engine.slots() < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        for task in keep.tasks:
+            waiting = {engine.submit(task), engine.submit(task)}
+            while waiting:
+                assert time.monotonic() < deadline + 60
+                for handle in engine.finished(list(waiting), 0.5):
+                    waiting.remove(handle)
+                    assert len(engine.result(handle).done) == task.shard.num_recordings
+    finally:
+        engine.close()
+    assert Built.of(job.sink) == expected

@@ -1,0 +1,90 @@
+"""What workers do in tests of engines. They note it in a file beside the sink: who, what, when."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from speechmill.cores import num_cores
+from speechmill.errors import ModelError
+from speechmill.job import Job
+from speechmill.records import ShardReport
+from speechmill.runners.work import Task, run_task
+
+__all__ = ["Note", "die_of_p2", "linger", "notes", "refuse", "stumble", "tell"]
+
+
+def never() -> bool:
+    return False
+
+
+@dataclass(frozen=True)
+class Note:
+    """One line: ``what`` is begun, ended, dies or stopped; ``at`` counts seconds."""
+
+    what: str
+    pid: int
+    shard: int
+    attempt: int
+    cores: int
+    at: float
+
+
+def _file(job: Job) -> Path:
+    return Path(f"{job.sink}-notes")
+
+
+def _note(task: Task, what: str) -> None:
+    line = f"{what} {os.getpid()} {task.shard.index} {task.attempt} {num_cores()} {time.time()}\n"
+    with _file(task.job).open("a") as file:
+        file.write(line)
+
+
+def notes(job: Job, what: str = "begun") -> list[Note]:
+    """What the workers have noted so far."""
+    if not _file(job).exists():
+        return []
+    found = []
+    for line in _file(job).read_text().splitlines():
+        kind, pid, shard, attempt, cores, at = line.split()
+        if kind == what:
+            found.append(Note(kind, int(pid), int(shard), int(attempt), int(cores), float(at)))
+    return found
+
+
+def tell(task: Task, *, stop: Callable[[], bool] = never) -> ShardReport:
+    _note(task, "begun")
+    report = run_task(task, stop=stop) if stop is not never else run_task(task)
+    _note(task, "ended")
+    return report
+
+
+def die_of_p2(task: Task, *, stop: Callable[[], bool] = never) -> ShardReport:
+    """Do a task; be killed by the shard of the folder p2."""
+    if any(part.folder_name == "p2" for part, _ in task.shard.parts):
+        _note(task, "dies")
+        os.kill(os.getpid(), signal.SIGKILL)
+    return run_task(task)
+
+
+def linger(task: Task, *, stop: Callable[[], bool] = never) -> ShardReport:
+    """Do nothing for as long as nobody says to stop."""
+    _note(task, "begun")
+    deadline = time.monotonic() + 60
+    while not stop() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    _note(task, "stopped")
+    return ShardReport(task.shard.index, stopped=True)
+
+
+def refuse(task: Task, *, stop: Callable[[], bool] = never) -> NoReturn:
+    raise ModelError(f"no such weights on {os.getpid()}")
+
+
+def stumble(task: Task, *, stop: Callable[[], bool] = never) -> NoReturn:
+    raise ZeroDivisionError("nobody foresaw\nthis")
