@@ -41,6 +41,6 @@ $(VENV)/demo-ready: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 $(VENV)/test-ready: $(VENV)/demo-ready
-	@echo "setting up $(VENV) for the tests: about 300 MB more"
+	@echo "setting up $(VENV) for the tests: about 1 GB more"
 	$(PIP) --constraint constraints.txt --group dev
 	@touch $@

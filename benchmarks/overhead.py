@@ -1,10 +1,10 @@
 """What a build takes beyond the work itself: bucket to bucket, against a loop over the same bytes.
 
 Both sides use the same code on the same recordings in the same process, the model loaded before
-the clock starts. The loop decodes, resamples, transcribes and tokenizes one recording after the
-other, all of them held in memory, and keeps the results. The build lists, plans, fetches, commits
-and logs besides, from and to a real object store (SeaweedFS, which runs on the same cores). They
-take turns; the ratio is that of the medians.
+the clock starts. The loop holds all of them in memory: it decodes and resamples them, listens for
+voices, has all transcribed in one call, makes the tokens, and keeps the results. The build lists,
+plans, fetches, commits and logs besides, from and to a real object store (SeaweedFS, which runs on
+the same cores). They take turns; the ratio is that of the medians.
 """
 
 from __future__ import annotations
@@ -17,16 +17,20 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from operator import attrgetter
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from tests.services import SeaweedFS
 
 from benchmarks.figures import command, machine, print_table
 from speechmill import Job, audio, build
-from speechmill.records import Codes, Transcript
+from speechmill.records import Codes, Speech, Transcript
 from speechmill.storage import StoreOptions, open_store
 from speechmill.tools import Tools, open_tools
+from speechmill.voice import listen
 
 CORPUS = Path(__file__).parents[1] / "examples" / "corpus"
 PROFILE = "benchmark"
@@ -60,17 +64,27 @@ def read_corpus(folder: Path, limit: int | None) -> dict[str, bytes]:
     return found
 
 
+def _between(samples: NDArray[np.float32], first: int, last: int) -> NDArray[np.float32]:
+    return samples[first:last]
+
+
 def loop(tools: Tools, recordings: Sequence[bytes]) -> list[tuple[Transcript, list[Codes]]]:
-    """Decode, resample, transcribe and tokenize, one recording after the other."""
-    rows = []
+    """Decode and resample all, listen to each, transcribe all at once, tokenize each."""
     rates = {tools.transcriber.sample_rate, *(t.sample_rate for t in tools.tokenizers)}
+    heard = []
     for data in recordings:
         decoded = audio.decode(data)
-        at = {rate: audio.resample(decoded.waveform, rate).samples for rate in rates}
-        [transcript] = tools.transcriber.transcribe([at[tools.transcriber.sample_rate]])
-        codes = [code for t in tools.tokenizers for code in t.encode([at[t.sample_rate]])]
-        rows.append((transcript, codes))
-    return rows
+        heard.append({rate: audio.resample(decoded.waveform, rate).samples for rate in rates})
+    speech = []
+    for at in heard:
+        samples = at[tools.transcriber.sample_rate]
+        listen(partial(_between, samples), len(samples), tools.voice)
+        speech.append(Speech(samples))
+    transcripts = tools.transcriber.transcribe(speech)
+    return [
+        (transcript, [code for t in tools.tokenizers for code in t.encode([at[t.sample_rate]])])
+        for transcript, at in zip(transcripts, heard, strict=True)
+    ]
 
 
 def upload(url: str, recordings: Mapping[str, bytes]) -> None:

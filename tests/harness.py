@@ -119,6 +119,10 @@ class Build:
     def kill(self) -> None:
         self.signal(signal.SIGKILL)
 
+    def said(self) -> str:
+        """What it has written to standard error so far."""
+        return os.pread(self._err.fileno(), 1 << 20, 0).decode(errors="replace")
+
     def finish(self, timeout_s: float = LONGEST_BUILD_S) -> Finished:
         """Wait for its end."""
         try:

@@ -8,15 +8,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from benchmarks.references import bootstrap
 
 from tests.services import find_weed
+from tests.weights import whisper
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = sorted(
     path.stem
     for path in (ROOT / "benchmarks").glob("*.py")
-    if path.stem not in ("__init__", "figures")
+    if path.stem not in ("__init__", "figures", "references")
 )
 
 
@@ -96,8 +99,90 @@ def test_overhead_sets_a_build_against_a_loop() -> None:
     assert [row[0] for row in table(printed)] == ["wall time", "processor time"]
 
 
+def test_reading_sets_arrays_against_lists_and_goes_through_epochs() -> None:
+    printed = run("reading", "--rows", "30", "--repeats", "1", "--workers", "0")
+    assert_names_the_machine(printed)
+    columns, epochs = table(printed.partition("\n\n")[0]), table(printed.partition("\n\n")[2])
+    assert [row[0].split()[0] for row in columns] == ["`token`", "`token_fake`"]
+    assert [row[0] for row in epochs] == [
+        "`SpeechStream`, no workers",
+        "`SpeechDataset`, no workers",
+    ]
+
+
+def test_tokens_sets_each_tokenizer_against_its_reference() -> None:
+    chosen = ("mfcc", "encodec", "snac")
+    words = [word for name in chosen for word in ("--tokenizer", name)]
+    printed = run("tokens", "--small", "--clips", "3", "--repeats", "1", *words)
+    assert_names_the_machine(printed)
+    rows = table(printed)
+    assert [row[0] for row in rows] == list(chosen)
+    assert {row[4] for row in rows} == {"100.0000%"}
+
+
 def test_store_sets_our_store_against_boto3() -> None:
     needs_weed()
     printed = run("store", "--objects", "5", "--kilobytes", "1", "--repeats", "1")
     assert_names_the_machine(printed)
     assert [row[0] for row in table(printed)] == ["list", "list", "fetch", "fetch", "fetch"]
+
+
+def test_engines_sets_one_worker_against_a_local_build_and_two_against_one() -> None:
+    printed = run(
+        "engines", "--engine", "dask", "--transcriber", "fake", "--model", "fake:0.01",
+        "--copies", "1", "--repeats", "1",
+    )  # fmt: skip
+    assert_names_the_machine(printed)
+    sides = [row[0] for row in table(printed)]
+    assert sides == ["local, 1 worker", "dask, 1 worker", "dask, 2 workers"]
+
+
+def test_transcription_sets_the_systems_side_by_side(tmp_path: Path) -> None:
+    whisper("tiny.en")
+    picture = tmp_path / "plot.svg"
+    systems = ("speechmill", "faster-whisper")
+    printed = run(
+        "transcription", "--model", "tiny.en", "--every", "6", "--portion", "3", "--noise", "20",
+        "--plot", str(picture), *(word for name in systems for word in ("--system", name)),
+    )  # fmt: skip
+    assert_names_the_machine(printed)
+    ours, theirs, *corpora = table(printed)
+    assert (ours[0], theirs[0]) == systems
+    assert ours[3] == "1.0 ×"
+    assert {row[0] for row in corpora} >= {"corpus in noise (20 dB), en", "corpus, en"}
+    assert "95 % interval" in printed
+    assert "share of" in printed
+    assert picture.read_text(encoding="utf-8").count("faster-whisper") > 0
+
+
+def test_a_difference_that_is_there_is_found_and_chance_is_not() -> None:
+    rng = np.random.default_rng(0)
+    words = [10] * 200
+    theirs = rng.integers(0, 2, 200).tolist()
+    worse = [errors + 1 for errors in theirs]
+    assert bootstrap(worse, theirs, words) == pytest.approx((10, 10))
+    low, high = bootstrap(rng.permutation(theirs).tolist(), theirs, words)
+    assert low < 0 < high
+
+
+def test_units_sets_hearing_once_against_hearing_again() -> None:
+    whisper("tiny.en")
+    printed = run(
+        "units", "--model", "tiny.en", "--include", "p901/p901_00[12].flac", "--clusters", "20",
+        "--repeats", "1",
+    )  # fmt: skip
+    assert_names_the_machine(printed)
+    assert "all codes equal" in printed
+    assert [row[0] for row in table(printed)] == [
+        "no tokens",
+        "units, heard once",
+        "units, heard again",
+    ]
+
+
+def test_scaling_sets_sizes_and_partitions_side_by_side() -> None:
+    printed = run("scaling", "--corpus", "60:3", "--corpus", "60:3:none")
+    assert_names_the_machine(printed)
+    by_folder, together = table(printed)
+    assert by_folder[:4] == ["60", "3", "folder", "3"]
+    assert together[:4] == ["60", "3", "none", "1"]

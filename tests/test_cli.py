@@ -27,6 +27,12 @@ COMMANDS = [
     ["failures"],
     ["export", "parquet"],
     ["doctor"],
+    ["decode"],
+    ["repartition"],
+    ["tokens", "add"],
+    ["tokens", "stats"],
+    ["tokens", "verify"],
+    ["units", "fit"],
 ]
 FAKE = ["--transcriber", "fake"]
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import speechmill
-from speechmill import audio, builder, pipeline
+from speechmill import audio, builder, pacing, pipeline
 from speechmill.dataset import commit as dataset_commit
 from speechmill.dataset.summary import failed_recordings
 from speechmill.errors import (
@@ -26,11 +26,20 @@ from speechmill.errors import (
     ModelError,
     NotFoundError,
     RecipeChangedError,
+    StorageError,
     UnavailableError,
 )
 from speechmill.job import Job
 from speechmill.planner import Plan
-from speechmill.records import Failure, Part, Recording, RecordingDone, Transcript, printable
+from speechmill.records import (
+    Failure,
+    Part,
+    Recording,
+    RecordingDone,
+    Speech,
+    Transcript,
+    printable,
+)
 from speechmill.report import BuildReport
 from speechmill.storage import Blob, Object, Store, open_store
 from speechmill.storage.local import LocalStore
@@ -81,10 +90,10 @@ def trouble_with(monkeypatch: pytest.MonkeyPatch, num_samples: int, error: Excep
     """The transcriber raises when a waveform of this length is among its batch."""
     transcribe = FakeTranscriber.transcribe
 
-    def rough(self: FakeTranscriber, waveforms: Sequence[NDArray[np.float32]]) -> list[Transcript]:
-        if any(len(w) == num_samples for w in waveforms):
+    def rough(self: FakeTranscriber, speech: Sequence[Speech]) -> list[Transcript]:
+        if any(len(s.samples) == num_samples for s in speech):
             raise error
-        return transcribe(self, waveforms)
+        return transcribe(self, speech)
 
     monkeypatch.setattr(FakeTranscriber, "transcribe", rough)
 
@@ -114,7 +123,7 @@ def test_a_recording_that_cannot_be_transcribed_does_not_take_its_batch_along(
 def test_an_engine_that_cannot_run_the_model_ends_the_build(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(self: FakeTranscriber, waveforms: Sequence[NDArray[np.float32]]) -> list[Transcript]:
+    def broken(self: FakeTranscriber, speech: Sequence[Speech]) -> list[Transcript]:
         raise ModelError("no kernel image is available")
 
     monkeypatch.setattr(FakeTranscriber, "transcribe", broken)
@@ -130,7 +139,7 @@ def test_a_tokenizer_that_fails_fails_that_recording(
     encode = type(tokenizer).encode
 
     def rough(self: object, waveforms: Sequence[NDArray[np.float32]]) -> object:
-        if len(waveforms[0]) == 4800:
+        if any(len(waveform) == 4800 for waveform in waveforms):
             raise ArithmeticError("no")
         return encode(self, waveforms)  # type: ignore[arg-type]
 
@@ -152,6 +161,19 @@ def test_a_decoder_that_breaks_is_a_failure_like_any_other(
     monkeypatch.setattr(audio, "decode", rough)
     assert build(job).failed == 3
     assert failed(job)["p2/1.wav"] == ("decode", "MemoryError")
+
+
+def test_no_room_for_temporary_files_says_nothing_about_the_recording(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(data: bytes, *, keep_damaged: bool = False) -> audio.Decoded:
+        raise StorageError("no space left")
+
+    monkeypatch.setattr(audio, "decode", full)
+    assert build(job).failed == 12
+    assert failed(job)["p1/0.wav"] == ("fetch", "StorageError")
+    monkeypatch.undo()
+    assert build(job).rows == 12  # tried again, unlike what could not be decoded
 
 
 def rough_get(
@@ -283,6 +305,7 @@ class Stopping:
 def test_a_stop_commits_what_is_in_hand_and_the_next_build_goes_on(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(pacing, "MAX_PIECES", 2)
     stopping = Stopping(after=4)
     run = pipeline.process_shard
 

@@ -15,7 +15,9 @@ from speechmill._version import __version__
 
 if TYPE_CHECKING:
     from speechmill.builder import build, plan
+    from speechmill.dataset.arrays import tokens_to_arrays
     from speechmill.dataset.reader import open_dataset
+    from speechmill.decoding import decode_tokens, open_codec
     from speechmill.errors import SpeechmillError
     from speechmill.job import Job
     from speechmill.pipeline import process_shard
@@ -29,9 +31,12 @@ __all__ = [
     "SpeechmillError",
     "__version__",
     "build",
+    "decode_tokens",
+    "open_codec",
     "open_dataset",
     "plan",
     "process_shard",
+    "tokens_to_arrays",
 ]
 
 _HOMES = {
@@ -40,9 +45,12 @@ _HOMES = {
     "Plan": "planner",
     "SpeechmillError": "errors",
     "build": "builder",
+    "decode_tokens": "decoding",
+    "open_codec": "decoding",
     "open_dataset": "dataset.reader",
     "plan": "builder",
     "process_shard": "pipeline",
+    "tokens_to_arrays": "dataset.arrays",
 }
 
 

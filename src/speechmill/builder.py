@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from queue import SimpleQueue
+from statistics import fmean
 from typing import Protocol
 
 from speechmill._version import __version__
@@ -22,8 +23,8 @@ from speechmill.planner import Plan, make_plan
 from speechmill.records import RecordingDone
 from speechmill.report import BuildReport, Tally
 from speechmill.runlog import RunLog, new_run_id
+from speechmill.runners import open_runner
 from speechmill.runners.base import Runner
-from speechmill.runners.local import LocalRunner
 from speechmill.tools import Tools, forget_tools, open_tools
 from speechmill.upkeep import count_gone, prune, tidy
 
@@ -123,7 +124,7 @@ def build(
         )
         observer.planned(made)
         work = _Work(log, observer)
-        work.run(job, runner or LocalRunner(), made, stop)
+        work.run(job, runner or open_runner(job), made, stop)
         pruned = prune(tools.source, tools.sink, made) if job.prune and not stop() else 0
     except BaseException as error:
         log.event("broken off", "error", error=type(error).__name__, message=str(error))
@@ -142,6 +143,7 @@ class _Work:
         self.tally = Tally()
         self.commit_s = 0.0
         self.conflicts = 0
+        self.mismatch: dict[str, list[float]] = {}
         self.stopped = False
         self._heard: SimpleQueue[RecordingDone] = SimpleQueue()
 
@@ -152,6 +154,8 @@ class _Work:
             if report is not None:
                 self.commit_s += report.commit_s
                 self.conflicts += report.conflicts
+                for name, rates in report.mismatch.items():
+                    self.mismatch.setdefault(name, []).append(fmean(rates))
                 self.log.event(
                     "shard done",
                     shard=report.shard_index,
@@ -218,6 +222,7 @@ def _report(
         stages_s=dict(tally.stages),
         commit_s=work.commit_s,
         conflicts=work.conflicts,
+        token_mismatch={name: fmean(rates) for name, rates in work.mismatch.items()},
         seconds_mean=tally.seconds.mean,
         seconds_p50=tally.seconds.quantile(0.5),
         seconds_p95=tally.seconds.quantile(0.95),
@@ -278,6 +283,7 @@ def _check_source(tools: Tools) -> None:
         tools.source.url,
         tools.job.folder,
         tools.recipe,
+        partition_by=tools.job.partition_by,
         rebuild=tools.job.rebuild,
         source_moved=tools.job.source_moved,
     )
@@ -306,6 +312,7 @@ def _agree_on_source(tools: Tools) -> None:
         tools.source.url,
         tools.job.folder,
         tools.recipe,
+        partition_by=tools.job.partition_by,
         rebuild=tools.job.rebuild,
         source_moved=tools.job.source_moved,
     )

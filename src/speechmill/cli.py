@@ -6,10 +6,8 @@ import inspect
 import os
 import signal
 import sys
-import threading
 import types
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, get_args, get_origin
 
@@ -18,8 +16,13 @@ from rich.console import Console
 from rich.text import Text
 
 from speechmill._version import __version__
+from speechmill.cli_options import EndpointUrl, OutEndpointUrl, OutProfile, Profile, Region, Sink
+from speechmill.cli_repartition import REPARTITION_EPILOG, repartition
+from speechmill.cli_tokens import DECODE_EPILOG, decode, tokens_app
+from speechmill.cli_units import units_app
 from speechmill.errors import DatasetError, JobError, SpeechmillError, UnavailableError
 from speechmill.job import Job, load_job
+from speechmill.stopping import GOES_ON, Stop
 
 if TYPE_CHECKING:
     from speechmill.storage import Store
@@ -27,9 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["app", "main"]
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_SOME_FAILED = 0, 1, 2, 3
-STOP_GRACE_S = 20.0  # a stop that takes longer is cut short: commits are atomic
 ONE_LINE = str.maketrans({"\t": r"\t", "\n": r"\n", "\r": r"\r"})
-GOES_ON = "stopped; the same command goes on from here"
 
 app = typer.Typer(
     name="speechmill",
@@ -43,6 +44,16 @@ export_app = typer.Typer(no_args_is_help=True, help="Publish the rows in other l
 app.add_typer(
     export_app, name="export", epilog="Example: `speechmill export parquet ./out ./plain`"
 )
+app.add_typer(
+    tokens_app,
+    name="tokens",
+    epilog="Example: `speechmill tokens add s3://voices/output --tokenizer mimi`",
+)
+app.add_typer(
+    units_app,
+    name="units",
+    epilog="Example: `speechmill units fit s3://voices/vctk --features whisper --clusters 500`",
+)
 
 out = Console()
 err = Console(stderr=True)
@@ -52,19 +63,19 @@ PANELS = {
         "profile", "endpoint_url", "region", "sink_profile", "sink_endpoint_url", "sink_region",
         "store_retry_s", "single_writer",
     ),
-    "Recordings": ("extension", "include", "exclude", "limit", "folder", "keep_damaged"),
-    "Transcription": ("transcriber", "model", "language", "beam_size", "device", "compute_type"),
-    "Tokens": ("tokenizer", "tokenizer_option"),
+    "Recordings": ("extension", "include", "exclude", "limit", "folder", "partition_by",
+        "keep_damaged",),
+    "Transcription": (
+        "transcriber", "model", "language", "languages", "task", "segment", "window", "beam_size",
+        "temperature", "words", "initial_prompt", "hotwords", "suppress_numerals", "device",
+        "compute_type", "batch_size",
+    ),
+    "Engine": (
+        "engine", "address", "workers", "worker_option", "max_attempts", "shard_index",
+        "shard_count",
+    ),
+    "Tokens": ("tokenizer", "tokenizer_option", "round_trip"),
 }  # fmt: skip
-
-Profile = Annotated[
-    str | None, typer.Option(help="Profile of ~/.aws to read credentials from, such as r2.")
-]
-EndpointUrl = Annotated[
-    str | None, typer.Option(help="The object store's endpoint, where it is not AWS.")
-]
-Region = Annotated[str | None, typer.Option(help="The bucket's region.")]
-SinkArgument = Annotated[str, typer.Argument(metavar="SINK", help="The dataset: s3://…, a folder.")]
 
 
 def _option(name: str) -> inspect.Parameter:
@@ -77,13 +88,17 @@ def _option(name: str) -> inspect.Parameter:
     flags = [f"{flag}/--no-{flag[2:]}"] if of_type is bool else [flag]
     default = info.default
     if get_origin(of_type) in (tuple, dict):
-        of_type, default = list[str], " ".join(default) if isinstance(default, tuple) else None
+        default = " ".join(map(str, default)) if isinstance(default, tuple) else None
+        of_type = list[str]
     elif get_origin(of_type) is Literal:
         of_type = str
     shown = f" [default: {default}]" if default not in (None, "", False) else ""
     panel = next((title for title, names in PANELS.items() if name in names), "The run")
     option = typer.Option(
-        *flags, help=f"{info.description}{shown}", show_default=False, rich_help_panel=panel
+        *flags,
+        help=f"{info.description}{shown}".replace("*", r"\*"),
+        show_default=False,
+        rich_help_panel=panel,
     )
     return inspect.Parameter(
         name,
@@ -128,50 +143,6 @@ def _takes_a_job(command: Callable[[Job], None]) -> Callable[..., None]:
     return run
 
 
-class _Stop:
-    """SIGINT and SIGTERM: the first one asks the build to stop, a second one ends the process.
-
-    Until the build asks for the first time it has nothing in hand (it loads a model, lists, or
-    plans): then the first one ends the process, too.
-    """
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-        self._asked = False
-
-    def __call__(self) -> bool:
-        self._asked = True
-        return self.signal is not None
-
-    @property
-    def exit_code(self) -> int:
-        return 128 + (self.signal or signal.SIGINT)
-
-    def _handle(self, number: int, _: object) -> None:
-        again = self.signal is not None
-        self.signal = number
-        if again or not self._asked:
-            self._leave_at_once()
-        err.print("\nstopping: what is in hand is being committed (again to stop at once)")
-        timer = threading.Timer(STOP_GRACE_S, self._leave_at_once)
-        timer.daemon = True
-        timer.start()
-
-    def _leave_at_once(self) -> None:
-        # An exception would not do: raised within a library's import it becomes another one.
-        err.print(GOES_ON)
-        os._exit(self.exit_code)
-
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        previous = {n: signal.signal(n, self._handle) for n in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
-
-
 @app.command(epilog="Example: `speechmill build s3://voices/vctk s3://voices/output --profile r2`")
 @_takes_a_job
 def build(job: Job) -> None:
@@ -181,7 +152,7 @@ def build(job: Job) -> None:
     Exit codes: 0 all done, 1 could not run, 2 wrong usage, 3 done but some recordings failed,
     130 or 143 stopped by a signal.
     """
-    stop = _Stop()
+    stop = Stop(err)
     with stop.listening():
         try:
             from speechmill.builder import build as run
@@ -225,7 +196,7 @@ def _sink_state(store: Store) -> dict[str, Any]:
 
 @app.command(epilog="Example: `speechmill show s3://voices/output --profile r2`")
 def show(
-    sink: SinkArgument,
+    sink: Sink,
     profile: Profile = None,
     endpoint_url: EndpointUrl = None,
     region: Region = None,
@@ -243,7 +214,7 @@ def show(
 
 @app.command(epilog="Example: `speechmill failures s3://voices/output --profile r2`")
 def failures(
-    sink: SinkArgument,
+    sink: Sink,
     profile: Profile = None,
     endpoint_url: EndpointUrl = None,
     region: Region = None,
@@ -266,7 +237,7 @@ def failures(
     "parquet", epilog="Example: `speechmill export parquet s3://voices/output ./plain`"
 )
 def export_parquet(
-    sink: SinkArgument,
+    sink: Sink,
     destination: Annotated[str, typer.Argument(metavar="OUT", help="Where the files go.")],
     template: Annotated[
         str, typer.Option(help="Each file's path below OUT.")
@@ -274,12 +245,8 @@ def export_parquet(
     profile: Profile = None,
     endpoint_url: EndpointUrl = None,
     region: Region = None,
-    out_profile: Annotated[
-        str | None, typer.Option(help="Profile of OUT, where it differs from SINK's.")
-    ] = None,
-    out_endpoint_url: Annotated[
-        str | None, typer.Option(help="Endpoint of OUT, where it differs from SINK's.")
-    ] = None,
+    out_profile: OutProfile = None,
+    out_endpoint_url: OutEndpointUrl = None,
 ) -> None:
     """Publish the rows as plain Parquet files, one a folder."""
     from speechmill.dataset.export import export_parquet as run
@@ -303,6 +270,10 @@ def export_parquet(
             Text(f"note: {target.url} also holds {len(others)} files that are not of this export, ")
             + Text(f"such as {others[0]}", style="yellow")
         )
+
+
+app.command(epilog=DECODE_EPILOG)(decode)
+app.command(epilog=REPARTITION_EPILOG)(repartition)
 
 
 @app.command(epilog="Example: `speechmill doctor s3://voices/vctk s3://voices/output --profile r2`")
@@ -373,7 +344,7 @@ def main() -> None:
     try:
         app()
     except SpeechmillError as error:
-        err.print(Text.assemble(("error: ", "bold red"), str(error)))
+        err.print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=not err.is_terminal)
         _exit(EXIT_USAGE if isinstance(error, JobError) else EXIT_FAILED)
     except KeyboardInterrupt:
         _exit(128 + signal.SIGINT)

@@ -24,10 +24,12 @@ from speechmill.planner import Plan
 from speechmill.report import BuildReport, Tally
 
 __all__ = [
+    "PLAIN_EVERY_S",
     "BuildDisplay",
     "format_bytes",
     "format_duration",
     "print_checks",
+    "print_facts",
     "print_plan",
     "print_report",
     "print_summary",
@@ -62,7 +64,7 @@ def format_duration(seconds: float) -> str:
     return f"{int(seconds // HOUR):,} h {int(seconds % HOUR // MINUTE):02d} min"
 
 
-def _facts(console: Console, title: str, rows: Iterable[tuple[str, str]]) -> None:
+def print_facts(console: Console, title: str, rows: Iterable[tuple[str, str]]) -> None:
     """Print names and values, a line each; nothing is cut or broken, also in a pipe."""
     rows = list(rows)
     width = max(len(name) for name, _ in rows)
@@ -165,6 +167,8 @@ def print_plan(console: Console, plan: Plan, *, brief: bool = False) -> None:
         ),
         ("already done", f"{plan.done:,}"),
     ]
+    if plan.elsewhere:
+        rows.append(("elsewhere", f"{plan.elsewhere:,} in the parts of other shard indices"))
     if plan.failed:
         rows.append(("failed before", f"{plan.failed:,} (--retry-failed tries them again)"))
     if plan.left_out:
@@ -178,7 +182,7 @@ def print_plan(console: Console, plan: Plan, *, brief: bool = False) -> None:
         rows.append(
             ("folders", f"{len(plan.parts):,}, {_plural(sum(plan.parts.values()), 'part')}")
         )
-    _facts(console, "", rows)
+    print_facts(console, "", rows)
     if plan.unmatched:
         console.print(
             Text(
@@ -231,6 +235,9 @@ def print_report(console: Console, report: BuildReport) -> None:
         rows.append(("gone meanwhile", f"{report.gone:,}"))
     if report.pruned:
         rows.append(("pruned", f"{report.pruned:,}"))
+    if differing := {name: rate for name, rate in report.token_mismatch.items() if rate}:
+        shares = ", ".join(f"{name} {rate:.4%} of codes" for name, rate in differing.items())
+        rows.append(("differ if made anew", f"{shares}: speechmill tokens verify {report.sink}"))
     errors = f" ({_counted(report.errors)})" if report.errors else ""
     if report.failed or report.failed_before:
         rows.append(
@@ -245,7 +252,7 @@ def print_report(console: Console, report: BuildReport) -> None:
     else:
         rows.append(("failed", "0"))
     rows += [("dataset", f"{report.sink}/data"), ("run", report.run_id)]
-    _facts(console, "", rows)
+    print_facts(console, "", rows)
 
 
 def print_summary(
@@ -276,7 +283,7 @@ def print_summary(
     others = {name: count for name, count in summary.recipes.items() if name != state["recipe"]}
     if others:
         rows.append(("other recipes", f"{_counted(others)} (--rebuild replaces them)"))
-    _facts(console, url, rows)
+    print_facts(console, url, rows)
     folders = Table(
         "folder", "rows", "minutes", title=_plural(len(summary.folders), "folder"), box=None
     )

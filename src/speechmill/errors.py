@@ -9,6 +9,8 @@
     │   ├── RecipeChangedError  the sink's rows were made in another way
     │   ├── SourceChangedError  the sink's rows come from another source
     │   └── ReplacedError       a part was replaced while it was being read
+    ├── EngineError             what runs the shards cannot be reached, or has gone
+    │   └── WorkerDiedError     one of its processes has died
     ├── ModelError              weights cannot be found, read or trusted
     ├── StorageError            the object store did not do what was asked
     │   ├── NotFoundError       no such object
@@ -33,6 +35,7 @@ __all__ = [
     "DamagedError",
     "DatasetError",
     "EmptyAudioError",
+    "EngineError",
     "JobError",
     "MissingExtraError",
     "ModelError",
@@ -46,6 +49,7 @@ __all__ = [
     "TruncatedError",
     "UnavailableError",
     "UnsupportedError",
+    "WorkerDiedError",
 ]
 
 
@@ -83,6 +87,14 @@ class SourceChangedError(DatasetError):
 
 class ReplacedError(DatasetError):
     """A part was replaced while it was being read."""
+
+
+class EngineError(SpeechmillError):
+    """What runs the shards cannot be reached, or has gone."""
+
+
+class WorkerDiedError(EngineError):
+    """A process that had a shard in hand has died."""
 
 
 class ModelError(SpeechmillError):

@@ -10,15 +10,16 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from speechmill.errors import JobError
 
 __all__ = ["Job", "Recipe", "load_job"]
 
 TokenizerOptions = dict[str, dict[str, bool | int | float | str]]
+WorkerOptions = dict[str, int | float | str]
 
 
 class Job(BaseModel):
@@ -87,6 +88,13 @@ class Job(BaseModel):
             "over the path whose first group it is."
         ),
     ] = "parent"
+    partition_by: Annotated[
+        str,
+        Field(
+            description="What the part files are sorted by: folder; none; or hash:N, N groups of "
+            "folders. For corpora of very many small folders."
+        ),
+    ] = "folder"
     keep_damaged: Annotated[
         bool,
         Field(
@@ -96,9 +104,10 @@ class Job(BaseModel):
     ] = False
 
     # Transcription
-    transcriber: Annotated[str, Field(description="Transcription backend: whisper or fake.")] = (
-        "whisper"
-    )
+    transcriber: Annotated[
+        str,
+        Field(description="Transcription backend: whisper, openai-whisper, transformers or fake."),
+    ] = "whisper"
     model: Annotated[
         str,
         Field(description="Whisper model: tiny … large-v3, turbo, a folder or a hub id."),
@@ -107,7 +116,49 @@ class Job(BaseModel):
         str | None,
         Field(description="Language spoken, such as en [default: detected per recording]."),
     ] = None
+    languages: Annotated[
+        tuple[str, ...],
+        Field(description="Allow detection of these languages only; may be given several times."),
+    ] = ()
+    task: Annotated[
+        Literal["transcribe", "translate"],
+        Field(description="transcribe, or translate to English."),
+    ] = "transcribe"
+    segment: Annotated[
+        Literal["auto", "vad", "none"],
+        Field(
+            description="Rows of a recording: vad cuts it at silences into utterances of up to "
+            "30 s, none keeps it whole, auto cuts what is longer than 30 s."
+        ),
+    ] = "auto"
+    window: Annotated[
+        Literal["adaptive", "full"],
+        Field(
+            description="Audio that Whisper computes: adaptive is as long as the speech needs, "
+            "full is always 30 s."
+        ),
+    ] = "adaptive"
     beam_size: Annotated[int, Field(ge=1, description="Beams of the decoder; 1 is greedy.")] = 5
+    temperature: Annotated[
+        tuple[Annotated[float, Field(ge=0, le=2)], ...],
+        Field(
+            min_length=1,
+            description="Sampling temperatures, tried in turn until the text is sure enough.",
+        ),
+    ] = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+    words: Annotated[
+        bool, Field(description="Give each word its times and probability, in the column words.")
+    ] = False
+    initial_prompt: Annotated[
+        str | None,
+        Field(description="Text that each recording is to continue: it sets style and spelling."),
+    ] = None
+    hotwords: Annotated[
+        str | None, Field(description="Names and terms that are likely to be spoken.")
+    ] = None
+    suppress_numerals: Annotated[
+        bool, Field(description="Spell numbers out: 'six', never '6'.")
+    ] = False
     device: Annotated[str, Field(description="Where the model runs: auto, cpu or cuda.")] = "auto"
     compute_type: Annotated[
         str,
@@ -123,6 +174,13 @@ class Job(BaseModel):
         TokenizerOptions,
         Field(description="A tokenizer's option, such as mfcc.n_mfcc=13."),
     ] = {}
+    round_trip: Annotated[
+        bool,
+        Field(
+            description="Decode the tokens, transcribe what is heard, and store how far the text "
+            "is off, in the column round_trip_cer."
+        ),
+    ] = False
 
     # The run
     part_minutes: Annotated[
@@ -130,15 +188,54 @@ class Job(BaseModel):
         Field(gt=0, description="About how many minutes of audio a part file holds."),
     ] = 30.0
     batch_size: Annotated[
-        int, Field(ge=1, description="Recordings that are handed to the model together.")
-    ] = 16
+        int,
+        Field(
+            ge=0,
+            description="Utterances that the model computes at once; 0 chooses by the device and "
+            "its memory.",
+        ),
+    ] = 0
     fetchers: Annotated[
         int, Field(ge=1, description="Recordings that are fetched at the same time.")
     ] = 16
     threads: Annotated[
         int, Field(ge=0, description="Processor threads of the model; 0 is one a core.")
     ] = 0
-    engine: Annotated[Literal["local"], Field(description="What runs the shards.")] = "local"
+    engine: Annotated[
+        Literal["local", "dask", "ray", "spark"],
+        Field(description="What runs the shards: local, dask, ray or spark."),
+    ] = "local"
+    address: Annotated[
+        str | None,
+        Field(
+            description="A cluster that runs: tcp://scheduler:8786, ray://head:10001, spark://…, "
+            "or auto [default: one of --workers processes on this machine]."
+        ),
+    ] = None
+    workers: Annotated[
+        int,
+        Field(
+            ge=0,
+            description="Worker processes here (0: one a core), or of a cluster at most (0: all).",
+        ),
+    ] = 0
+    worker_option: Annotated[
+        WorkerOptions,
+        Field(description="What a worker takes of its engine, such as num_gpus=1 (Ray)."),
+    ] = {}
+    shard_index: Annotated[
+        int, Field(ge=0, description="Which of --shard-count builds of the same job this is.")
+    ] = 0
+    shard_count: Annotated[
+        int,
+        Field(ge=1, description="Builds that share the parts among them, as a Kubernetes Job's."),
+    ] = 1
+    max_attempts: Annotated[
+        int,
+        Field(
+            ge=1, description="Workers that may die of a shard before it is set aside as failures."
+        ),
+    ] = 3
     rebuild: Annotated[
         bool, Field(description="Replace rows that were made by another recipe.")
     ] = False
@@ -158,12 +255,24 @@ class Job(BaseModel):
         except ValidationError as error:
             raise JobError(_explain(error)) from None
 
-    @field_validator("extension", "include", "exclude", "tokenizer", mode="before")
+    @field_validator("extension", "include", "exclude", "tokenizer", "languages", mode="before")
     @classmethod
     def _one_or_many(cls, value: object) -> object:
         if isinstance(value, str):
             return (value,)
         return tuple(value) if isinstance(value, list) else value
+
+    @field_validator("temperature", mode="before")
+    @classmethod
+    def _ladder(cls, value: object) -> object:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            value = (value,)
+        if not isinstance(value, list | tuple):
+            return value
+        try:
+            return tuple(float(t) for t in value)
+        except (TypeError, ValueError):
+            raise ValueError(f"{value!r}: give numbers, such as 0 or 0.2") from None
 
     @field_validator("tokenizer_option", mode="before")
     @classmethod
@@ -177,11 +286,21 @@ class Job(BaseModel):
             tokenizer, dot, key = path.partition(".")
             if not (equals and dot and tokenizer and key):
                 raise ValueError(f"{text!r}: write NAME.OPTION=VALUE, such as mfcc.n_mfcc=13")
-            try:
-                parsed = tomllib.loads(f"value = {setting}")["value"]
-            except tomllib.TOMLDecodeError:
-                parsed = setting
-            options.setdefault(tokenizer, {})[key] = parsed
+            options.setdefault(tokenizer, {})[key] = _parsed(setting)
+        return options
+
+    @field_validator("worker_option", mode="before")
+    @classmethod
+    def _worker_options(cls, value: object) -> object:
+        """The flag's form, NAME=VALUE, is taken, too."""
+        if not isinstance(value, list):
+            return value
+        options: dict[str, Any] = {}
+        for text in value:
+            name, equals, setting = str(text).partition("=")
+            if not (equals and name):
+                raise ValueError(f"{text!r}: write NAME=VALUE, such as num_gpus=1")
+            options[name] = _parsed(setting)
         return options
 
     @field_validator("source", "sink", "model", "folder")
@@ -206,6 +325,22 @@ class Job(BaseModel):
             raise ValueError(f"{min(twice)!r} is given twice")
         return value
 
+    @field_validator("partition_by")
+    @classmethod
+    def _partition_rule(cls, value: str) -> str:
+        if not re.fullmatch(r"folder|none|hash:[1-9]\d{0,5}", value):
+            raise ValueError(f"must be folder, none, or hash:N such as hash:64, not {value!r}")
+        return value
+
+    @model_validator(mode="after")
+    def _shard_of_count(self) -> Self:
+        if self.shard_index >= self.shard_count:
+            raise ValueError(
+                f"shard_index counts from 0: it must be below shard_count ({self.shard_count}), "
+                f"not {self.shard_index}"
+            )
+        return self
+
     @field_validator("folder")
     @classmethod
     def _folder_rule(cls, value: str) -> str:
@@ -222,10 +357,21 @@ class Job(BaseModel):
         return value
 
 
+def _parsed(setting: str) -> Any:
+    """What a flag's VALUE means as TOML; else it is text."""
+    try:
+        return tomllib.loads(f"value = {setting}")["value"]
+    except tomllib.TOMLDecodeError:
+        return setting
+
+
 def _explain(error: ValidationError) -> str:
     """Pydantic's findings as one line each."""
-    lines = []
+    lines, seen = [], set()
     for found in error.errors():
+        if found["loc"] and found["loc"][0] in seen:
+            continue  # what follows from the first
+        seen.add(next(iter(found["loc"]), None))
         key = ".".join(str(part) for part in found["loc"][:3]) or "job"
         text = found["msg"].removeprefix("Value error, ")
         if found["type"] == "extra_forbidden":

@@ -1,8 +1,9 @@
 """``process_shard``: recordings in, rows committed. The only place where storage, audio,
 transcriber, tokenizers and dataset meet; every runner and queue worker calls it.
 
-Fetching and decoding run ahead in threads, tokens are made while the model transcribes, and parts
-are committed behind its back, so that the model does not wait for the network.
+Fetching, decoding and cutting run ahead in threads (``intake.py``). The transcriber is given pieces
+of many rows and recordings at once, a second group while it computes the first, tokens are made
+meanwhile, and parts are committed behind its back: it does not wait for anything else.
 """
 
 from __future__ import annotations
@@ -11,83 +12,54 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from speechmill import audio
 from speechmill.dataset.commit import commit
-from speechmill.dataset.schema import utterances_to_table
-from speechmill.errors import (
-    ModelError,
-    NotFoundError,
-    SpeechmillError,
-    StorageError,
-    UnavailableError,
-)
+from speechmill.dataset.schema import utterances_to_table, with_sample_check
+from speechmill.errors import ModelError, SpeechmillError
+from speechmill.intake import Intake, ReadyPiece, ReadyRecording, ReadyRow
 from speechmill.job import Job
-from speechmill.records import (
-    Codes,
-    Failure,
-    Part,
-    Recording,
-    RecordingDone,
-    Shard,
-    ShardReport,
-    Stage,
-    Transcript,
-    Utterance,
-    Waveform,
-)
+from speechmill.merging import join_transcripts, no_voice
+from speechmill.records import Part, RecordingDone, Shard, ShardReport, Utterance
 from speechmill.selection import estimate_s
-from speechmill.tools import MODEL_ERRORS, Tools, open_tools
+from speechmill.sharing import SharedEncoder
+from speechmill.storage import Fetched
+from speechmill.tokenizing import RoundTrip, SampleCheck, tokenize
+from speechmill.tools import Tools, open_tools
 
 __all__ = ["process_shard"]
 
 COMMIT_EVERY_S = 300.0  # what a slow model has done is committed so often, also within a part
-RESCUE_S = 10.0  # how long a build that ends with an error waits for what is being committed
-MAX_AHEAD_S = 3600.0  # audio on its way to the model, unless one recording alone is longer
-MAX_BATCH_S = 120.0  # audio in a batch, likewise; it bounds how long a stop takes
+RESCUE_S = 20.0  # how long a build that ends with an error waits for what is in hand
+MAX_AHEAD_S = 1200.0  # audio on its way to the model, unless one recording alone is longer
+MAX_GROUP_S = 1200.0  # audio that the transcriber is given at once
+GROUPS = 2  # that it is given at the same time, so that it never waits
+HEARD = 3  # pieces of a recording, at most, in which its language is detected
 
 
 @dataclass(slots=True)
-class _Ready:
-    """A recording that is fetched and decoded, on its way to the model; or its failure."""
+class _Group:
+    """What the transcriber is given in one call, and what ends with it."""
 
-    part: Part
-    recording: Recording
-    fetch_s: float = 0.0
-    decode_s: float = 0.0
-    decoded: audio.Decoded | None = None
-    waveforms: dict[int, NDArray[np.float32]] = field(default_factory=dict)  # by sample rate, Hz
-    failure: Failure | None = None
-    gone: bool = False
-    transcript: Transcript | None = None
-    codes: list[Codes] = field(default_factory=list)
-    transcribe_s: float = 0.0
-    tokenize_s: float = 0.0
+    pieces: list[ReadyPiece] = field(default_factory=list)
+    rows: list[ReadyRow] = field(default_factory=list)  # that begin in it
+    ending: list[ReadyRecording] = field(default_factory=list)
+    audio_s: float = 0.0
+    work: list[Future[None]] = field(default_factory=list)  # its transcription, and its tokens
 
-    @property
-    def duration_s(self) -> float:
-        return self.decoded.waveform.duration_s if self.decoded else 0.0
+    def __len__(self) -> int:
+        return max(len(self.pieces), len(self.rows), len(self.ending))
 
-    def fail(self, stage: Stage, error: BaseException) -> None:
-        self.failure = Failure(
-            self.recording, self.part.folder_name, stage, type(error).__name__, str(error)
-        )
+    def takes(self, piece: ReadyPiece, most: int) -> bool:
+        """Whether there is room for one more."""
+        fits = self.audio_s + piece.duration_s <= MAX_GROUP_S or not self.pieces
+        return fits and len(self) < most
 
-
-@contextmanager
-def _recorded(ready: _Ready, stage: Stage) -> Iterator[None]:
-    """The boundary at which whatever goes wrong with one recording becomes its failure."""
-    try:
-        yield
-    except UnavailableError:
-        raise
-    except Exception as error:  # noqa: BLE001 - one recording must not take the others along
-        ready.fail(stage, error)
+    def add(self, piece: ReadyPiece) -> None:
+        self.pieces.append(piece)
+        self.audio_s += piece.duration_s
 
 
 def process_shard(
@@ -99,8 +71,9 @@ def process_shard(
 ) -> ShardReport:
     """Make the rows of a shard's recordings and commit each part as soon as its last one is done.
 
-    A recording that fails becomes a failures row. ``stop`` is asked between batches; then what is
-    done is committed, and the report says ``stopped``. ``on_done`` hears of each recording.
+    A recording that fails becomes a failures row, and none of its rows are kept. ``stop`` is asked
+    between groups of pieces; then the recordings that are done are committed, and the report says
+    ``stopped``. ``on_done`` hears of each recording.
 
     Raises:
         UnavailableError: a store stays down. What was committed stays.
@@ -122,32 +95,39 @@ class _ShardRun:
         self.tools, self.job, self.shard = tools, tools.job, shard
         self.stop, self.on_done = stop, on_done
         self.missing = {part: len(recordings) for part, recordings in shard.parts}
-        self.pending: defaultdict[Part, list[_Ready]] = defaultdict(list)
-        self.fetching: deque[Future[tuple[_Ready, bytes]]] = deque()
-        self.flying: deque[tuple[float, Future[_Ready]]] = deque()
+        self.pending: defaultdict[Part, list[ReadyRecording]] = defaultdict(list)
+        self.intake = Intake(tools)
+        self.fetching: deque[Future[tuple[ReadyRecording, Fetched | None]]] = deque()
+        self.flying: deque[tuple[float, Future[ReadyRecording]]] = deque()
+        self.groups: deque[_Group] = deque()
+        self.sample = SampleCheck(tools.tokenizers)
+        self.shared = SharedEncoder(tools.transcriber, tools.tokenizers)
+        self.round_trip = RoundTrip(tools) if self.job.round_trip else None
         self.committed_at = time.monotonic()
         self.commits: list[Future[tuple[int, float]]] = []
         self.done: list[RecordingDone] = []
-        rates = {tools.transcriber.sample_rate, *(t.sample_rate for t in tools.tokenizers)}
-        self.rates = sorted(rates)
 
     def run(self) -> ShardReport:
         started = time.monotonic()
         stopped = False
         try:
-            for batch in self._batches(self._prepared()):
-                self._transcribe_and_tokenize(batch)
-                self._collect(batch)
-                self._raise_failed_commits()
-                if self.stop():
-                    stopped = True
+            for group in self._grouped(self._prepared()):
+                while len(self.groups) >= GROUPS:
+                    self._finish_oldest()
+                if stopped := self.stop():
                     break
+                self._start(group)
+            while self.groups:
+                self._finish_oldest()
             self._commit_pending(list(self.pending))
             commits = [f.result() for f in self.commits]
         except SpeechmillError:
             self._rescue()
             raise
         finally:
+            for group in self.groups:
+                for work in group.work:
+                    work.cancel()
             for fetched in self.fetching:
                 fetched.cancel()
             for _, decoded in self.flying:
@@ -158,19 +138,27 @@ class _ShardRun:
             wall_s=time.monotonic() - started,
             commit_s=sum(seconds for _, seconds in commits),
             conflicts=sum(conflicts for conflicts, _ in commits),
+            mismatch=self.sample.rates,
             stopped=stopped,
         )
 
     def _rescue(self) -> None:
-        """Commit what is done, if the sink is not what has failed."""
+        """Commit what is done or nearly so, if the sink is not what has failed."""
+        deadline = time.monotonic() + RESCUE_S
         if not any(f.done() and f.exception() for f in self.commits):
+            with suppress(SpeechmillError):
+                while self.groups:
+                    work = self.groups[0].work
+                    if wait(work, timeout=deadline - time.monotonic()).not_done:
+                        break
+                    self._finish_oldest()
             self._commit_pending(list(self.pending))
-        wait(self.commits, timeout=RESCUE_S)
+        wait(self.commits, timeout=max(RESCUE_S / 2, deadline - time.monotonic()))
 
-    def _prepared(self) -> Iterator[_Ready]:
-        """Recordings, decoded, in order of size, so that neighbours are of similar length.
+    def _prepared(self) -> Iterator[ReadyRecording]:
+        """Recordings, decoded and cut, in order of size, so that neighbours are of similar length.
 
-        So many are on their way that the next batch is ready when the model is.
+        So many are on their way that the next group is ready when the model is.
         """
         waiting = deque(
             sorted(
@@ -181,147 +169,137 @@ class _ShardRun:
         )
         flying = self.flying
         flying_s = 0.0
-        ahead = self.job.fetchers + 2 * self.job.batch_size
         while waiting or flying:
+            ahead = self.job.fetchers + 2 * self.tools.pace.pieces
             while waiting and (
                 not flying
                 or (len(flying) < ahead and flying_s + estimate_s(waiting[0][1]) <= MAX_AHEAD_S)
             ):
                 part, recording = waiting.popleft()
                 estimated_s = estimate_s(recording)
-                fetched = self.tools.fetchers.submit(self._fetched, part, recording)
+                fetched = self.tools.fetchers.submit(self.intake.fetch, part, recording)
                 self.fetching.append(fetched)
-                flying.append((estimated_s, self.tools.decoders.submit(self._decoded, fetched)))
+                decoded = self.tools.decoders.submit(self.intake.decode, fetched)
+                flying.append((estimated_s, decoded))
                 flying_s += estimated_s
             estimated_s, future = flying.popleft()
             self.fetching.popleft()
             flying_s -= estimated_s
             yield future.result()
 
-    def _batches(self, ready: Iterator[_Ready]) -> Iterator[list[_Ready]]:
-        batch: list[_Ready] = []
-        batch_s = 0.0
-        for one in ready:
-            if batch and batch_s + one.duration_s > MAX_BATCH_S:
-                yield batch
-                batch, batch_s = [], 0.0
-            batch.append(one)
-            batch_s += one.duration_s
-            if len(batch) == self.job.batch_size:
-                yield batch
-                batch, batch_s = [], 0.0
-        if batch:
-            yield batch
+    def _grouped(self, recordings: Iterator[ReadyRecording]) -> Iterator[_Group]:
+        """Pieces of rows of recordings, together until a group is large enough."""
+        group = _Group()
+        for ready in recordings:
+            for row in ready.rows:
+                if not ready.is_good:
+                    break
+                for i, piece in enumerate(row.pieces):
+                    if not group.takes(piece, self.tools.pace.pieces):
+                        yield group
+                        group = _Group()
+                    group.add(piece)
+                    if i == 0:
+                        group.rows.append(row)
+                if not row.pieces:
+                    group.rows.append(row)
+            group.ending.append(ready)
+            if len(group) >= self.tools.pace.pieces:
+                yield group
+                group = _Group()
+        if len(group):
+            yield group
 
-    def _fetched(self, part: Part, recording: Recording) -> tuple[_Ready, bytes]:
-        ready = _Ready(part, recording)
-        started = time.perf_counter()
-        data = b""
-        with _recorded(ready, "fetch"):
-            data = self._fetch(ready)
-        ready.fetch_s = time.perf_counter() - started
-        return ready, data
+    def _start(self, group: _Group) -> None:
+        tools = self.tools
+        group.work = [tools.transcribing.submit(self._hear, group)]
+        group.work += [
+            tools.tokenizing.submit(tokenize, tokenizer, i, group.rows)
+            for i, tokenizer in enumerate(tools.tokenizers)
+            if i not in self.shared
+        ]
+        self.groups.append(group)
 
-    def _decoded(self, fetched: Future[tuple[_Ready, bytes]]) -> _Ready:
-        """Decode, and resample to each rate that is needed."""
-        ready, data = fetched.result()
-        if ready.failure or ready.gone:
-            return ready
-        started = time.perf_counter()
-        with _recorded(ready, "decode"):
-            decoded = audio.decode(data, keep_damaged=self.job.keep_damaged)
-            for rate in self.rates:
-                ready.waveforms[rate] = audio.resample(decoded.waveform, rate).samples
-            # The row needs the rest of it only; the samples are not held twice.
-            length = np.broadcast_to(np.float32(0), decoded.waveform.samples.shape)
-            ready.decoded = replace(decoded, waveform=Waveform(length, decoded.sample_rate))
-        ready.decode_s = time.perf_counter() - started
-        return ready
+    def _hear(self, group: _Group) -> None:
+        """Transcribe a group, and make those tokens that transcription has half made."""
+        self._transcribe(group.pieces)
+        for i, tokenizer in enumerate(self.tools.tokenizers):
+            if i in self.shared:
+                tokenize(tokenizer, i, self.shared.left(i, group.rows))
 
-    def _fetch(self, ready: _Ready) -> bytes:
-        planned = ready.recording
-        try:
-            blob = self.tools.source.get(planned.key)
-        except NotFoundError:
-            self._look_for_source()
-            ready.gone = True
-            return b""
-        except UnavailableError as error:
-            self._look_for_source()
-            raise StorageError(str(error)) from error
-        # What was fetched may be newer than what was listed: the row is of what was fetched.
-        ready.recording = Recording(
-            planned.key, len(blob.data), blob.etag, blob.modified_us, planned.replaces
-        )
-        return blob.data
+    def _finish_oldest(self) -> None:
+        """Wait for the oldest group. What ends with it is done, as groups keep their order."""
+        group = self.groups[0]
+        for work in group.work:
+            work.result()
+        self.sample.check(group.rows)
+        for row in group.rows:
+            row.release()
+        self.groups.popleft()
+        if self.round_trip:
+            self.round_trip.judge([row for ready in group.ending for row in ready.rows])
+        self._collect(group.ending)
+        self._raise_failed_commits()
 
-    def _look_for_source(self) -> None:
-        """That it is the one object's trouble, and not the whole source's: then nothing can be
-        done."""
-        source = self.tools.source
-        try:
-            found = next(iter(source.list()), None)
-        except NotFoundError:
-            found = None
-        if found is None:
-            raise UnavailableError(f"the source {source.url} is empty or no longer there")
-
-    def _transcribe_and_tokenize(self, batch: Sequence[_Ready]) -> None:
-        good = [r for r in batch if not r.failure and not r.gone]
-        if not good:
+    def _transcribe(self, pieces: Sequence[ReadyPiece]) -> None:
+        """Transcribe a group; if that fails, recording by recording, to find whose fault it was."""
+        pieces = [p for p in pieces if p.row.owner.is_good]
+        if not pieces:
             return
-        tokens = self.tools.tokenizing.submit(self._tokenize, good)
-        self._transcribe(good)
-        tokens.result()
+        try:
+            self._call(pieces)
+        except Exception as error:
+            owners = {p.row.owner: None for p in pieces}
+            if len(owners) > 1:
+                for owner in owners:
+                    self._transcribe([p for p in pieces if p.row.owner is owner])
+                return
+            pieces[0].row.owner.fail("transcribe", error)
+            if isinstance(error, ModelError) and self.tools.model_failed():
+                raise  # the engine fails again and again: the build ends
 
-    def _transcribe(self, batch: Sequence[_Ready]) -> None:
-        """Transcribe a batch; if that fails, one by one, to find out whose fault it was."""
+    def _call(self, pieces: Sequence[ReadyPiece]) -> None:
         transcriber = self.tools.transcriber
-        with self.tools.model_lock:
-            started = time.perf_counter()
-            try:
-                transcripts = transcriber.transcribe(
-                    [r.waveforms[transcriber.sample_rate] for r in batch]
-                )
-            except Exception as error:  # noqa: BLE001 - see above
-                if len(batch) == 1:
-                    self._count_model_errors(error)
-                    batch[0].fail("transcribe", error)
-                    return
-                transcripts = None
-            else:
-                self.tools.model_errors = 0
-            seconds = time.perf_counter() - started
-        if transcripts is None:
-            for ready in batch:
-                self._transcribe([ready])
+        for owner in {p.row.owner: None for p in pieces}:
+            self._hear_language(owner)
+        speech = [p.speech(transcriber.sample_rate, transcriber.max_speech_s) for p in pieces]
+        listening: dict[str, Any] = {}
+        if self.shared:
+            listening["on_encoded"] = self.shared.listener(pieces, speech)
+        with self.tools.pace.call(len(pieces)) as cost:
+            transcripts = transcriber.transcribe(speech, **listening)
+        self.tools.model_worked()
+        total_s = sum(p.duration_s for p in pieces)
+        for piece, transcript in zip(pieces, transcripts, strict=True):
+            piece.transcript = transcript
+            with piece.row.lock:
+                piece.row.transcribe_s += cost.seconds * piece.duration_s / total_s
+
+    def _hear_language(self, ready: ReadyRecording) -> None:
+        """Detect the language once for all of a recording that is cut into pieces."""
+        pieces = [piece for row in ready.rows for piece in row.pieces]
+        if self.job.language is not None or len(pieces) < 2:
             return
-        total_s = sum(r.duration_s for r in batch)
-        for ready, transcript in zip(batch, transcripts, strict=True):
-            ready.transcript = transcript
-            ready.transcribe_s = seconds * ready.duration_s / total_s
+        with ready.lock:
+            if ready.language_heard:
+                return
+            transcriber = self.tools.transcriber
+            count = min(HEARD, -(-len(pieces) // HEARD))  # at most a third, or it costs too much
+            stretches = [
+                pieces[len(pieces) * i // count : len(pieces) * (i + 1) // count]
+                for i in range(count)
+            ]
+            chosen = [max(some, key=lambda p: p.piece.voiced_s) for some in stretches]
+            ready.language = transcriber.detect_language(
+                [p.speech(transcriber.sample_rate, transcriber.max_speech_s) for p in chosen]
+            )
+            ready.language_heard = True
 
-    def _count_model_errors(self, error: Exception) -> None:
-        """End the build when the engine fails again and again."""
-        if isinstance(error, ModelError):
-            self.tools.model_errors += 1
-            if self.tools.model_errors >= MODEL_ERRORS:
-                raise error
-
-    def _tokenize(self, batch: Sequence[_Ready]) -> None:
-        for ready in batch:
-            waveforms = dict(ready.waveforms)
-            started = time.perf_counter()
-            with _recorded(ready, "tokenize"):
-                for tokenizer in self.tools.tokenizers:
-                    ready.codes += tokenizer.encode([waveforms[tokenizer.sample_rate]])
-            ready.tokenize_s = time.perf_counter() - started
-
-    def _collect(self, batch: Sequence[_Ready]) -> None:
-        """Put the batch to its parts; commit those that are complete, or all when it is time."""
+    def _collect(self, recordings: Sequence[ReadyRecording]) -> None:
+        """Put recordings to their parts; commit those that are complete, or all when it is time."""
         complete = []
-        for ready in batch:
-            ready.waveforms.clear()
+        for ready in recordings:
+            ready.release()
             self.pending[ready.part].append(ready)
             self.missing[ready.part] -= 1
             if not self.missing[ready.part]:
@@ -330,11 +308,11 @@ class _ShardRun:
                 file_name=ready.recording.file_name,
                 num_bytes=ready.recording.size,
                 duration_s=ready.duration_s,
-                num_rows=0 if ready.failure or ready.gone else 1,
+                num_rows=len(ready.rows) if ready.is_good else 0,
                 fetch_s=ready.fetch_s,
                 decode_s=ready.decode_s,
-                transcribe_s=ready.transcribe_s,
-                tokenize_s=ready.tokenize_s,
+                transcribe_s=sum(row.transcribe_s for row in ready.rows),
+                tokenize_s=sum(row.tokenize_s for row in ready.rows),
                 failure=ready.failure,
                 gone=ready.gone,
             )
@@ -350,15 +328,19 @@ class _ShardRun:
             self.commits.append(self.tools.committing.submit(self._commit, part, outcome))
             self.committed_at = time.monotonic()
 
-    def _commit(self, part: Part, outcome: Sequence[_Ready]) -> tuple[int, float]:
+    def _commit(self, part: Part, outcome: Sequence[ReadyRecording]) -> tuple[int, float]:
         """Returns the conflicts met, and the seconds it took."""
         started = time.perf_counter()
-        good = [r for r in outcome if not r.failure and not r.gone]
+        good = [r for r in outcome if r.is_good]
         recipe = self.tools.recipe.id
         conflicts = commit(
             self.tools.sink,
             part,
-            utterances_to_table([_utterance(r) for r in good], self.tools.schema, recipe),
+            utterances_to_table(
+                [self._utterance(row) for r in good for row in r.rows],
+                with_sample_check(self.tools.schema, self.sample.rates),
+                recipe,
+            ),
             [r.failure for r in outcome if r.failure],
             recipe=recipe,
             replaces={r.recording.file_name: r.recording.replaces for r in good},
@@ -371,23 +353,29 @@ class _ShardRun:
             if future.done():
                 future.result()
 
-
-def _utterance(ready: _Ready) -> Utterance:
-    """The row of a recording that is kept whole."""
-    if ready.decoded is None or ready.transcript is None:
-        raise SpeechmillError(f"{ready.recording.file_name} was committed before it was done")
-    return Utterance(
-        recording=ready.recording,
-        folder_name=ready.part.folder_name,
-        start_s=0.0,
-        end_s=ready.duration_s,
-        sample_rate=ready.decoded.sample_rate,
-        channels=ready.decoded.channels,
-        transcript=ready.transcript,
-        codes=tuple(ready.codes),
-        flags=ready.decoded.flags,
-        fetch_s=ready.fetch_s,
-        decode_s=ready.decode_s,
-        transcribe_s=ready.transcribe_s,
-        tokenize_s=ready.tokenize_s,
-    )
+    def _utterance(self, row: ReadyRow) -> Utterance:
+        """A row that is done. What the recording cost is shared by its rows."""
+        ready, cut = row.owner, row.row
+        transcripts = [p.transcript for p in row.pieces if p.transcript is not None]
+        if len(transcripts) < len(row.pieces) or len(row.codes) < len(self.tools.tokenizers):
+            raise SpeechmillError(f"{ready.recording.file_name} was committed before it was done")
+        share = row.duration_s / sum(r.duration_s for r in ready.rows)
+        return Utterance(
+            recording=ready.recording,
+            folder_name=ready.folder_name,
+            start_s=cut.start_s,
+            end_s=cut.end_s,
+            sample_rate=ready.sample_rate,
+            channels=ready.channels,
+            transcript=join_transcripts([p.piece.start_s for p in row.pieces], transcripts)
+            if transcripts
+            else no_voice(self.tools.language, ready.voice_highest or 0.0),
+            codes=tuple(codes for _, codes in sorted(row.codes.items())),
+            round_trip_cer=tuple(row.round_trip_cer.get(i) for i in range(len(row.codes))),
+            flags=ready.flags,
+            voiced_s=cut.voiced_s,
+            fetch_s=share * ready.fetch_s,
+            decode_s=share * ready.decode_s,
+            transcribe_s=row.transcribe_s,
+            tokenize_s=row.tokenize_s,
+        )

@@ -23,6 +23,7 @@ from speechmill.dataset.layout import (
     agree_on_parts,
     data_key,
     folder_rule,
+    partition_rule,
     read_layout,
 )
 from speechmill.dataset.reader import list_parts, read_columns, scan
@@ -63,6 +64,7 @@ class Plan:
     Of the ``listed`` objects, ``left_out`` were not chosen (counted by reason). The others are
     ``done``; or to be done: ``new``, ``changed``, or the same bytes ``again`` (they failed before,
     or another recipe made their rows); or ``failed`` before and not to be tried again.
+    ``elsewhere`` are those to be done whose parts are other builds', by ``shard_index``.
     ``same_name`` shows folders whose recordings lie in different directories: folder_name to two
     of these. ``unmatched`` recordings do not match a regular expression of ``folder``;
     ``prunable`` ones are gone from the source (counted where ``prune`` is set).
@@ -84,6 +86,7 @@ class Plan:
     names: frozenset[bytes] = frozenset()
     unseen: tuple[str, ...] = ()
     unmatched: int = 0
+    elsewhere: int = 0
     prunable: int = 0
 
     @property
@@ -135,6 +138,8 @@ class _Planner:
     def __init__(self, job: Job, source: Store, sink: Store, recipe: str) -> None:
         self.job, self.source, self.sink, self.recipe = job, source, sink, recipe
         self.folder_of = folder_rule(job.folder)
+        self.partition_of = partition_rule(job.partition_by)
+        self.elsewhere = 0
         self.layout = read_layout(sink)
         self.parts_there = {o.key: o for o in list_parts(sink)}
         self.failures = _read_failures(sink)
@@ -171,8 +176,9 @@ class _Planner:
             settle()
             if wanted:
                 self.layout = agree_on_parts(self.sink, wanted)
+        shards = tuple(self._shards({**wanted, **self.layout}))
         return Plan(
-            shards=tuple(self._shards({**wanted, **self.layout})),
+            shards=shards,
             listed=self.listed,
             left_out=dict(self.left_out.most_common()),
             done=self.done,
@@ -188,6 +194,7 @@ class _Planner:
             names=frozenset(self.names),
             unseen=tuple(self.unseen),
             unmatched=self.unmatched,
+            elsewhere=self.elsewhere,
         )
 
     def _refuse_nothing(self) -> None:
@@ -267,7 +274,7 @@ class _Planner:
             self.unmatched += 1
         if seen != directory and self.job.folder == "parent":
             self.same_name.setdefault(folder_name, (seen, directory))
-        return folder_name
+        return self.partition_of(folder_name)
 
     def _versions(self, part: Part) -> dict[str, Version]:
         there = self.parts_there.get(data_key(part))
@@ -333,6 +340,9 @@ class _Planner:
                 by_part[part].append(recording)
             for part in sorted(by_part):
                 recordings = by_part[part]
+                if not part.belongs_to(self.job.shard_index, self.job.shard_count):
+                    self.elsewhere += len(recordings)
+                    continue
                 part_s = sum(map(estimate_s, recordings))
                 if waiting and waiting_s + part_s > target_s:
                     yield Shard(index, tuple(waiting))

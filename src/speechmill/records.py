@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -18,15 +20,17 @@ __all__ = [
     "Segment",
     "Shard",
     "ShardReport",
+    "Speech",
     "Stage",
     "Transcript",
     "Utterance",
     "Waveform",
     "Word",
+    "key_of",
     "printable",
 ]
 
-Stage = Literal["list", "fetch", "decode", "transcribe", "tokenize", "commit"]
+Stage = Literal["list", "fetch", "decode", "transcribe", "tokenize", "commit", "worker"]
 
 
 def printable(key: str) -> str:
@@ -43,6 +47,18 @@ def printable(key: str) -> str:
         raw = key.replace("\\", "\\\\").encode("utf-8", "surrogateescape")
         return raw.decode("utf-8", "backslashreplace")
     return key.replace("\\", "\\\\") if "\\x" in key else key
+
+
+def key_of(file_name: str) -> str:
+    """The store's key that ``printable`` shows as this name."""
+    if "\\x" not in file_name:
+        return file_name
+    raw = re.sub(
+        rb"\\\\|\\x([0-9a-f]{2})",
+        lambda found: bytes.fromhex(found[1].decode()) if found[1] else b"\\",
+        file_name.encode(),
+    )
+    return raw.decode("utf-8", "surrogateescape")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +85,20 @@ class Recording:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Part:
-    """One part file of a folder: its rows belong to it for the life of the sink."""
+    """One part file of a folder: its rows belong to it for the life of the sink.
+
+    Where a sink is not partitioned by folder, ``folder_name`` is what stands for several of them.
+    """
 
     folder_name: str
     index: int
     count: int
+
+    def belongs_to(self, shard_index: int, shard_count: int) -> bool:
+        """Whether this is a part for the process ``shard_index`` out of ``shard_count``."""
+        text = f"{self.index}/{self.count}/{self.folder_name}"
+        digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+        return int.from_bytes(digest, "big") % shard_count == shard_index
 
     @staticmethod
     def of(folder_name: str, file_name: str, count: int) -> Part:
@@ -113,9 +138,30 @@ class Waveform:
         return len(self.samples) / self.sample_rate
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Speech:
+    """A stretch of a recording that is to be transcribed in one go.
+
+    ``samples`` is float32 [num_samples], mono, −1..1, at the transcriber's rate; not to be written
+    to. ``voiced`` are the stretches in which a voice was heard, (start_s, end_s) from the first
+    sample, in order and apart; None where nothing listened. ``language`` is Whisper's code of the
+    language, where the recording's is known already; None to detect it.
+    """
+
+    samples: NDArray[np.float32]
+    voiced: tuple[tuple[float, float], ...] | None = None
+    language: str | None = None
+    language_probability: float | None = None
+
+    @property
+    def voiced_s(self) -> float | None:
+        """Seconds of voice."""
+        return None if self.voiced is None else sum(end - start for start, end in self.voiced)
+
+
 @dataclass(frozen=True, slots=True)
 class Word:
-    """A word with its times (seconds from the start of the recording)."""
+    """A word with its times (seconds from the start of the speech, in a row of the recording)."""
 
     word: str
     start_s: float
@@ -125,7 +171,7 @@ class Word:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A span of speech as Whisper cuts it (seconds from the start of the recording)."""
+    """A span of text as Whisper cuts it (seconds, as those of ``Word``)."""
 
     start_s: float
     end_s: float
@@ -136,9 +182,12 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Transcript:
-    """What was said in one waveform, and how sure the model is.
+    """What was said in a stretch of speech, or in a row, and how sure the model is.
 
     ``text`` is "" where there is no speech; then the values that only speech has are None.
+    ``repetition`` is that of the piece that repeats itself most, where it is of several.
+    ``temperature`` is the one that gave the text, ``window_s`` the audio that was computed for it
+    (None where the transcriber has no such thing).
     """
 
     text: str
@@ -147,8 +196,11 @@ class Transcript:
     avg_logprob: float | None = None
     no_speech_prob: float | None = None
     compression_ratio: float | None = None
+    repetition: float | None = None
     segments: tuple[Segment, ...] = ()
     words: tuple[Word, ...] | None = None
+    temperature: float | None = None
+    window_s: float | None = None
     flags: tuple[str, ...] = ()
 
 
@@ -164,8 +216,11 @@ class Codes:
 class Utterance:
     """A row of the dataset: a recording, or a span of one.
 
-    ``codes`` holds one entry a tokenizer of the job, in its order. ``flags`` name what is
-    suspicious. ``sample_rate`` (Hz) and ``channels`` are the source's.
+    ``codes`` holds one entry a tokenizer of the job, in its order; so does ``round_trip_cer``, the
+    character error rate of what is heard in the decoded codes, None where that was not asked for.
+    ``flags`` name what is suspicious. ``sample_rate`` (Hz) and ``channels`` are the source's.
+    ``voiced_s`` are its seconds of voice, None where nothing listened. All times are from the start
+    of the recording.
     """
 
     recording: Recording
@@ -177,10 +232,12 @@ class Utterance:
     transcript: Transcript
     codes: tuple[Codes, ...] = ()
     flags: tuple[str, ...] = ()
+    voiced_s: float | None = None
     fetch_s: float = 0.0
     decode_s: float = 0.0
     transcribe_s: float = 0.0
     tokenize_s: float = 0.0
+    round_trip_cer: tuple[float | None, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,11 +274,16 @@ class RecordingDone:
 
 @dataclass(frozen=True, slots=True)
 class ShardReport:
-    """What became of a shard's recordings, and what it took."""
+    """What became of a shard's recordings, and what it took.
+
+    ``mismatch`` is the share of codes, by tokenizer and codebook, that came out otherwise when the
+    first row was encoded again, alone.
+    """
 
     shard_index: int
     done: tuple[RecordingDone, ...] = ()
     wall_s: float = 0.0
     commit_s: float = 0.0
     conflicts: int = 0
+    mismatch: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     stopped: bool = False
