@@ -16,7 +16,7 @@ from speechmill.job import Job
 from speechmill.records import ShardReport
 from speechmill.runners.work import Task, run_task
 
-__all__ = ["Note", "die_of_p2", "linger", "notes", "refuse", "stumble", "tell"]
+__all__ = ["Note", "die_of_p2", "linger", "notes", "nothing", "refuse", "stumble", "tell"]
 
 
 def never() -> bool:
@@ -80,6 +80,10 @@ def linger(task: Task, *, stop: Callable[[], bool] = never) -> ShardReport:
         time.sleep(0.05)
     _note(task, "stopped")
     return ShardReport(task.shard.index, stopped=True)
+
+
+def nothing(task: Task, *, stop: Callable[[], bool] = never) -> ShardReport:
+    return ShardReport(task.shard.index)
 
 
 def refuse(task: Task, *, stop: Callable[[], bool] = never) -> NoReturn:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import logging
 import os
 import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -17,6 +20,11 @@ import psutil
 import pytest
 from psutil import Process
 
+from speechmill.errors import WorkerDiedError
+from speechmill.job import Job
+from speechmill.records import Shard
+from speechmill.runners.work import Task
+from tests.engine_work import nothing
 from tests.harness import Build, Place, assert_same_dataset, corpus, ended, fill_folder
 from tests.weights import missing
 
@@ -137,6 +145,40 @@ def test_a_worker_is_killed_then_the_build_is_asked_to_stop(
     assert_no_noise(finished.err)
     until(lambda: not alive(relatives), 15)
     finish_here(source, sink, undisturbed)
+
+
+def test_a_dask_worker_that_dies_with_its_result_is_a_death_and_nothing_is_said_of_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    from distributed import Client, LocalCluster
+
+    from speechmill.runners.dask import _start
+
+    job = Job(source="source", sink="sink", transcriber="fake")
+    here = LocalCluster(
+        n_workers=1,
+        threads_per_worker=1,
+        host="127.0.0.1",
+        dashboard_address=None,
+        scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
+        silence_logs=logging.CRITICAL,
+    )
+    with here, Client(here, set_as_default=False) as client:
+        engine = _start(job, 1, client, nothing)
+        until(engine.slots)
+        handle = engine.submit(Task(job, Shard(0, ()), "recipe"))
+        until(handle.done)
+        worker = Process(*client.run(os.getpid).values())
+        worker.suspend()  # so that its result is asked for, and does not come
+        killer = threading.Timer(0.5, worker.kill)
+        killer.start()
+        with pytest.raises(WorkerDiedError, match="was killed"):
+            engine.result(handle)
+        killer.join()
+        until(lambda: not client.futures)
+        engine.close()
+    gc.collect()  # asyncio speaks when what was left behind is thrown away
+    assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []
 
 
 @engines

@@ -11,6 +11,7 @@ import logging
 import threading
 import time
 import uuid
+from asyncio import run_coroutine_threadsafe
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import ExitStack, suppress
@@ -35,7 +36,6 @@ CONNECT_S = 10.0
 ANSWER_S = 20.0  # for the scheduler to say what workers there are
 LOOK_EVERY_S = 0.25
 NO_WORKERS_S = 300.0  # a cluster that has none for so long will not get any
-RESULT_S = 5.0
 STOP_S = 8.0  # for running tasks to commit what they have
 CLOSE_S = 5.0
 GOES_ON = "once there is a cluster again, the same command goes on from here"
@@ -167,15 +167,19 @@ class _Dask:
         """What came of a task, as ``wire`` has it; see ``result``."""
         from distributed import KilledWorker
 
+        # Asked for once, and waited for elsewhere than in Dask: a wait that Dask gives up leaves
+        # tasks in its client, of which asyncio says later that nobody has looked at their errors.
+        answer = run_coroutine_threadsafe(handle._result(), self._client.loop.asyncio_loop)
         while True:
             if not handle.done() and process not in self._there:
                 handle.cancel()
                 raise WorkerDiedError(self._why_died(process))
             try:
-                return str(handle.result(timeout=RESULT_S))
-            except TimeoutError:  # it has died with the result
-                self._looked_at = -LOOK_EVERY_S
+                return str(answer.result(LOOK_EVERY_S))
+            except TimeoutError as error:  # it may have died with the result
                 self._look()
+                if answer.done():
+                    raise EngineError(f"Dask could not fetch a result: {_line(error)}") from None
             except KilledWorker:
                 raise WorkerDiedError(self._why_died(process)) from None
             except CancelledError:
@@ -183,6 +187,8 @@ class _Dask:
                     f"the Dask scheduler has gone, or was restarted; {GOES_ON}"
                 ) from None
             except Exception as error:  # noqa: BLE001 - such as a worker that cannot import us
+                self._looked_at = -LOOK_EVERY_S
+                self._look()  # that it is no fault of a scheduler that has just gone
                 raise EngineError(
                     f"a Dask worker could not begin a task: {_line(error)} (the scheduler and the "
                     "workers need the same Speechmill and Dask as here)"
