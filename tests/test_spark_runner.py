@@ -8,10 +8,10 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -26,6 +26,7 @@ from speechmill.errors import DatasetError, EngineError, JobError, MissingExtraE
 from speechmill.job import Job
 from speechmill.records import ShardReport
 from speechmill.runners.spark import SparkRunner
+from speechmill.runners.spark_sessions import mapped
 from speechmill.runners.work import Task, run_task
 from speechmill.storage import open_store
 from tests.spark_sessions import need_spark, spark_session
@@ -130,6 +131,7 @@ def alive(pid: int) -> bool:
 
 @pytest.fixture
 def pool() -> Iterator[ThreadPoolExecutor]:
+    """A thread beside the test; nothing of it is left to the next one, also when the test fails."""
     with ThreadPoolExecutor(1) as threads:
         yield threads
 
@@ -225,21 +227,29 @@ def test_a_shard_that_is_given_twice_at_once_has_its_rows_once(
 
 
 def test_when_spark_is_stopped_the_build_says_so_in_one_line(
-    job: Job, session: SparkSession
+    job: Job, session: SparkSession, pool: ThreadPoolExecutor
 ) -> None:
     def stop() -> None:
         wait_for_worker(job)
         session.stop()
 
-    stopping = threading.Thread(target=stop, daemon=True)
-    stopping.start()
-    with pytest.raises(EngineError, match="the same command goes on from here") as caught:
+    stopped = pool.submit(stop)
+    with pytest.raises(EngineError, match=r"Spark has gone: .* the same command goes on") as caught:
         speechmill.build(job, runner=SparkRunner(session, work=linger))
     assert "\n" not in str(caught.value)
-    stopping.join()
+    stopped.result()
+    # Whatever else was said of it: there are as many forms as there are moments to be stopped at.
+    with pytest.raises(EngineError, match="Spark has gone"), mapped(session):
+        raise RuntimeError("dagScheduler() is null")
     report = speechmill.build(job)  # and it does
     assert report.failed == 0
     assert_as_local(job)
+
+
+def test_an_error_of_a_session_that_goes_on_is_told_as_it_is(session: SparkSession) -> None:
+    said = r"^Spark could not do it: .*no_such_table"
+    with pytest.raises(EngineError, match=said), mapped(session):
+        session.sql("select * from no_such_table").collect()
 
 
 def test_options_that_cannot_be_meant_are_refused(job: Job, session: SparkSession) -> None:
@@ -267,12 +277,13 @@ def test_only_a_session_on_this_machine_is_bound_to_it(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The executors of a cluster must be able to reach the driver."""
+    from pyspark.errors import PySparkRuntimeError
     from pyspark.sql import SparkSession
 
     from speechmill.runners import spark, spark_sessions
 
-    if (active := SparkSession.getActiveSession()) is not None:
-        active.stop()
+    with suppress(PySparkRuntimeError):  # there is none
+        SparkSession.active().stop()
     seen: list[tuple[dict[str, str], str | None, str | None]] = []
 
     def launch(options: dict[str, str], _: object) -> NoReturn:

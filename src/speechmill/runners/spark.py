@@ -117,7 +117,7 @@ class _Spark:
     def slots(self) -> int:
         if self._slots:
             return self._slots
-        with mapped():
+        with mapped(self._session):
             slots = self._parallelism() // _cores_a_task(self._session)
         if setting(self._session, "spark.dynamicAllocation.enabled") == "true":
             slots *= 2  # what waits is what makes it grow
@@ -135,7 +135,7 @@ class _Spark:
 
     def _run(self, text: str, tag: str) -> ShardReport:
         """One job of one task; in a thread of the pool."""
-        with mapped():
+        with mapped(self._session):
             self._tag(tag)
             try:
                 row = [(text, self._again_is_death)]

@@ -7,6 +7,7 @@ import re
 import socket
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from typing import IO, TYPE_CHECKING, Any, Final
@@ -21,17 +22,17 @@ if TYPE_CHECKING:
 __all__ = ["GOES_ON", "context_of", "knock", "mapped", "new_session", "setting"]
 
 CONNECT_S = 5.0
+STOPS_WITHIN_S = 3.0  # Spark's jobs fail a little before it is stopped, when its master has gone
 GOES_ON = "once Spark runs again, the same command goes on from here"
 # What Spark says of a job whose worker has died; anything else is no fault of the shard.
 _DIED: Final = re.compile(
     r"Python worker exited unexpectedly|PYTHON_WORKER_|ExecutorLostFailure|Connection reset"
     r"|EOFException|Python worker (?:failed to connect back|process terminated)"
 )
-# What it says, or what py4j and gRPC do, when Spark itself is no longer there.
+# What a client of Spark Connect says when its server has gone. It cannot be asked: it would go on
+# trying for minutes.
 _GONE: Final = re.compile(
-    r"SparkContext was shut down|stopped SparkContext|'NoneType' object has no attribute"
-    r"|Connection refused|Answer from Java side is empty|Error while sending or receiving"
-    r"|StatusCode\.UNAVAILABLE"
+    r"StatusCode\.UNAVAILABLE|Connection refused|SparkContext was shut down|stopped SparkContext"
 )
 
 
@@ -124,12 +125,12 @@ def context_of(session: SparkSession) -> SparkContext | None:
 
 def setting(session: SparkSession, name: str, default: str = "") -> str:
     """One of the session's settings, as text."""
-    with mapped():
+    with mapped(session):
         return str(session.conf.get(name, default))
 
 
 @contextmanager
-def mapped() -> Iterator[None]:
+def mapped(session: SparkSession | None = None) -> Iterator[None]:
     """Spark's errors as ours."""
     try:
         yield
@@ -137,11 +138,36 @@ def mapped() -> Iterator[None]:
         raise
     except Exception as error:  # noqa: BLE001 - of pyspark, py4j, gRPC, sockets
         text = str(error)
-        if "stage failure" in text and _DIED.search(text):
-            raise WorkerDiedError("the process was killed, or was out of memory") from None
-        if _GONE.search(f"{type(error).__name__}: {text}"):
+        died = "stage failure" in text and _DIED.search(text) is not None
+        if _has_gone(session, error, wait_s=0.0 if died else STOPS_WITHIN_S):
             raise EngineError(f"Spark has gone: it was stopped, or has died; {GOES_ON}") from None
+        if died:
+            raise WorkerDiedError("the process was killed, or was out of memory") from None
         raise EngineError(f"Spark could not do it: {_line(error)}") from None
+
+
+def _has_gone(session: SparkSession | None, error: Exception, *, wait_s: float) -> bool:
+    """Whether Spark itself is no longer there, or will not be in so many seconds.
+
+    The context is asked. What is said of a call that it cuts short has no end of forms.
+    """
+    context = None if session is None else context_of(session)
+    if context is None:
+        return _GONE.search(f"{type(error).__name__}: {error}") is not None
+    deadline = time.monotonic() + wait_s
+    while not _is_stopped(context):
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def _is_stopped(context: SparkContext) -> bool:
+    java: Any = context._jsc  # None once it was stopped from Python
+    try:
+        return java is None or bool(java.sc().isStopped())
+    except Exception:  # noqa: BLE001 - the JVM does not answer: of py4j, sockets
+        return True
 
 
 def _line(error: Exception) -> str:
