@@ -136,7 +136,7 @@ def test_who_comes_first_decides_on_the_number_of_parts(
     store = open_store(memory())
     agree_on_parts(store, mine)
     agreed = agree_on_parts(store, theirs)
-    assert agreed == {**theirs, **mine}
+    assert agreed.folders == {**theirs, **mine}
     assert read_layout(store) == agreed
 
 

@@ -333,7 +333,9 @@ def test_slow_models_commit_within_a_part(job: Job, monkeypatch: pytest.MonkeyPa
     seen: list[int] = []
     commit = dataset_commit.commit
 
-    def counted(store: Store, part: Part, rows: pa.Table, *rest: object, **options: object) -> int:
+    def counted(
+        store: Store, part: Part, rows: pa.Table, *rest: object, **options: object
+    ) -> dataset_commit.Committed:
         seen.append(rows.num_rows)
         return commit(store, part, rows, *rest, **options)  # type: ignore[arg-type]
 

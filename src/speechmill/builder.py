@@ -15,9 +15,7 @@ from statistics import fmean
 from typing import Protocol
 
 from speechmill._version import __version__
-from speechmill.dataset.reader import stored_schema
-from speechmill.dataset.state import agree_on_source, check_source, read_recipe, read_state
-from speechmill.errors import DatasetError, SpeechmillError
+from speechmill.errors import SpeechmillError
 from speechmill.job import Job
 from speechmill.planner import Plan, make_plan
 from speechmill.records import RecordingDone
@@ -25,7 +23,8 @@ from speechmill.report import BuildReport, Tally
 from speechmill.runlog import RunLog, new_run_id
 from speechmill.runners import open_runner
 from speechmill.runners.base import Runner
-from speechmill.tools import Tools, forget_tools, open_tools
+from speechmill.settling import agree, check, settled_tools
+from speechmill.tools import Tools
 from speechmill.upkeep import count_gone, prune, tidy
 
 __all__ = ["Observer", "build", "plan"]
@@ -73,8 +72,8 @@ def plan(job: Job) -> Plan:
     Raises:
         SpeechmillError: as ``build``.
     """
-    tools = _settled_tools(job)
-    _check_source(tools)
+    tools = settled_tools(job)
+    check(tools)
     made = make_plan(tools.job, tools.source, tools.sink, tools.recipe.id)
     if job.prune:
         made = replace(made, prunable=count_gone(tools.source, tools.sink, made))
@@ -102,9 +101,9 @@ def build(
     """
     started = time.monotonic()
     observer = observer or _Nobody()
-    tools = _settled_tools(job)
+    tools = settled_tools(job)
     job = tools.job
-    _check_source(tools)
+    check(tools)
     log = RunLog(tools.sink, run_id := new_run_id())
     log.event("started", version=__version__, source=tools.source.url, recipe=tools.recipe.id)
     try:
@@ -231,20 +230,6 @@ def _report(
     )
 
 
-def _settled_tools(job: Job) -> Tools:
-    """The job's tools, with the compute type that the sink's recipe has settled on."""
-    forget_tools()
-    tools = open_tools(job)
-    state = read_state(tools.sink)
-    if job.compute_type != "auto" or state is None:
-        return tools
-    recipe = read_recipe(tools.sink, state["recipe"])
-    kept = recipe.choices.get("transcriber", {}).get("compute_type") if recipe else None
-    if kept is None or kept == tools.transcriber.recipe.get("compute_type"):
-        return tools
-    return open_tools(job.model_copy(update={"compute_type": kept}))
-
-
 def _settled_plan(tools: Tools, observer: Observer) -> Plan:
     """The plan, agreed on with other builds. The sink is tried out while the source is listed."""
     observer.listed(0)
@@ -258,7 +243,7 @@ def _settled_plan(tools: Tools, observer: Observer) -> Plan:
 
         def settle() -> None:
             checked.result()
-            _agree_on_source(tools)
+            agree(tools)
 
         return make_plan(
             tools.job,
@@ -268,54 +253,6 @@ def _settled_plan(tools: Tools, observer: Observer) -> Plan:
             settle=settle,
             on_listed=listed,
         )
-
-
-def _check_source(tools: Tools) -> None:
-    """That there is a source, and that the sink's rows are of it and of this recipe.
-
-    Nothing is written yet: a mistyped source must leave no trace in the sink.
-    """
-    next(iter(tools.source.list()), None)
-    state = read_state(tools.sink)
-    check_source(
-        tools.sink,
-        state,
-        tools.source.url,
-        tools.job.folder,
-        tools.recipe,
-        partition_by=tools.job.partition_by,
-        rebuild=tools.job.rebuild,
-        source_moved=tools.job.source_moved,
-    )
-    if state is not None and state["recipe"] != tools.recipe.id:
-        _check_token_types(tools)
-
-
-def _check_token_types(tools: Tools) -> None:
-    """That a rebuild keeps the types of the token columns: readers of a half rebuilt dataset could
-    not put two types into one column."""
-    stored = stored_schema(tools.sink)
-    for column in tools.schema.names:
-        if not column.startswith("token") or stored is None or column not in stored.names:
-            continue
-        old, new = stored.field(column).type, tools.schema.field(column).type
-        if old != new:
-            raise DatasetError(
-                f"the column {column} of {tools.sink.url} is {old}, this job makes it {new}; a "
-                "rebuild cannot change that: use another sink"
-            )
-
-
-def _agree_on_source(tools: Tools) -> None:
-    agree_on_source(
-        tools.sink,
-        tools.source.url,
-        tools.job.folder,
-        tools.recipe,
-        partition_by=tools.job.partition_by,
-        rebuild=tools.job.rebuild,
-        source_moved=tools.job.source_moved,
-    )
 
 
 def _libraries() -> dict[str, str]:

@@ -11,6 +11,7 @@
     │   └── ReplacedError       a part was replaced while it was being read
     ├── EngineError             what runs the shards cannot be reached, or has gone
     │   └── WorkerDiedError     one of its processes has died
+    ├── BrokerError             a queue cannot be reached, read or written
     ├── ModelError              weights cannot be found, read or trusted
     ├── StorageError            the object store did not do what was asked
     │   ├── NotFoundError       no such object
@@ -31,6 +32,7 @@ FFmpeg, pydantic) are mapped to these once, where they enter.
 __all__ = [
     "AccessDeniedError",
     "AudioError",
+    "BrokerError",
     "ConflictError",
     "DamagedError",
     "DatasetError",
@@ -95,6 +97,10 @@ class EngineError(SpeechmillError):
 
 class WorkerDiedError(EngineError):
     """A process that had a shard in hand has died."""
+
+
+class BrokerError(SpeechmillError):
+    """A queue cannot be reached, read or written."""
 
 
 class ModelError(SpeechmillError):

@@ -16,7 +16,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from speechmill.dataset.commit import commit
+from speechmill.dataset.commit import Committed, commit
+from speechmill.dataset.growth import grow
 from speechmill.dataset.schema import utterances_to_table, with_sample_check
 from speechmill.errors import ModelError, SpeechmillError
 from speechmill.intake import Intake, ReadyPiece, ReadyRecording, ReadyRow
@@ -62,24 +63,35 @@ class _Group:
         self.audio_s += piece.duration_s
 
 
+@dataclass(frozen=True, slots=True)
+class _Commit:
+    """A part that was committed to, and the seconds it took."""
+
+    part: Part
+    made: Committed
+    seconds: float
+
+
 def process_shard(
     job: Job,
     shard: Shard,
     *,
     stop: Callable[[], bool] = lambda: False,
     on_done: Callable[[RecordingDone], None] = lambda _: None,
+    commit_every_s: float | None = None,
 ) -> ShardReport:
     """Make the rows of a shard's recordings and commit each part as soon as its last one is done.
 
     A recording that fails becomes a failures row, and none of its rows are kept. ``stop`` is asked
     between groups of pieces; then the recordings that are done are committed, and the report says
-    ``stopped``. ``on_done`` hears of each recording.
+    ``stopped``. ``on_done`` hears of each recording. What is done of a part that takes longer is
+    committed every ``commit_every_s`` seconds (five minutes, where nothing is said).
 
     Raises:
         UnavailableError: a store stays down. What was committed stays.
         SpeechmillError: the job itself cannot be done (model, credentials, dataset).
     """
-    return _ShardRun(open_tools(job), shard, stop, on_done).run()
+    return _ShardRun(open_tools(job), shard, stop, on_done, commit_every_s).run()
 
 
 class _ShardRun:
@@ -91,9 +103,11 @@ class _ShardRun:
         shard: Shard,
         stop: Callable[[], bool],
         on_done: Callable[[RecordingDone], None],
+        commit_every_s: float | None,
     ) -> None:
         self.tools, self.job, self.shard = tools, tools.job, shard
         self.stop, self.on_done = stop, on_done
+        self.commit_every_s = COMMIT_EVERY_S if commit_every_s is None else commit_every_s
         self.missing = {part: len(recordings) for part, recordings in shard.parts}
         self.pending: defaultdict[Part, list[ReadyRecording]] = defaultdict(list)
         self.intake = Intake(tools)
@@ -104,7 +118,7 @@ class _ShardRun:
         self.shared = SharedEncoder(tools.transcriber, tools.tokenizers)
         self.round_trip = RoundTrip(tools) if self.job.round_trip else None
         self.committed_at = time.monotonic()
-        self.commits: list[Future[tuple[int, float]]] = []
+        self.commits: list[Future[list[_Commit]]] = []
         self.done: list[RecordingDone] = []
 
     def run(self) -> ShardReport:
@@ -120,7 +134,7 @@ class _ShardRun:
             while self.groups:
                 self._finish_oldest()
             self._commit_pending(list(self.pending))
-            commits = [f.result() for f in self.commits]
+            commits = [one for f in self.commits for one in f.result()]
         except SpeechmillError:
             self._rescue()
             raise
@@ -136,10 +150,12 @@ class _ShardRun:
             shard_index=self.shard.index,
             done=tuple(self.done),
             wall_s=time.monotonic() - started,
-            commit_s=sum(seconds for _, seconds in commits),
-            conflicts=sum(conflicts for conflicts, _ in commits),
+            commit_s=sum(one.seconds for one in commits),
+            conflicts=sum(one.made.conflicts for one in commits),
             mismatch=self.sample.rates,
             stopped=stopped,
+            written_bytes=sum(one.made.num_bytes for one in commits),
+            filled=tuple({one.part: one.made.audio_s for one in commits}.items()),
         )
 
     def _rescue(self) -> None:
@@ -318,7 +334,7 @@ class _ShardRun:
             )
             self.done.append(done)
             self.on_done(done)
-        if time.monotonic() - self.committed_at > COMMIT_EVERY_S:
+        if time.monotonic() - self.committed_at > self.commit_every_s:
             complete = list(self.pending)
         self._commit_pending(complete)
 
@@ -328,25 +344,33 @@ class _ShardRun:
             self.commits.append(self.tools.committing.submit(self._commit, part, outcome))
             self.committed_at = time.monotonic()
 
-    def _commit(self, part: Part, outcome: Sequence[ReadyRecording]) -> tuple[int, float]:
-        """Returns the conflicts met, and the seconds it took."""
+    def _commit(self, part: Part, outcome: Sequence[ReadyRecording]) -> list[_Commit]:
+        """Commit to a part; what it is sealed for, to the parts that its folder has by now."""
         started = time.perf_counter()
         good = [r for r in outcome if r.is_good]
         recipe = self.tools.recipe.id
-        conflicts = commit(
+        schema = with_sample_check(self.tools.schema, self.sample.rates)
+        made = commit(
             self.tools.sink,
             part,
             utterances_to_table(
-                [self._utterance(row) for r in good for row in r.rows],
-                with_sample_check(self.tools.schema, self.sample.rates),
-                recipe,
+                [self._utterance(row) for r in good for row in r.rows], schema, recipe
             ),
             [r.failure for r in outcome if r.failure],
             recipe=recipe,
             replaces={r.recording.file_name: r.recording.replaces for r in good},
             is_current=self.tools.is_current,
         )
-        return conflicts, time.perf_counter() - started
+        done = [_Commit(part, made, time.perf_counter() - started)]
+        if made.refused:
+            layout = grow(self.tools.sink, part.folder_name, part.count, self.tools.schema)
+            moved: defaultdict[Part, list[ReadyRecording]] = defaultdict(list)
+            for ready in good:
+                if (name := ready.recording.file_name) in made.refused:
+                    moved[layout.part(part.folder_name, name)].append(ready)
+            for target, some in moved.items():
+                done += self._commit(target, some)
+        return done
 
     def _raise_failed_commits(self) -> None:
         for future in self.commits:

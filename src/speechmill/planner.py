@@ -55,6 +55,7 @@ class _Folder:
 
     recordings: list[Recording] = field(default_factory=list)
     estimated_s: float = 0.0  # of all that is listed, also beyond --limit
+    earlier: dict[str, Part] = field(default_factory=dict)  # where rows are from before it grew
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,7 @@ class Plan:
     failed: int
     same_name: Mapping[str, tuple[str, str]]
     parts: Mapping[str, int]
-    stale_failures: tuple[tuple[Part, str], ...] = ()
+    stale_failures: tuple[tuple[str, str], ...] = ()
     outdated_rows: tuple[tuple[Part, str, Version], ...] = ()
     listing_ended: bool = True
     names: frozenset[bytes] = frozenset()
@@ -150,7 +151,7 @@ class _Planner:
         self.listed = self.done = self.new = self.changed = self.again = self.failed = 0
         self.planned = 0
         self.bare: list[tuple[str, Recording]] = []
-        self.stale_failures: list[tuple[Part, str]] = []
+        self.stale_failures: list[tuple[str, str]] = []
         self.outdated_rows: list[tuple[Part, str, Version]] = []
         self.names: set[bytes] = set()
         self.unseen: list[str] = []
@@ -169,14 +170,14 @@ class _Planner:
         wanted = {
             name: max(1, round(f.estimated_s / (60 * self.job.part_minutes)))
             for name, f in self.folders.items()
-            if f.recordings and name not in self.layout
+            if f.recordings and name not in self.layout.folders
         }
         self._refuse_nothing()
         if settle is not None:
             settle()
             if wanted:
                 self.layout = agree_on_parts(self.sink, wanted)
-        shards = tuple(self._shards({**wanted, **self.layout}))
+        shards = tuple(self._shards({**wanted, **self.layout.folders}))
         return Plan(
             shards=shards,
             listed=self.listed,
@@ -187,7 +188,7 @@ class _Planner:
             again=self.again,
             failed=self.failed,
             same_name=self.same_name,
-            parts={**wanted, **self.layout},
+            parts={**wanted, **self.layout.folders},
             stale_failures=tuple(self.stale_failures),
             outdated_rows=tuple(self.outdated_rows),
             listing_ended=self.listing_ended,
@@ -252,18 +253,22 @@ class _Planner:
 
     def _look_up(self, batch: list[Recording], pool: ThreadPoolExecutor) -> None:
         """Sort a batch into what is done, what failed, and what is to be done."""
-        by_part: defaultdict[Part, list[Recording]] = defaultdict(list)
+        candidates: dict[Recording, list[Part]] = {}
         for recording in batch:
-            folder_name = self._folder(recording)
-            if (count := self.layout.get(folder_name)) is None:
+            folder_name, name = self._folder(recording), recording.file_name
+            if folder_name not in self.layout.folders:
                 self._add(folder_name, recording)
             else:
-                part = Part.of(folder_name, recording.file_name, count)
-                by_part[part].append(recording)
-        parts = list(by_part)
-        for part, known in zip(parts, pool.map(self._versions, parts), strict=True):
-            for recording in by_part[part]:
-                self._sort(part, recording, known.get(recording.file_name))
+                candidates[recording] = [
+                    *self.layout.earlier_parts(folder_name, name),
+                    self.layout.part(folder_name, name),
+                ]
+        parts = list({part: None for some in candidates.values() for part in some})
+        known = dict(zip(parts, pool.map(self._versions, parts), strict=True))
+        for recording, some in candidates.items():
+            name = recording.file_name
+            part = next((part for part in some if name in known[part]), some[-1])
+            self._sort(part, recording, known[part].get(name))
 
     def _folder(self, recording: Recording) -> str:
         name = recording.file_name
@@ -285,11 +290,11 @@ class _Planner:
     def _sort(self, part: Part, recording: Recording, row: Version | None) -> None:
         name = recording.file_name
         listed = Version.of(recording, self.recipe)
-        failure, stage = self.failures.get(name, (None, ""))
+        failure, stage, failure_key = self.failures.get(name, (None, "", ""))
         if row is not None and row.same_source(listed) and row.recipe == self.recipe:
             self.done += 1
             if failure is not None:
-                self.stale_failures.append((part, name))
+                self.stale_failures.append((failure_key, name))
         elif stage == "decode" and failure == listed and not self.job.retry_failed:
             self.failed += 1
             if row is not None:
@@ -297,6 +302,8 @@ class _Planner:
         else:
             if before := row or failure:
                 recording = replace(recording, replaces=before.etag)
+            if part.count != self.layout.folders[part.folder_name]:
+                self.folders[part.folder_name].earlier[name] = part
             self._add(part.folder_name, recording)
 
     def _add(self, folder_name: str, recording: Recording) -> None:
@@ -335,8 +342,10 @@ class _Planner:
         waiting: list[tuple[Part, tuple[Recording, ...]]] = []
         for folder_name in sorted(self.folders):
             by_part: defaultdict[Part, list[Recording]] = defaultdict(list)
-            for recording in self.folders.pop(folder_name).recordings:
-                part = Part.of(folder_name, recording.file_name, counts[folder_name])
+            folder = self.folders.pop(folder_name)
+            for recording in folder.recordings:
+                name = recording.file_name
+                part = folder.earlier.get(name) or Part.of(folder_name, name, counts[folder_name])
                 by_part[part].append(recording)
             for part in sorted(by_part):
                 recordings = by_part[part]
@@ -376,9 +385,12 @@ def _below_sink(key: str, sink_prefix: str) -> bool:
     return top in OWN_PREFIXES
 
 
-def _read_failures(sink: Store) -> dict[str, tuple[Version, str]]:
-    found: dict[str, tuple[Version, str]] = {}
-    for _, table in scan(sink, [*IDENTITY_COLUMNS, "stage"], FAILURES):
+def _read_failures(sink: Store) -> dict[str, tuple[Version, str, str]]:
+    """Each failed recording's version and stage, and the key of its failures file."""
+    found: dict[str, tuple[Version, str, str]] = {}
+    for part, table in scan(sink, [*IDENTITY_COLUMNS, "stage"], FAILURES):
         stages = dict(zip(table["file_name"].to_pylist(), table["stage"].to_pylist(), strict=True))
-        found |= {name: (version, stages[name]) for name, version in versions(table).items()}
+        found |= {
+            name: (version, stages[name], part.key) for name, version in versions(table).items()
+        }
     return found

@@ -277,7 +277,8 @@ class ShardReport:
     """What became of a shard's recordings, and what it took.
 
     ``mismatch`` is the share of codes, by tokenizer and codebook, that came out otherwise when the
-    first row was encoded again, alone.
+    first row was encoded again, alone. ``written_bytes`` is the size of all parts that were put
+    into the sink, and ``filled`` are the seconds of audio that each of them holds now.
     """
 
     shard_index: int
@@ -287,3 +288,5 @@ class ShardReport:
     conflicts: int = 0
     mismatch: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     stopped: bool = False
+    written_bytes: int = 0
+    filled: tuple[tuple[Part, float], ...] = ()

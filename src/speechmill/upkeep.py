@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from speechmill.dataset.commit import Version, remove, versions
-from speechmill.dataset.layout import DATA, FAILURES, data_key, failures_key
+from speechmill.dataset.layout import DATA, FAILURES, data_key
 from speechmill.dataset.reader import scan
 from speechmill.dataset.schema import IDENTITY_COLUMNS
 from speechmill.errors import JobError, NotFoundError, UnsupportedError
@@ -20,11 +20,11 @@ __all__ = ["count_gone", "prune", "tidy"]
 def tidy(sink: Store, plan: Plan) -> None:
     """Take away what a build that was cut short left over: failures of recordings that have their
     row, and rows of recordings whose present version is known to be no audio."""
-    stale: defaultdict[Part, set[str]] = defaultdict(set)
-    for part, name in plan.stale_failures:
-        stale[part].add(name)
-    for part, names in stale.items():
-        remove(sink, failures_key(part), lambda name, _, names=names: name in names)  # type: ignore[misc]
+    stale: defaultdict[str, set[str]] = defaultdict(set)
+    for key, name in plan.stale_failures:
+        stale[key].add(name)
+    for key, names in stale.items():
+        remove(sink, key, lambda name, _, names=names: name in names)  # type: ignore[misc]
     outdated: defaultdict[Part, dict[str, Version]] = defaultdict(dict)
     for part, name, version in plan.outdated_rows:
         outdated[part][name] = version

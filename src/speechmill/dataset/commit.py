@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,8 +18,10 @@ from speechmill.dataset.layout import data_key, failures_key
 from speechmill.dataset.schema import (
     FAILURE_SCHEMA,
     failures_to_table,
+    is_sealed,
     sort_rows,
     to_parquet,
+    with_seal,
 )
 from speechmill.dataset.swap import update
 from speechmill.errors import DatasetError, NotFoundError
@@ -27,6 +29,7 @@ from speechmill.records import Failure, Part, Recording
 from speechmill.storage import Store
 
 __all__ = [
+    "Committed",
     "Version",
     "commit",
     "merge_rows",
@@ -58,6 +61,22 @@ class Version:
     def same_source(self, other: Version) -> bool:
         """Whether both are of the same bytes in the source."""
         return (self.size, self.etag) == (other.size, other.etag)
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """What came of a commit.
+
+    ``num_bytes`` were written, as rows. ``audio_s`` and ``num_rows`` are what the part holds now (0
+    where nothing was to be written). ``refused`` are recordings that a sealed part does not take:
+    they belong to another one by now.
+    """
+
+    conflicts: int = 0
+    num_bytes: int = 0
+    audio_s: float = 0.0
+    num_rows: int = 0
+    refused: frozenset[str] = frozenset()
 
 
 def versions(table: pa.Table) -> dict[str, Version]:
@@ -125,14 +144,16 @@ def merge_rows(
     rows' recipe is the sink's. Another version of the bytes is replaced unless it is newer, or
     when it is the very one that ``replaces`` (etag by file name) says was to be replaced. The
     columns are those of the new rows, or the old ones if the sink's recipe has moved on meanwhile.
+    A sealed part takes no recording that it does not have.
     """
     there = versions(old) if old is not None else {}
+    sealed = old is not None and is_sealed(old.schema)
     coming = versions(new)
 
     def wins(name: str, mine: Version) -> bool:
         theirs = there.get(name)
         if theirs is None:
-            return True
+            return not sealed
         if mine.same_source(theirs):
             return mine.recipe != theirs.recipe and is_current()
         return mine.modified_us > theirs.modified_us or replaces.get(name) == theirs.etag
@@ -146,6 +167,8 @@ def merge_rows(
     kept = _without(old, winners)
     same = old.schema.equals(new.schema)
     schema = new.schema if same or not kept.num_rows or is_current() else old.schema
+    if sealed:
+        schema = with_seal(schema)
     return sort_rows(pa.concat_tables([_conform(kept, schema), _conform(added, schema)]))
 
 
@@ -162,32 +185,35 @@ def commit(
     recipe: str,
     replaces: Mapping[str, str],
     is_current: Callable[[], bool],
-) -> int:
+) -> Committed:
     """Commit to a part what became of some of its recordings: rows and failures.
 
     Rows come before their recordings' old failures go, and failures come before the rows of
     versions that they put an end to go: whenever it is cut short, each recording is accounted
-    for, and the next build takes away what is left over. Returns the conflicts met.
+    for, and the next build takes away what is left over.
 
     Raises:
         ConflictError: something else kept on changing the part.
         UnavailableError: the store stays down.
     """
+    committed = Committed()
     conflicts = 0
     if rows.num_rows:
-        conflicts += _add_rows(store, data_key(part), rows, replaces, is_current)
+        committed = _add_rows(store, data_key(part), rows, replaces, is_current)
         done = versions(rows)
         remove(
             store,
             failures_key(part),
             lambda name, v: (
-                name in done and (not v.newer(done[name]) or replaces.get(name) == v.etag)
+                name in done
+                and name not in committed.refused
+                and (not v.newer(done[name]) or replaces.get(name) == v.etag)
             ),
         )
     if failures:
-        conflicts += _add_failures(store, failures_key(part), failures, recipe)
+        conflicts = _add_failures(store, failures_key(part), failures, recipe)
         _settle(store, part, failures)
-    return conflicts
+    return replace(committed, conflicts=committed.conflicts + conflicts)
 
 
 def _add_rows(
@@ -196,13 +222,26 @@ def _add_rows(
     rows: pa.Table,
     replaces: Mapping[str, str],
     is_current: Callable[[], bool],
-) -> int:
-    def change(data: bytes | None) -> bytes | None:
-        old = read_part(key, data) if data is not None else None
-        merged = merge_rows(old, rows, replaces=replaces, is_current=is_current)
-        return None if merged is None else to_parquet(merged)
+) -> Committed:
+    committed = Committed()
 
-    return update(store, key, change)
+    def change(data: bytes | None) -> bytes | None:
+        nonlocal committed
+        old = read_part(key, data) if data is not None else None
+        refused = frozenset[str]()
+        if old is not None and is_sealed(old.schema):
+            refused = frozenset(versions(rows).keys() - versions(old).keys())
+        committed = Committed(refused=refused)
+        merged = merge_rows(old, rows, replaces=replaces, is_current=is_current)
+        if merged is None:
+            return None
+        new = to_parquet(merged)
+        audio_s = float(pc.sum(merged["duration_s"]).as_py() or 0.0)
+        committed = Committed(0, len(new), audio_s, merged.num_rows, refused)
+        return new
+
+    conflicts = update(store, key, change)
+    return replace(committed, conflicts=conflicts)
 
 
 def _add_failures(store: Store, key: str, failures: Sequence[Failure], recipe: str) -> int:

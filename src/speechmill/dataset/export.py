@@ -57,7 +57,7 @@ def export_parquet(store: Store, out: Store, template: str) -> Iterator[Exported
             f"{state['partition_by']}): write them by folder with speechmill repartition "
             "SINK OUT --by folder_name, or take a template without {folder_name}"
         )
-    names = {directory(name): name for name in read_layout(store)}
+    names = {directory(name): name for name in read_layout(store).folders}
     files: defaultdict[str, list[Object]] = defaultdict(list)
     for part in list_parts(store):
         folder = part.key.removeprefix(f"{DATA}/").partition("/")[0]

@@ -1,7 +1,8 @@
 """Where things lie in a sink: folders, parts, and the names of everything else.
 
 A recording belongs to one part for the life of the sink. How many parts a folder has is chosen
-when it is first planned, and kept in ``layout.json``.
+when it is first planned, and kept in ``layout.json``. A folder that grows beyond that gets more
+parts for what is new (``growth.py``).
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from urllib.parse import quote, unquote_to_bytes
 
@@ -27,7 +29,9 @@ __all__ = [
     "OWN_PREFIXES",
     "ROOT_FOLDER",
     "SOURCE_KEY",
+    "Layout",
     "agree_on_parts",
+    "change_layout",
     "data_key",
     "directory",
     "failures_key",
@@ -164,42 +168,86 @@ def part_of(key: str, folder_name: str) -> Part:
     return Part(folder_name, int(numbers[1]), int(numbers[2]))
 
 
-def read_layout(store: Store) -> dict[str, int]:
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How many parts each folder has.
+
+    ``folders`` is for recordings that are new. ``earlier`` are the numbers that a folder had before
+    it grew: its parts of then keep their recordings, and take no others. ``growing`` are folders
+    that are to have more parts once those of now are sealed.
+    """
+
+    folders: Mapping[str, int] = field(default_factory=dict)
+    earlier: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    growing: Mapping[str, int] = field(default_factory=dict)
+
+    def part(self, folder_name: str, file_name: str) -> Part:
+        """Where a recording goes that none of the folder's earlier parts has."""
+        return Part.of(folder_name, file_name, self.folders[folder_name])
+
+    def earlier_parts(self, folder_name: str, file_name: str) -> list[Part]:
+        """Where it may be from before the folder grew."""
+        counts = self.earlier.get(folder_name, ())
+        return [Part.of(folder_name, file_name, count) for count in counts]
+
+
+def read_layout(store: Store) -> Layout:
     """How many parts each folder has; empty for a new sink."""
     try:
         return _parse(store.get(LAYOUT_KEY).data)
     except NotFoundError:
-        return {}
+        return Layout()
 
 
-def agree_on_parts(store: Store, wanted: Mapping[str, int]) -> dict[str, int]:
+def agree_on_parts(store: Store, wanted: Mapping[str, int]) -> Layout:
     """Make every folder of ``wanted`` known, with so many parts where it is new.
 
     Returns what all builds of this sink have agreed on: who came first decides.
     """
-    layout: dict[str, int] = {}
 
-    def add(data: bytes | None) -> bytes | None:
-        layout.clear()
-        layout.update(_parse(data) if data is not None else {})
-        if wanted.keys() <= layout.keys():
-            return None
-        layout.update({name: n for name, n in wanted.items() if name not in layout})
-        return _dump(layout.items())
+    def add(layout: Layout) -> Layout:
+        return replace(layout, folders={**wanted, **layout.folders})
 
-    update(store, LAYOUT_KEY, add)
-    return layout
+    return change_layout(store, add)
 
 
-def _dump(folders: Iterable[tuple[str, int]]) -> bytes:
-    state = {"schema_version": SCHEMA_VERSION, "folders": dict(sorted(folders))}
+def change_layout(store: Store, change: Callable[[Layout], Layout]) -> Layout:
+    """Compare-and-swap the layout. Returns what it is then."""
+    latest = Layout()
+
+    def swap(data: bytes | None) -> bytes | None:
+        nonlocal latest
+        old = _parse(data) if data is not None else Layout()
+        latest = change(old)
+        return None if latest == old else _dump(latest)
+
+    update(store, LAYOUT_KEY, swap)
+    return latest
+
+
+def _dump(layout: Layout) -> bytes:
+    state: dict[str, object] = {
+        "schema_version": SCHEMA_VERSION,
+        "folders": dict(sorted(layout.folders.items())),
+    }
+    if layout.earlier:
+        state["earlier"] = dict(sorted(layout.earlier.items()))
+    if layout.growing:
+        state["growing"] = dict(sorted(layout.growing.items()))
     return json.dumps(state, ensure_ascii=False, indent=0).encode()
 
 
-def _parse(data: bytes) -> dict[str, int]:
+def _parse(data: bytes) -> Layout:
     try:
-        folders = json.loads(data)["folders"]
-        return {str(name): int(count) for name, count in folders.items()}
+        state = json.loads(data)
+        return Layout(
+            {str(name): int(count) for name, count in state["folders"].items()},
+            {
+                str(name): tuple(map(int, counts))
+                for name, counts in state.get("earlier", {}).items()
+            },
+            {str(name): int(count) for name, count in state.get("growing", {}).items()},
+        )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DatasetError(
             f"{LAYOUT_KEY} of the sink cannot be read ({error}); it is needed to know which part "

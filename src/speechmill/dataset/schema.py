@@ -26,6 +26,7 @@ __all__ = [
     "described_tokenizers",
     "dictionary_columns",
     "failures_to_table",
+    "is_sealed",
     "round_trip_column",
     "row_schema",
     "sort_rows",
@@ -33,6 +34,7 @@ __all__ = [
     "token_column",
     "utterances_to_table",
     "with_sample_check",
+    "with_seal",
     "with_tokenizer",
 ]
 
@@ -224,6 +226,18 @@ def _is_token_column(name: str) -> bool:
 
 def _with_described(schema: pa.Schema, described: Sequence[Mapping[str, Any]]) -> pa.Schema:
     metadata = {**json.loads(schema.metadata[METADATA_KEY]), "tokenizers": list(described)}
+    return schema.with_metadata({METADATA_KEY: json.dumps(metadata, sort_keys=True).encode()})
+
+
+def is_sealed(schema: pa.Schema) -> bool:
+    """Whether a part of this schema takes no more recordings (``growth.py``)."""
+    metadata = json.loads((schema.metadata or {}).get(METADATA_KEY, b"{}"))
+    return bool(metadata.get("sealed", False))
+
+
+def with_seal(schema: pa.Schema) -> pa.Schema:
+    """The schema of a part that takes no more recordings."""
+    metadata = {**json.loads((schema.metadata or {}).get(METADATA_KEY, b"{}")), "sealed": True}
     return schema.with_metadata({METADATA_KEY: json.dumps(metadata, sort_keys=True).encode()})
 
 

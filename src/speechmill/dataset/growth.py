@@ -1,0 +1,131 @@
+"""Folders that outgrow their parts: more parts for what is new, while others go on writing.
+
+Rows never move: a reader would meet them twice, or not at all. Instead the parts that a folder has
+are sealed, one compare-and-swap each: from then on they take changes of the recordings that they
+have, and no others. Only when all are sealed does the layout name the new number of parts. So
+whoever knows of it can look into the sealed parts, where nothing can come any more, and puts a
+recording that is in none of them into one of the new parts. Whoever does not know yet is refused by
+the sealed part, and reads the layout anew.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+
+import pyarrow as pa
+
+from speechmill.dataset.commit import Version, read_part, remove, versions
+from speechmill.dataset.layout import Layout, change_layout, data_key, failures_key
+from speechmill.dataset.schema import (
+    FAILURE_SCHEMA,
+    is_sealed,
+    sort_rows,
+    to_parquet,
+    with_seal,
+)
+from speechmill.dataset.swap import update
+from speechmill.errors import NotFoundError
+from speechmill.records import Part
+from speechmill.storage import Store
+
+__all__ = ["grow", "place"]
+
+FACTOR = 4  # as many parts as before, each time: few steps, and parts that stay of one size
+
+
+def place(
+    layout: Layout,
+    folder_name: str,
+    file_names: Collection[str],
+    known: Mapping[Part, Mapping[str, Version]],
+) -> dict[str, Part]:
+    """The part of each recording. ``known`` is what the folder's earlier parts hold."""
+    placed = {}
+    for name in file_names:
+        earlier = layout.earlier_parts(folder_name, name)
+        holder = next((part for part in earlier if name in known.get(part, ())), None)
+        placed[name] = holder or layout.part(folder_name, name)
+    return placed
+
+
+def grow(store: Store, folder_name: str, count: int, schema: pa.Schema) -> Layout:
+    """Give a folder of ``count`` parts more of them. Returns the layout as it is then.
+
+    Where it has others by now, nothing is done but to end what another process has begun.
+    ``schema`` is for parts that nothing was written to yet.
+
+    Raises:
+        StorageError: the sink cannot be read or written.
+    """
+
+    def begin(layout: Layout) -> Layout:
+        if layout.folders.get(folder_name) != count or folder_name in layout.growing:
+            return layout
+        return replace(layout, growing={**layout.growing, folder_name: FACTOR * count})
+
+    layout = change_layout(store, begin)
+    if folder_name not in layout.growing:
+        return layout
+    old, new = layout.folders[folder_name], layout.growing[folder_name]
+    for index in range(old):
+        _seal(store, Part(folder_name, index, old), schema)
+    for index in range(old):
+        _move_failures(store, Part(folder_name, index, old), new)
+
+    def end(layout: Layout) -> Layout:
+        if layout.growing.get(folder_name) != new:
+            return layout
+        return Layout(
+            {**layout.folders, folder_name: new},
+            {**layout.earlier, folder_name: (*layout.earlier.get(folder_name, ()), old)},
+            {name: n for name, n in layout.growing.items() if name != folder_name},
+        )
+
+    return change_layout(store, end)
+
+
+def _seal(store: Store, part: Part, schema: pa.Schema) -> None:
+    key = data_key(part)
+
+    def change(data: bytes | None) -> bytes | None:
+        table = read_part(key, data) if data is not None else schema.empty_table()
+        if is_sealed(table.schema):
+            return None
+        return to_parquet(table.replace_schema_metadata(with_seal(table.schema).metadata))
+
+    update(store, key, change)
+
+
+def _move_failures(store: Store, part: Part, count: int) -> None:
+    """Failures of recordings that have no row here go where their rows will come."""
+    key = failures_key(part)
+    try:
+        table = read_part(key, store.get(key).data)
+    except NotFoundError:
+        return
+    rows = versions(read_part(data_key(part), store.get(data_key(part)).data))
+    groups: defaultdict[Part, list[int]] = defaultdict(list)
+    for i, name in enumerate(table["file_name"].to_pylist()):
+        if name not in rows:
+            groups[Part.of(part.folder_name, name, count)].append(i)
+    moved: dict[str, Version] = {}
+    for target, indices in groups.items():
+        some = table.take(indices)
+        _merge_failures(store, failures_key(target), some)
+        moved |= versions(some)
+    if moved:
+        remove(store, key, lambda name, version: moved.get(name) == version)
+
+
+def _merge_failures(store: Store, key: str, table: pa.Table) -> None:
+    """Add failures as they are, where there are none of their recordings yet."""
+
+    def change(data: bytes | None) -> bytes | None:
+        old = read_part(key, data) if data is not None else FAILURE_SCHEMA.empty_table()
+        there = set(old["file_name"].to_pylist())
+        new = [i for i, name in enumerate(table["file_name"].to_pylist()) if name not in there]
+        return to_parquet(sort_rows(pa.concat_tables([old, table.take(new)]))) if new else None
+
+    update(store, key, change)
