@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import time
 from collections.abc import Callable
@@ -10,13 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+import numpy as np
+
 from speechmill.cores import num_cores
 from speechmill.errors import ModelError
 from speechmill.job import Job
 from speechmill.records import ShardReport
 from speechmill.runners.work import Task, run_task
 
-__all__ = ["Note", "die_of_p2", "linger", "notes", "nothing", "refuse", "stumble", "tell"]
+__all__ = ["Note", "churn", "die_of_p2", "linger", "notes", "nothing", "refuse", "stumble", "tell"]
 
 
 def never() -> bool:
@@ -84,6 +87,18 @@ def linger(task: Task, *, stop: Callable[[], bool] = never) -> ShardReport:
 
 def nothing(task: Task, *, stop: Callable[[], bool] = never) -> ShardReport:
     return ShardReport(task.shard.index)
+
+
+def churn(task: Task, *, stop: Callable[[], bool] = never) -> ShardReport:
+    """Take and free 4 MB a hundred times, as a model does; note it where that asked the system for
+    most of the memory anew each time."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(100):
+        np.ones(4 * 2**20, np.uint8)
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    if faults * resource.getpagesize() > 50 * 4 * 2**20:
+        _note(task, "thrashes")
+    return run_task(task)
 
 
 def refuse(task: Task, *, stop: Callable[[], bool] = never) -> NoReturn:

@@ -33,7 +33,7 @@ from speechmill.runners.cluster import Engine
 from speechmill.runners.local import LocalRunner
 from speechmill.runners.work import Task, run_task
 from speechmill.storage import open_store
-from tests.engine_work import die_of_p2, linger, notes, refuse, stumble, tell
+from tests.engine_work import churn, die_of_p2, linger, notes, refuse, stumble, tell
 from tests.weights import missing
 
 TIMES = ["fetch_s", "decode_s", "transcribe_s", "tokenize_s"]
@@ -287,6 +287,13 @@ def test_a_shard_that_always_kills_is_set_aside_after_as_many_deaths_as_we_say(
     report = speechmill.build(job)  # with workers that live
     assert report.rows == len(aside)
     assert Built.of(job.sink) == expected
+
+
+def test_workers_keep_the_memory_that_models_take_again_and_again(
+    cluster: Cluster, job: Job
+) -> None:
+    speechmill.build(job, runner=cluster.runner(churn))
+    assert notes(job, "thrashes") == []
 
 
 def test_errors_of_workers_arrive_as_they_are(cluster: Cluster, job: Job) -> None:

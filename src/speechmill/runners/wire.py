@@ -18,7 +18,7 @@ from speechmill import errors
 from speechmill.errors import EngineError, MissingExtraError, SpeechmillError, WorkerDiedError
 from speechmill.job import Job
 from speechmill.records import Shard, ShardReport
-from speechmill.runners.work import Task, run_task
+from speechmill.runners.work import Task, keep_memory, run_task
 
 __all__ = ["died_text", "perform", "report_from_text", "task_from_text", "task_to_text"]
 
@@ -49,6 +49,7 @@ def task_from_text(text: str) -> Task:
 
 def perform(text: str, function: Callable[[Task], ShardReport] = run_task) -> str:
     """Do a task that is given as JSON. Returns what came of it as JSON, errors included."""
+    keep_memory()
     try:
         return json.dumps({"report": asdict(function(task_from_text(text)))})
     except SpeechmillError as error:

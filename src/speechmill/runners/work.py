@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Final
 
 import pyarrow as pa
@@ -20,7 +24,10 @@ from speechmill.records import Part, Recording, RecordingDone, Shard, ShardRepor
 from speechmill.storage import Object, Store
 from speechmill.tools import open_tools
 
-__all__ = ["Task", "run_task", "what_is_left"]
+__all__ = ["Task", "keep_memory", "run_task", "what_is_left"]
+
+# What glibc's own, moving thresholds end at: mallopt(3).
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = (-1, 64 * 2**20), (-3, 32 * 2**20)
 
 _COLUMNS: Final = pa.schema(
     [row_schema(()).field(name) for name in (*IDENTITY_COLUMNS, "duration_s")]
@@ -67,6 +74,20 @@ def run_task(task: Task, *, stop: Callable[[], bool] = lambda: False) -> ShardRe
     left, done = what_is_left(tools.sink, task.shard, task.recipe)
     report = process_shard(task.job, left, stop=stop)
     return replace(report, done=(*done, *report.done))
+
+
+@cache
+def keep_memory() -> None:
+    """Let this process keep what it frees, as any other does.
+
+    Dask starts its workers, and by inheritance whatever its process starts after them, with a
+    MALLOC_TRIM_THRESHOLD_ of 64 KiB. A model frees buffers of megabytes all the time; each would be
+    given back to the system and asked for again, which doubles the processor time of its work.
+    """
+    if "MALLOC_TRIM_THRESHOLD_" in os.environ:
+        with suppress(AttributeError):  # a C library that has no such setting
+            for parameter, value in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD):
+                ctypes.CDLL(None).mallopt(parameter, value)
 
 
 def what_is_left(sink: Store, shard: Shard, recipe: str) -> tuple[Shard, tuple[RecordingDone, ...]]:
