@@ -33,7 +33,7 @@ GRPC_OFFSET = 10_000
 
 # weed dies when our end of the pipe on standard input closes: also when we are killed with
 # SIGKILL, on every POSIX system, whichever thread has started it.
-_DIE_WITH_PARENT = """
+DIE_WITH_PARENT = """
 exec 3<&0
 "$@" 3<&- </dev/null &
 weed=$!
@@ -139,7 +139,7 @@ class SeaweedFS:
         arguments = [f"-{name}={value}" for name, value in options.items()]
         with (self._dir / "log").open("wb") as log:
             self._process = subprocess.Popen(
-                ["/bin/sh", "-c", _DIE_WITH_PARENT, "sh", str(weed), "mini", *arguments],
+                ["/bin/sh", "-c", DIE_WITH_PARENT, "sh", str(weed), "mini", *arguments],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,

@@ -1,0 +1,224 @@
+"""What every broker does, whichever system is behind it: queues of messages, taken and settled."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import unquote, urlsplit
+
+from speechmill.errors import JobError
+
+__all__ = [
+    "DEAD_LETTERS",
+    "Broker",
+    "BrokerOptions",
+    "Consumer",
+    "Delivery",
+    "Message",
+    "QueueUrl",
+    "parse_queue_url",
+    "resolved",
+]
+
+DEAD_LETTERS = (
+    ".dead-letters"  # a queue's dead letters are in the queue of this name behind its own
+)
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,200}")  # what Kafka allows
+
+BrokerOptions = Mapping[str, str | int | float | bool]
+"""Settings of the broker's client library by their own names. A value ``env:NAME`` is taken from
+the environment, ``file:PATH`` from a file: secrets need not stand in a command line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What is published. Where a queue has partitions, messages of one ``key`` share one."""
+
+    body: bytes
+    key: str = ""
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Delivery:
+    """A message as it was taken. It comes again unless it is acknowledged.
+
+    ``origin`` says where it lay, for people. ``deaths`` counts how often it was taken before and
+    not acknowledged, as far as the broker can tell. ``tag`` is the broker's own.
+    """
+
+    message: Message
+    origin: str
+    deaths: int
+    tag: object
+
+
+class Consumer(Protocol):
+    """Takes messages of one queue. Used from one thread."""
+
+    def receive(self, most: int, timeout_s: float) -> Sequence[Delivery]:
+        """Up to ``most`` messages, as soon as there are some, or none after ``timeout_s``.
+
+        Is to be called every few seconds, also with ``most`` 0: it keeps the connection alive,
+        hears of other consumers that come and go, and connects again to a broker that was away.
+
+        Raises:
+            BrokerError: the broker refuses, or stays away.
+        """
+
+    def holds(self, delivery: Delivery) -> bool:
+        """Whether it is still ours: not so when the broker has given it to another consumer, or
+        will deliver it again."""
+
+    def begin(self, deliveries: Sequence[Delivery]) -> None:
+        """Work on them begins now. It is what ``Delivery.deaths`` counts, where the broker itself
+        does not."""
+
+    def ack(self, deliveries: Sequence[Delivery]) -> None:
+        """They are settled, and not to be delivered again. What is no longer ours is passed over.
+
+        A broker that goes away meanwhile is no error: they come again.
+        """
+
+    def lag(self) -> int | None:
+        """How many messages wait for us, as far as the broker says."""
+
+    def is_empty(self) -> bool:
+        """Whether nothing waits, and nothing is held by us or, where the broker tells, by others
+        of our group."""
+
+    def close(self) -> None:
+        """Give back what is held, and leave. Must not raise."""
+
+
+class Broker(Protocol):
+    """One queue of a broker, with its queue of dead letters."""
+
+    @property
+    def url(self) -> str:
+        """The queue's URL, without secrets."""
+
+    def prepare(self, partitions: int = 12) -> None:
+        """Make the queue, and that of its dead letters, where they are not there yet; of so many
+        partitions, where it has such.
+
+        Raises:
+            BrokerError: the broker cannot be reached, or refuses.
+        """
+
+    def publish(self, messages: Sequence[Message]) -> None:
+        """Publish, and return once the broker has confirmed that it keeps all of them.
+
+        Raises:
+            BrokerError: it has not; some may be there all the same.
+        """
+
+    def consume(self, group: str, *, whole: bool = False) -> Consumer:
+        """Take messages, as one of the consumers of ``group``; of the whole queue, alone, with
+        ``whole``.
+
+        Raises:
+            BrokerError: the broker cannot be reached, or refuses.
+        """
+
+    def dead_letters(self) -> Broker:
+        """The queue of dead letters."""
+
+    def close(self) -> None:
+        """End the connections for publishing. Must not raise."""
+
+
+@dataclass(frozen=True, slots=True)
+class QueueUrl:
+    """A queue's URL, taken apart. ``address`` is ``host:port``, several by commas for Kafka.
+
+    ``space`` is the virtual host of AMQP. ``user`` and ``password`` are secrets.
+    """
+
+    scheme: str
+    address: str
+    queue: str
+    space: str = "/"
+    user: str = field(default="", repr=False)
+    password: str = field(default="", repr=False)
+
+    @property
+    def url(self) -> str:
+        """Without user and password."""
+        space = "" if self.space == "/" else f"{self.space}/"
+        return f"{self.scheme}://{self.address}/{space}{self.queue}"
+
+    def named(self, queue: str) -> QueueUrl:
+        """Another queue of the same broker."""
+        return QueueUrl(self.scheme, self.address, queue, self.space, self.user, self.password)
+
+
+def parse_queue_url(url: str, schemes: Sequence[str]) -> QueueUrl:
+    """Take ``kafka://broker:9092/recordings`` and the like apart.
+
+    Raises:
+        JobError: the scheme is unknown, or host or queue are missing.
+    """
+    scheme, colon, rest = url.partition("://")
+    scheme = scheme.lower()
+    if not colon or scheme not in schemes:
+        shown = f"{scheme}://" if colon else repr(url)
+        raise JobError(
+            f"{shown} is no queue that Speechmill knows: write kafka://host:9092/TOPIC or "
+            "amqp://host:5672/QUEUE"
+        )
+    address, _, path = rest.partition("/")
+    user_info, at, address = address.rpartition("@")
+    user, _, password = user_info.partition(":")
+    # Without the user and password that may stand in it.
+    shown = f"{scheme}://{address}/{path}"
+    names = path.strip("/").split("/")
+    if not address or not names[0]:
+        raise JobError(f"{shown} names no broker or no queue: write {scheme}://host/QUEUE")
+    if len(names) > (2 if scheme.startswith("amqp") else 1):
+        raise JobError(f"{shown} has too many parts: write {scheme}://host/QUEUE")
+    if at and not scheme.startswith("amqp"):
+        raise JobError(
+            f"{shown}: user and password do not belong into this URL; give "
+            "--broker-option sasl.username=… and --broker-option sasl.password=env:NAME"
+        )
+    if not _NAME.fullmatch(names[-1]):
+        raise JobError(
+            f"{names[-1]!r} is no name for a queue: letters, digits, '.', '_' and '-', 200 at most"
+        )
+    for one in address.split(","):
+        try:
+            _ = urlsplit(f"//{one}").port
+        except ValueError:
+            raise JobError(f"{shown}: {one!r} has no number for its port") from None
+    space = unquote(names[0]) if len(names) > 1 else "/"
+    return QueueUrl(scheme, address, names[-1], space, unquote(user), unquote(password))
+
+
+def resolved(options: BrokerOptions) -> dict[str, str]:
+    """Settings as text, with those that point to the environment or a file read.
+
+    Raises:
+        JobError: what is pointed to is not there.
+    """
+    found = {}
+    for name, value in options.items():
+        kind, _, where = str(value).partition(":")
+        if kind == "env" and where:
+            if where not in os.environ:
+                raise JobError(f"broker_option {name}: there is no {where} in the environment")
+            found[name] = os.environ[where]
+        elif kind == "file" and where:
+            try:
+                found[name] = Path(where).read_text(encoding="utf-8").strip()
+            except OSError as error:
+                raise JobError(
+                    f"broker_option {name}: cannot read {where}: {error.strerror}"
+                ) from None
+        else:
+            found[name] = str(value).lower() if isinstance(value, bool) else str(value)
+    return found

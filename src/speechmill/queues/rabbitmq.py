@@ -1,0 +1,473 @@
+"""RabbitMQ, by pika.
+
+Messages are taken over a connection that blocks, in the worker's own thread, which also answers the
+broker's heartbeats. They are published over one that does not: thousands are on their way before
+the first is confirmed.
+
+A quorum queue counts how often it has delivered a message. When the connection is lost, all that
+was not acknowledged is delivered again, to whoever comes first.
+"""
+
+from __future__ import annotations
+
+import logging
+import ssl
+import time
+from collections import OrderedDict, deque
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final
+
+from speechmill.errors import BrokerError, JobError, MissingExtraError
+from speechmill.queues.base import (
+    DEAD_LETTERS,
+    BrokerOptions,
+    Delivery,
+    Message,
+    QueueUrl,
+    resolved,
+)
+
+if TYPE_CHECKING:
+    from pika import BasicProperties, BlockingConnection, ConnectionParameters, SelectConnection
+    from pika.adapters.blocking_connection import BlockingChannel
+    from pika.channel import Channel
+    from pika.frame import Method
+    from pika.spec import Basic
+
+__all__ = ["RabbitBroker"]
+
+PORT, TLS_PORT = 5672, 5671
+CONNECT_S = 10.0
+HEARTBEAT_S = 60
+AWAY_S = 300.0  # a broker that stays away for so long is given up
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 15.0
+CONFIRM_S = 60.0
+UNCONFIRMED = 5_000  # messages that may be on their way
+CLOSE_S = 3.0
+MOST_AHEAD = 10_000
+COUNT_EVERY_S = 0.5  # at most, the broker is asked how many wait
+LONGEST_WORK_MS = 12 * 3600 * 1000
+
+# Quorum queues survive a broker's restart, and that of a node. We count deliveries ourselves; the
+# broker's limit is far behind ours, and what it takes out goes to the dead letters as well. How
+# long a message may be worked on is known to 3.12 and later.
+_QUEUE: Final = {
+    "x-queue-type": "quorum",
+    "x-delivery-limit": 1000,
+    "x-consumer-timeout": LONGEST_WORK_MS,
+}
+_OPTIONS: Final = ("heartbeat", "ca", "certificate", "key", "user", "password", "verify")
+
+_log = logging.getLogger(__name__)
+# pika writes each lost connection to its log, with a traceback.
+logging.getLogger("pika").addHandler(logging.NullHandler())
+logging.getLogger("pika").propagate = False
+
+
+class RabbitBroker:
+    """``amqp://host:5672/QUEUE``, ``amqps://host/VHOST/QUEUE``.
+
+    Options: ``user`` and ``password`` (or in the URL; guest where there are none), ``heartbeat`` in
+    seconds; for TLS ``ca``, ``certificate`` and ``key`` (files), ``verify=false`` to trust any
+    host.
+
+    Raises:
+        MissingExtraError: pika is not installed.
+        JobError: an option is unknown, or makes no sense.
+    """
+
+    def __init__(self, url: QueueUrl, options: BrokerOptions) -> None:
+        try:
+            import pika  # noqa: F401
+        except ImportError:
+            raise MissingExtraError("a queue on RabbitMQ", "rabbitmq") from None
+        self._url, self._given = url, options
+        self._parameters = _parameters(url, resolved(options))
+        self._publisher: _Publisher | None = None
+
+    @property
+    def url(self) -> str:
+        """See ``Broker``."""
+        return self._url.url
+
+    def prepare(self, partitions: int = 12) -> None:  # noqa: ARG002 - there are none
+        """See ``Broker``. A queue that is there is taken as it is."""
+        connection = _connected(self._parameters, self.url)
+        try:
+            name, dead = self._url.queue, f"{self._url.queue}{DEAD_LETTERS}"
+            if name.endswith(DEAD_LETTERS):
+                self._declare(connection, name, {})
+                return
+            self._declare(connection, dead, {})
+            self._declare(
+                connection,
+                name,
+                {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": dead},
+            )
+        finally:
+            _close(connection)
+
+    def _declare(self, connection: BlockingConnection, name: str, more: dict[str, str]) -> None:
+        from pika.exceptions import AMQPError, ChannelClosedByBroker
+
+        try:
+            with suppress(ChannelClosedByBroker):
+                connection.channel().queue_declare(name, passive=True)
+                return
+            connection.channel().queue_declare(name, durable=True, arguments={**_QUEUE, **more})
+        except (AMQPError, OSError) as error:
+            raise BrokerError(
+                f"{self.url}: the queue {name} cannot be made: {_why(error)}"
+            ) from None
+
+    def publish(self, messages: Sequence[Message]) -> None:
+        """See ``Broker``."""
+        for attempt in (1, 2):
+            fresh = self._publisher is None
+            self._publisher = self._publisher or _Publisher(self._parameters, self._url)
+            try:
+                self._publisher.publish(messages)
+            except BrokerError:
+                self._publisher = None
+                if fresh or attempt == 2:
+                    raise
+            else:
+                return
+
+    def consume(self, group: str, *, whole: bool = False) -> RabbitConsumer:  # noqa: ARG002
+        """See ``Broker``. The consumers of a queue are one group, and share it."""
+        return RabbitConsumer(self._url, self._parameters)
+
+    def dead_letters(self) -> RabbitBroker:
+        """See ``Broker``."""
+        return RabbitBroker(self._url.named(f"{self._url.queue}{DEAD_LETTERS}"), self._given)
+
+    def close(self) -> None:
+        """See ``Broker``."""
+        if self._publisher is not None:
+            self._publisher.close()
+            self._publisher = None
+
+
+class _Publisher:
+    """A connection for publishing. Its loop runs while something is to be confirmed."""
+
+    def __init__(self, parameters: ConnectionParameters, url: QueueUrl) -> None:
+        from pika import SelectConnection
+
+        self._queue, self._url = url.queue, url.url
+        self._waiting: deque[Message] = deque()
+        self._out: OrderedDict[int, None] = OrderedDict()  # delivery tags, in order
+        self._last_tag = 0
+        self._channel: Channel | None = None
+        self._why = ""
+        self._connection: SelectConnection = SelectConnection(
+            parameters,
+            on_open_callback=lambda connection: connection.channel(on_open_callback=self._opened),
+            on_open_error_callback=lambda _, error: self._lost(error),
+            on_close_callback=lambda _, error: self._lost(error),
+        )
+
+    def publish(self, messages: Sequence[Message]) -> None:
+        if not messages:
+            return
+        self._waiting.extend(messages)
+        loop = self._connection.ioloop
+        timer = loop.call_later(CONFIRM_S, lambda: self._lost("no answer in time"))
+        if self._channel is not None:
+            self._push()
+        if not self._why:
+            loop.start()
+        loop.remove_timeout(timer)
+        if self._why:
+            count = len(self._waiting) + len(self._out)
+            self._connection.ioloop.stop()
+            raise BrokerError(
+                f"{self._url}: the broker has not confirmed {count} messages: {self._why}"
+            )
+
+    def _opened(self, channel: Channel) -> None:
+        self._channel = channel
+        channel.add_on_close_callback(lambda _, error: self._lost(error))
+        channel.add_on_return_callback(lambda *_: self._lost(f"there is no queue {self._queue}"))
+        channel.confirm_delivery(self._settled, callback=lambda _: self._push())
+
+    def _push(self) -> None:
+        from pika import BasicProperties
+
+        channel = self._channel
+        if channel is None or not channel.is_open:
+            return
+        while self._waiting and len(self._out) < UNCONFIRMED:
+            message = self._waiting.popleft()
+            properties = BasicProperties(
+                delivery_mode=2,  # kept on disk
+                content_type="application/json",
+                headers={"key": message.key, **message.headers},
+            )
+            channel.basic_publish("", self._queue, message.body, properties, mandatory=True)
+            self._last_tag += 1
+            self._out[self._last_tag] = None
+
+    def _settled(self, frame: Method[Basic.Ack | Basic.Nack]) -> None:
+        tag, multiple = frame.method.delivery_tag, frame.method.multiple
+        if frame.method.NAME != "Basic.Ack":
+            self._lost("it refuses them")
+        elif not multiple:
+            self._out.pop(tag, None)
+        while multiple and self._out and next(iter(self._out)) <= tag:
+            self._out.popitem(last=False)
+        if self._waiting and len(self._out) < UNCONFIRMED // 2:
+            self._push()
+        if not (self._waiting or self._out):
+            self._connection.ioloop.stop()
+
+    def _lost(self, error: object) -> None:
+        self._why = self._why or _why(error)
+        self._connection.ioloop.stop()
+
+    def close(self) -> None:
+        self._connection.ioloop.call_later(CLOSE_S, self._connection.ioloop.stop)
+        with suppress(Exception):
+            self._connection.close()
+            self._connection.ioloop.start()
+
+
+class RabbitConsumer:
+    """Takes messages; connects again when the broker was away."""
+
+    def __init__(self, url: QueueUrl, parameters: ConnectionParameters) -> None:
+        self._queue, self._url, self._parameters = url.queue, url.url, parameters
+        self._connection: BlockingConnection | None = None
+        self._channel: BlockingChannel | None = None
+        self._held: dict[int, Delivery] = {}
+        self._inbox: deque[Delivery] = deque()
+        self._subscribed = ""
+        self._prefetch = 0
+        self._away_since: float | None = None
+        self._try_at, self._pause_s = 0.0, FIRST_PAUSE_S
+        self._count, self._counted_at = 0, -COUNT_EVERY_S
+        self._connect()
+
+    def _connect(self) -> None:
+        self._connection = _connected(self._parameters, self._url)
+        self._channel = self._connection.channel()
+        self._channel.add_on_cancel_callback(lambda _: self._inbox.clear())
+        self._subscribed, self._prefetch = "", 0
+        self._away_since, self._pause_s = None, FIRST_PAUSE_S
+
+    def receive(self, most: int, timeout_s: float) -> Sequence[Delivery]:
+        """See ``Consumer``."""
+        if self._connection is None and not self._reconnected():
+            time.sleep(timeout_s)
+            return []
+        try:
+            if most:
+                self._want(len(self._held) + most)
+            self._open().process_data_events(0 if self._inbox and most else timeout_s)
+        except _errors() as error:
+            self._lost(error)
+            return []
+        return [self._inbox.popleft() for _ in range(min(most, len(self._inbox)))]
+
+    def _open(self) -> BlockingConnection:
+        if self._connection is None:
+            raise BrokerError(f"{self._url}: the connection was lost")
+        return self._connection
+
+    def _want(self, most: int) -> None:
+        """Let the broker send so many ahead of what is acknowledged. It applies to a subscription
+        as a whole, so it is not changed for small differences."""
+        if self._channel is None or most <= self._prefetch <= 2 * most:
+            return
+        if self._subscribed:
+            self._channel.basic_cancel(self._subscribed)
+        self._prefetch = min(most, MOST_AHEAD)
+        self._channel.basic_qos(prefetch_count=self._prefetch)
+        self._subscribed = self._channel.basic_consume(self._queue, self._heard)
+
+    def _heard(
+        self, _: BlockingChannel, method: Basic.Deliver, properties: BasicProperties, body: bytes
+    ) -> None:
+        headers = properties.headers or {}
+        deaths = headers.get("x-delivery-count", int(bool(method.redelivered)))
+        texts = {k: v for k, v in headers.items() if isinstance(v, str) and k != "key"}
+        if "x-death" in headers:  # the broker has taken it out by itself
+            texts.setdefault("reason", f"the broker gave it up: {_death(headers['x-death'])}")
+        message = Message(body, str(headers.get("key", "")), texts)
+        tag = method.delivery_tag
+        delivery = Delivery(message, f"{self._queue}#{tag}", int(deaths), tag)
+        self._held[tag] = delivery
+        self._inbox.append(delivery)
+
+    def _reconnected(self) -> bool:
+        now = time.monotonic()
+        if now < self._try_at:
+            return False
+        try:
+            self._connect()
+        except BrokerError:
+            if self._away_since is not None and now - self._away_since > AWAY_S:
+                raise
+            self._try_at = now + self._pause_s
+            self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
+            return False
+        _log.info("%s: connected again", self._url)
+        return True
+
+    def _lost(self, error: BaseException) -> None:
+        """All that is held is delivered again."""
+        _log.warning("%s: the connection was lost (%s); trying again", self._url, _why(error))
+        _close(self._connection)
+        self._connection = self._channel = None
+        self._held.clear()
+        self._inbox.clear()
+        self._away_since = self._away_since or time.monotonic()
+        self._try_at = time.monotonic() + self._pause_s
+
+    def holds(self, delivery: Delivery) -> bool:
+        """See ``Consumer``."""
+        tag = delivery.tag
+        return isinstance(tag, int) and self._held.get(tag) is delivery
+
+    def begin(self, deliveries: Sequence[Delivery]) -> None:
+        """See ``Consumer``: the broker counts."""
+
+    def ack(self, deliveries: Sequence[Delivery]) -> None:
+        """See ``Consumer``."""
+        for delivery in deliveries:
+            tag = delivery.tag
+            if self._channel is None or not isinstance(tag, int) or not self.holds(delivery):
+                continue
+            try:
+                self._channel.basic_ack(tag)
+            except _errors() as error:
+                self._lost(error)
+                return
+            del self._held[tag]
+
+    def lag(self) -> int | None:
+        """See ``Consumer``."""
+        if self._channel is None:
+            return None
+        if time.monotonic() - self._counted_at > COUNT_EVERY_S:
+            try:
+                declared = self._channel.queue_declare(self._queue, passive=True)
+            except _errors() as error:
+                self._lost(error)
+                return None
+            self._count, self._counted_at = int(declared.method.message_count), time.monotonic()
+        return self._count + len(self._held)
+
+    def is_empty(self) -> bool:
+        """See ``Consumer``: of what others hold the broker tells nothing."""
+        return not self._held and self.lag() == 0
+
+    def close(self) -> None:
+        """See ``Consumer``."""
+        _close(self._connection)
+        self._connection = self._channel = None
+
+
+def _parameters(url: QueueUrl, options: dict[str, str]) -> ConnectionParameters:
+    """How to connect.
+
+    Raises:
+        JobError: an option is unknown, or makes no sense.
+    """
+    import pika
+
+    if unknown := sorted(options.keys() - set(_OPTIONS)):
+        raise JobError(
+            f"broker_option {unknown[0]!r}: for {url.scheme}:// there are {', '.join(_OPTIONS)}"
+        )
+    host, colon, port = url.address.rpartition(":")
+    tls = url.scheme == "amqps"
+    try:
+        return pika.ConnectionParameters(
+            host=(host if colon else url.address).strip("[]"),
+            port=int(port) if colon else TLS_PORT if tls else PORT,
+            virtual_host=url.space,
+            credentials=pika.PlainCredentials(
+                options.get("user", url.user or "guest"),
+                options.get("password", url.password or "guest"),
+            ),
+            heartbeat=int(options.get("heartbeat", HEARTBEAT_S)),
+            blocked_connection_timeout=CONFIRM_S,
+            socket_timeout=CONNECT_S,
+            stack_timeout=2 * CONNECT_S,
+            ssl_options=_tls(url, options) if tls else None,
+            client_properties={"connection_name": "speechmill"},
+        )
+    except ValueError as error:
+        raise JobError(f"broker_option: {error}") from None
+
+
+def _tls(url: QueueUrl, options: dict[str, str]) -> Any:
+    import pika
+
+    try:
+        context = ssl.create_default_context(cafile=options.get("ca"))
+        if options.get("verify") == "false":
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        if "certificate" in options:
+            context.load_cert_chain(options["certificate"], options.get("key"))
+    except (OSError, ssl.SSLError) as error:
+        raise JobError(f"broker_option: the certificates cannot be read: {error}") from None
+    return pika.SSLOptions(context, url.address.rpartition(":")[0] or url.address)
+
+
+def _connected(parameters: ConnectionParameters, url: str) -> BlockingConnection:
+    from pika import BlockingConnection
+    from pika.exceptions import (
+        AMQPConnectionError,
+        AuthenticationError,
+        ProbableAccessDeniedError,
+        ProbableAuthenticationError,
+    )
+
+    try:
+        return BlockingConnection(parameters)
+    except (AuthenticationError, ProbableAuthenticationError):
+        raise BrokerError(
+            f"{url}: the broker does not accept user and password: give --broker-option "
+            "user=… and --broker-option password=env:NAME"
+        ) from None
+    except ProbableAccessDeniedError:
+        raise BrokerError(
+            f"{url}: the broker does not let this user into the virtual host "
+            f"{parameters.virtual_host!r}"
+        ) from None
+    except (AMQPConnectionError, OSError) as error:
+        raise BrokerError(f"{url} cannot be reached: {_why(error)}") from None
+
+
+def _close(connection: BlockingConnection | None) -> None:
+    with suppress(Exception):
+        if connection is not None and connection.is_open:
+            connection.close()
+
+
+def _errors() -> tuple[type[BaseException], ...]:
+    """What a lost connection raises."""
+    from pika.exceptions import AMQPError
+
+    return (AMQPError, OSError)
+
+
+def _why(error: object) -> str:
+    """What pika says, in a line; its errors hide one another."""
+    while isinstance(error, BaseException):
+        inner = next((a for a in error.args if isinstance(a, BaseException)), None)
+        inner = inner or getattr(error, "exception", None)
+        if inner is None:
+            break
+        error = inner
+    text = " ".join(str(error).split())
+    return text or type(error).__name__
+
+
+def _death(deaths: object) -> str:
+    first = deaths[0] if isinstance(deaths, list) and deaths else {}
+    return str(first.get("reason", "")) if isinstance(first, dict) else ""
