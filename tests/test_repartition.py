@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+import logging
 import re
 import resource
 import signal
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
@@ -30,10 +32,11 @@ from speechmill.cli_repartition import repartition as command
 from speechmill.dataset.layout import data_key
 from speechmill.dataset.reader import list_parts, stored_schema
 from speechmill.dataset.schema import row_schema, to_parquet, utterances_to_table
-from speechmill.errors import DatasetError, JobError, ReplacedError
+from speechmill.errors import DatasetError, EngineError, JobError, ReplacedError
 from speechmill.records import Codes, Part, Recording, Transcript, Utterance
 from speechmill.repartition import RepartitionReport, _files_of
 from speechmill.rewriting import Place, Unit, in_threads
+from speechmill.runners.dask_rewriting import on_dask
 from speechmill.storage import Store, StoreOptions, open_store
 from speechmill.tokenizers.fake import FakeTokenizer
 from tests.corpus import build, memory, wav, write
@@ -518,3 +521,86 @@ def test_the_command_takes_columns_by_commas_and_says_what_it_wrote(tmp_path: Pa
     assert f"{out}/data" in result.output
     assert Path(out, "data", "by_language=en", "by_folder_name=p225").is_dir()
     assert Path(out, "data", "by_language=en", "by_folder_name=007_").is_dir()
+
+
+@pytest.fixture
+def on_disk(tmp_path: Path) -> str:
+    """A sink that other processes can read."""
+    url = str(tmp_path / "sink")
+    make_sink(url, [(folder, index, 40) for folder in FOLDERS for index in (0, 1)])
+    return url
+
+
+def dask_workers() -> set[psutil.Process]:
+    """The worker processes that this one has started."""
+    family = psutil.Process().children(recursive=True)
+    return {one for one in family if "spawn_main" in " ".join(one.cmdline())}
+
+
+@pytest.mark.slow
+def test_dask_writes_the_same_files_also_when_its_workers_are_killed(
+    on_disk: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(module, "UNIT_BYTES", 2_000)  # many units
+    expected = memory()
+    run(on_disk, expected, ["language"], rows_per_file=2)
+    before = dask_workers()
+    killed: set[psutil.Process] = set()
+
+    def kill_once(units: Sequence[Unit], stop: Callable[[], bool]) -> Iterator[int]:
+        assert len(units) > 20
+        for rows in on_dask(workers=2)(units, stop):
+            if rows and not killed:
+                killed.update(dask_workers() - before)
+                for worker in killed:
+                    worker.kill()
+            yield rows
+
+    out = str(tmp_path / "out")
+    report = run(on_disk, out, ["language"], rows_per_file=2, run=kill_once)
+    assert len(killed) == 2
+    assert (report.rows, report.stopped) == (800, False)
+    assert files(open_store(out)) == files(open_store(expected))
+    assert capfd.readouterr() == ("", "")
+    assert dask_workers() == before
+
+
+def test_the_command_tells_dask_from_threads(on_disk: str, tmp_path: Path) -> None:
+    app = typer.Typer()
+    app.command()(command)
+    given = [on_disk, str(tmp_path / "out"), "--by", "language"]
+    result = CliRunner().invoke(app, [*given, "--workers", "2"])
+    assert (result.exit_code, "for --engine dask" in result.output) == (2, True)
+    result = CliRunner().invoke(app, [*given, "--engine", "dask", "--address", "ray://127.0.0.1:1"])
+    assert isinstance(result.exception, JobError)
+    assert "is no Dask scheduler's" in str(result.exception)
+
+
+@pytest.mark.slow
+def test_errors_on_dask_are_those_of_the_work_and_an_end_of_dask_is_one_line(
+    on_disk: str, tmp_path: Path
+) -> None:
+    from distributed import Client, LocalCluster
+
+    here = LocalCluster(
+        n_workers=1,
+        threads_per_worker=2,
+        host="127.0.0.1",
+        dashboard_address=None,
+        scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
+        silence_logs=logging.CRITICAL,
+    )
+    with here, Client(here, set_as_default=False) as client:
+        write_there = on_dask(client)
+
+        def meddle(units: Sequence[Unit], stop: Callable[[], bool]) -> Iterator[int]:
+            store = open_store(on_disk)
+            store.put(data_key(Part("p225", 0, 99)), b"something else")
+            yield from write_there(units, stop)
+
+        with pytest.raises(ReplacedError, match="empty OUT and begin anew"):
+            run(on_disk, str(tmp_path / "out"), ["language"], run=meddle)
+        assert client.status == "running"
+        client.close()
+        with pytest.raises(EngineError, match="the Dask scheduler has gone"):
+            list(write_there([Unit(Place(""), Place(""), (), (), (), b"")], lambda: False))

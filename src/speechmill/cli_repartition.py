@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -14,7 +14,7 @@ from speechmill.stopping import GOES_ON, Stop
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from speechmill.repartition import RepartitionReport
+    from speechmill.repartition import RepartitionReport, RunUnits
 
 __all__ = ["REPARTITION_EPILOG", "repartition"]
 
@@ -49,6 +49,25 @@ def repartition(
     out_region: Annotated[
         str | None, typer.Option(help="Region of OUT, where it differs from SINK's.")
     ] = None,
+    engine: Annotated[
+        Literal["local", "dask"],
+        typer.Option(help="What writes the files: threads of this process, or Dask."),
+    ] = "local",
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="A Dask cluster that runs: tcp://scheduler:8786, or auto [default: --workers "
+            "processes on this machine]."
+        ),
+    ] = None,
+    workers: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="With Dask: processes on this machine (0: one a core); on a cluster, how much it "
+            "does at the same time at most (0: a thread each).",
+        ),
+    ] = 0,
 ) -> None:
     """Write the rows of SINK into OUT/data anew, grouped by columns, so many rows a file.
 
@@ -59,6 +78,9 @@ def repartition(
     from speechmill.rewriting import Place, in_threads
     from speechmill.storage import StoreOptions
 
+    if engine == "local" and (address or workers):
+        raise typer.BadParameter("--address and --workers are for --engine dask")
+    run_units = in_threads if engine == "local" else _on_dask(address, workers)
     stop, display = Stop(err), _Display()
     with stop.listening():
         try:
@@ -73,7 +95,7 @@ def repartition(
                     ),
                 ),
                 [name.strip() for names in by for name in names.split(",") if name.strip()],
-                run=in_threads,
+                run=run_units,
                 rows_per_file=rows_per_file,
                 observer=display,
                 stop=stop,
@@ -84,6 +106,12 @@ def repartition(
         err.print(f"{report.rows:,} rows were written; {GOES_ON}", highlight=False)
         raise typer.Exit(stop.exit_code)
     _print(report)
+
+
+def _on_dask(address: str | None, workers: int) -> RunUnits:
+    from speechmill.runners.dask_rewriting import on_dask
+
+    return on_dask(address=address, workers=workers)
 
 
 class _Display:

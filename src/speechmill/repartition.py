@@ -27,7 +27,7 @@ from speechmill.errors import DatasetError, JobError, NotFoundError, StorageErro
 from speechmill.rewriting import File, Piece, Place, Source, Unit, groups
 from speechmill.storage import Store, inside
 
-__all__ = ["Observer", "RepartitionReport", "repartition"]
+__all__ = ["Observer", "RepartitionReport", "RunUnits", "repartition"]
 
 PLAN_VERSION = 1  # bumped by hand when files of the same rows would differ
 UNIT_BYTES = 64 * 1024**2  # of a unit's rows as they are stored
@@ -94,7 +94,7 @@ def repartition(
     The same call again goes on where it was cut short.
 
     ``by`` are the columns to group by: text, whole numbers or truth values. ``run`` writes the
-    files: ``rewriting.in_threads``, or an engine.
+    files: ``rewriting.in_threads``, or ``on_dask`` of ``runners.dask_rewriting``.
 
     Raises:
         JobError: a column does not exist or cannot be grouped by, or OUT and SINK overlap.

@@ -7,7 +7,6 @@ lost task again by itself, has nowhere to do so: attempts are counted in one pla
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 import uuid
@@ -24,6 +23,15 @@ from speechmill.errors import EngineError, JobError, MissingExtraError, WorkerDi
 from speechmill.job import Job
 from speechmill.records import RecordingDone, Shard, ShardReport
 from speechmill.runners.cluster import ClusterRunner
+from speechmill.runners.dask_clusters import (
+    GOES_ON,
+    connect,
+    current_client,
+    line,
+    silence,
+    start_here,
+    workers_of,
+)
 from speechmill.runners.wire import perform, report_from_text, task_to_text
 from speechmill.runners.work import Task, run_task
 
@@ -32,13 +40,9 @@ if TYPE_CHECKING:
 
 __all__ = ["DaskRunner"]
 
-CONNECT_S = 10.0
-ANSWER_S = 20.0  # for the scheduler to say what workers there are
 LOOK_EVERY_S = 0.25
 NO_WORKERS_S = 300.0  # a cluster that has none for so long will not get any
 STOP_S = 8.0  # for running tasks to commit what they have
-CLOSE_S = 5.0
-GOES_ON = "once there is a cluster again, the same command goes on from here"
 
 _given_up: Final[set[str]] = set()  # in a worker: the runs whose tasks are to stop
 
@@ -179,7 +183,7 @@ class _Dask:
             except TimeoutError as error:  # it may have died with the result
                 self._look()
                 if answer.done():
-                    raise EngineError(f"Dask could not fetch a result: {_line(error)}") from None
+                    raise EngineError(f"Dask could not fetch a result: {line(error)}") from None
             except KilledWorker:
                 raise WorkerDiedError(self._why_died(process)) from None
             except CancelledError:
@@ -190,7 +194,7 @@ class _Dask:
                 self._looked_at = -LOOK_EVERY_S
                 self._look()  # that it is no fault of a scheduler that has just gone
                 raise EngineError(
-                    f"a Dask worker could not begin a task: {_line(error)} (the scheduler and the "
+                    f"a Dask worker could not begin a task: {line(error)} (the scheduler and the "
                     "workers need the same Speechmill and Dask as here)"
                 ) from None
 
@@ -219,17 +223,9 @@ class _Dask:
         now = time.monotonic()
         if now - self._looked_at < LOOK_EVERY_S:
             return
-        try:
-            if self._client.status != "running":
-                raise OSError("the connection has ended")  # noqa: TRY301 - as when it ends now
-            info = self._client.sync(
-                self._client.scheduler.identity, n_workers=-1, callback_timeout=ANSWER_S
-            )
-        except (OSError, TimeoutError, CancelledError, RuntimeError) as error:
-            raise EngineError(f"the Dask scheduler has gone ({_line(error)}); {GOES_ON}") from None
+        seen = workers_of(self._client)
         self._there = {
-            _Process(address, worker["local_directory"]): worker
-            for address, worker in info["workers"].items()
+            _Process(address, worker["local_directory"]): worker for address, worker in seen.items()
         }
         self._looked_at = time.monotonic()
 
@@ -282,83 +278,17 @@ def _start(job: Job, most: int, client: Client | None, work: Callable[..., Shard
     _resources(job)
     with ExitStack() as stack:
         if client is None and job.address == "auto":
-            client = _current_client()
+            client = current_client()
         if client is not None:
             return _Dask(client, job, ours=stack.pop_all(), work=work)
-        _silence(stack)
+        silence(stack)
         if job.address is not None:
-            client = _connect(job.address, stack)
+            client = connect(job.address, stack)
             return _Dask(client, job, ours=stack.pop_all(), work=work)
         workers = min(job.workers or num_cores(), most)
-        client = _start_here(workers, _resources(job), stack)
+        client = start_here(workers, _resources(job), stack)
         cores = max(1, num_cores() // workers)
         return _Dask(client, job, cores=cores, ours=stack.pop_all(), work=work)
-
-
-def _current_client() -> Client | None:
-    from distributed import default_client
-
-    with suppress(ValueError):
-        return default_client()
-    return None
-
-
-def _connect(address: str, stack: ExitStack) -> Client:
-    from dask import config
-    from distributed import Client
-
-    if address == "auto":
-        address = config.get("scheduler-address", None)
-        if address is None:
-            raise JobError(
-                "address: auto needs a Dask client in this process, or the scheduler's address in "
-                "DASK_SCHEDULER_ADDRESS or in Dask's settings (scheduler-address)"
-            )
-    try:
-        client = Client(address, timeout=CONNECT_S, set_as_default=False, name="speechmill")
-    except (ValueError, TypeError, KeyError) as error:
-        raise JobError(
-            f"address: {address!r} is no Dask scheduler's ({_line(error)}); they look like "
-            "tcp://scheduler:8786"
-        ) from None
-    except Exception as error:  # noqa: BLE001 - whatever answers there, it is no scheduler of ours
-        raise EngineError(
-            f"no Dask scheduler answers at {address}: {_line(error)}; is it running, and of about "
-            "the same version as here?"
-        ) from None
-    stack.callback(client.close, timeout=CLOSE_S)
-    return client
-
-
-def _start_here(workers: int, resources: Mapping[str, float], stack: ExitStack) -> Client:
-    """Processes on this machine: on loopback, without pages or a limit to their memory."""
-    from distributed import Client, LocalCluster
-
-    try:
-        cluster = LocalCluster(
-            n_workers=workers,
-            threads_per_worker=1,
-            processes=True,
-            host="127.0.0.1",
-            dashboard_address=None,
-            scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},  # else a fixed port
-            silence_logs=logging.CRITICAL,
-            memory_limit=0,
-            resources=dict(resources),
-        )
-        stack.callback(cluster.close, timeout=CLOSE_S)
-        client = Client(cluster, timeout=CONNECT_S, set_as_default=False)
-    except Exception as error:  # noqa: BLE001 - of sockets, processes, settings
-        raise EngineError(f"Dask could not be started on this machine: {_line(error)}") from None
-    stack.callback(client.close, timeout=CLOSE_S)
-    return client
-
-
-def _silence(stack: ExitStack) -> None:
-    """Keep off the terminal what Dask's loggers say of deaths and ends; they become our errors."""
-    for handler in logging.getLogger("distributed").handlers:
-        stack.callback(handler.setLevel, handler.level)
-        handler.setLevel(logging.CRITICAL + 1)
 
 
 def _resources(job: Job) -> dict[str, float]:
@@ -372,9 +302,3 @@ def _resources(job: Job) -> dict[str, float]:
             )
         needs[name] = float(value)
     return needs
-
-
-def _line(error: BaseException) -> str:
-    """The first line of an error's text."""
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:200]
