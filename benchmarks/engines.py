@@ -36,6 +36,7 @@ from speechmill.runners.work import Task, run_task
 from speechmill.tools import open_tools
 
 LOCAL = ("local", 1)
+ENGINES = ("dask", "ray", "spark")
 CORES_A_WORKER = 1
 
 
@@ -126,6 +127,14 @@ def start(name: str, workers: int, stack: ExitStack) -> Callable[[Timed], Runner
         stack.enter_context(cluster)
         client = stack.enter_context(Client(cluster, set_as_default=False))
         return lambda work: DaskRunner(client, work=work)
+    if name == "spark":
+        from tests.spark_sessions import spark_session
+
+        from speechmill.runners.spark import SparkRunner
+
+        session = spark_session(workers)
+        stack.callback(session.stop)
+        return lambda work: SparkRunner(session, work=work)
     import ray
 
     from speechmill.runners.ray import RayRunner
@@ -173,7 +182,7 @@ def main() -> None:
     parser = command("engines", __doc__, "--model tiny.en --copies 8 --repeats 5")
     parser.add_argument("--corpus", type=Path, default=CORPUS, help="a folder of speech")
     parser.add_argument("--copies", type=int, default=4, help="take the corpus so many times")
-    parser.add_argument("--engine", action="append", choices=("dask", "ray"), help="[both]")
+    parser.add_argument("--engine", action="append", choices=ENGINES, help="[all]")
     parser.add_argument("--workers", type=int, default=2, help="set against one")
     parser.add_argument("--transcriber", default="whisper", help="whisper or fake")
     parser.add_argument("--model", default="tiny.en", help="tiny.en, base, or fake:SECONDS")
@@ -193,7 +202,7 @@ def main() -> None:
             threads=CORES_A_WORKER,
             part_minutes=options.part_minutes,
         )
-        engines = options.engine or ["dask", "ray"]
+        engines = options.engine or ENGINES
         took = take_turns(job, engines, options.workers, options.repeats, folder)
     print(f"{count} recordings; medians of {options.repeats}, and all ratios")
     rows = []

@@ -25,15 +25,15 @@ def need_spark() -> None:
         missing("there is no Java here, which Spark needs")
 
 
-def spark_session() -> SparkSession:
-    """This process's session, with two workers; begun anew where it has been stopped. Spark may
+def spark_session(workers: int = 2) -> SparkSession:
+    """This process's session, with so many workers; begun anew where it has been stopped. Spark may
     begin a task four times, as it does on clusters."""
     need_spark()
     from pyspark.sql import SparkSession
 
     os.environ["PYSPARK_PYTHON"] = sys.executable
     return (
-        SparkSession.builder.master("local[2,4]")
+        SparkSession.builder.master(f"local[{workers},4]")
         .config("spark.driver.host", "127.0.0.1")
         .config("spark.driver.bindAddress", "127.0.0.1")
         .config("spark.driver.memory", "512m")

@@ -186,3 +186,13 @@ def test_scaling_sets_sizes_and_partitions_side_by_side() -> None:
     by_folder, together = table(printed)
     assert by_folder[:4] == ["60", "3", "folder", "3"]
     assert together[:4] == ["60", "3", "none", "1"]
+
+
+def test_million_hours_multiplies_what_it_is_given() -> None:
+    printed = run(
+        "million_hours", "--hours", "1000", "--speed", "10", "--price", "2", "--overhead", "0",
+        "--machines", "1", "--clip-s", "3.6",
+    )  # fmt: skip
+    machines, *requests = table(printed)
+    assert machines[3:] == ["10.0 ×", "100 h", "4.2 days", "$200"]
+    assert [row[1] for row in requests if "$" in row[-1]] == ["1,000", "1,000,000", "4,000"]
