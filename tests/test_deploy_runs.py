@@ -24,8 +24,7 @@ import speechmill
 from speechmill.errors import AccessDeniedError, EngineError, JobError
 from speechmill.storage import StoreOptions, open_store
 from tests.manifests import DEPLOY, commands, documents, job_of, jobs, pods
-from tests.services import _DIE_WITH_PARENT as DIE_WITH_PARENT
-from tests.services import find_weed, free_ports
+from tests.services import DIE_WITH_PARENT, find_weed, free_ports
 from tests.weights import missing
 
 PODS = pods()
