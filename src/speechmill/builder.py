@@ -172,23 +172,7 @@ class _Work:
         while not self._heard.empty():
             done = self._heard.get()
             self.tally.add(done)
-            self.log.timing(
-                file_name=done.file_name,
-                duration_s=round(done.duration_s, 3),
-                fetch_s=round(done.fetch_s, 6),
-                decode_s=round(done.decode_s, 6),
-                transcribe_s=round(done.transcribe_s, 6),
-                tokenize_s=round(done.tokenize_s, 6),
-            )
-            if done.failure:
-                self.log.event(
-                    "recording failed",
-                    "warning",
-                    file_name=done.file_name,
-                    stage=done.failure.stage,
-                    error=done.failure.error,
-                    message=done.failure.message,
-                )
+            self.log.recording(done)
         self.observer.progress(self.tally)
 
 

@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import signal
 import sys
-import types
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
 from speechmill._version import __version__
-from speechmill.cli_options import EndpointUrl, OutEndpointUrl, OutProfile, Profile, Region, Sink
+from speechmill.cli_options import (
+    EndpointUrl,
+    OutEndpointUrl,
+    OutProfile,
+    Profile,
+    Region,
+    Sink,
+    with_flags,
+)
+from speechmill.cli_queues import (
+    ENQUEUE_EPILOG,
+    WORK_EPILOG,
+    dead_letters_app,
+    enqueue_command,
+    work_command,
+)
 from speechmill.cli_repartition import REPARTITION_EPILOG, repartition
 from speechmill.cli_tokens import DECODE_EPILOG, decode, tokens_app
 from speechmill.cli_units import units_app
@@ -58,89 +71,17 @@ app.add_typer(
 out = Console()
 err = Console(stderr=True)
 
-PANELS = {
-    "Storage": (
-        "profile", "endpoint_url", "region", "sink_profile", "sink_endpoint_url", "sink_region",
-        "store_retry_s", "single_writer",
-    ),
-    "Recordings": ("extension", "include", "exclude", "limit", "folder", "partition_by",
-        "keep_damaged",),
-    "Transcription": (
-        "transcriber", "model", "language", "languages", "task", "segment", "window", "beam_size",
-        "temperature", "words", "initial_prompt", "hotwords", "suppress_numerals", "device",
-        "compute_type", "batch_size",
-    ),
-    "Engine": (
-        "engine", "address", "workers", "worker_option", "max_attempts", "shard_index",
-        "shard_count",
-    ),
-    "Tokens": ("tokenizer", "tokenizer_option", "round_trip"),
-}  # fmt: skip
-
-
-def _option(name: str) -> inspect.Parameter:
-    """A field of ``Job`` as a flag that is None where it was not given."""
-    info = Job.model_fields[name]
-    of_type = info.annotation
-    if get_origin(of_type) is types.UnionType:
-        of_type = next(a for a in get_args(of_type) if a is not type(None))
-    flag = f"--{name.replace('_', '-')}"
-    flags = [f"{flag}/--no-{flag[2:]}"] if of_type is bool else [flag]
-    default = info.default
-    if get_origin(of_type) in (tuple, dict):
-        default = " ".join(map(str, default)) if isinstance(default, tuple) else None
-        of_type = list[str]
-    elif get_origin(of_type) is Literal:
-        of_type = str
-    shown = f" [default: {default}]" if default not in (None, "", False) else ""
-    panel = next((title for title, names in PANELS.items() if name in names), "The run")
-    option = typer.Option(
-        *flags,
-        help=f"{info.description}{shown}".replace("*", r"\*"),
-        show_default=False,
-        rich_help_panel=panel,
-    )
-    return inspect.Parameter(
-        name,
-        inspect.Parameter.KEYWORD_ONLY,
-        default=None,
-        annotation=Annotated[of_type | None, option],  # type: ignore[operator]
-    )
-
 
 def _takes_a_job(command: Callable[[Job], None]) -> Callable[..., None]:
     """Give a command SOURCE, SINK, --config and a flag for every other field of ``Job``."""
 
-    def run(**given: Any) -> None:
-        config = given.pop("config")
-        flags = {name: value for name, value in given.items() if value not in (None, [])}
-        command(load_job(config, flags))
+    def run(config: Path | None, given: dict[str, Any]) -> None:
+        command(load_job(config, given))
 
-    def argument(name: str) -> inspect.Parameter:
-        details = typer.Argument(metavar=name.upper(), help=Job.model_fields[name].description)
-        return inspect.Parameter(
-            name,
-            inspect.Parameter.POSITIONAL_OR_KEYWORD,
-            default=None,
-            annotation=Annotated[str | None, details],
-        )
-
-    config_option = typer.Option(help="A TOML file with any of these options; flags win.")
-    parameters = [
-        argument("source"),
-        argument("sink"),
-        inspect.Parameter(
-            "config",
-            inspect.Parameter.KEYWORD_ONLY,
-            default=None,
-            annotation=Annotated[Path | None, config_option],
-        ),
-        *(_option(name) for name in Job.model_fields if name not in ("source", "sink")),
-    ]
-    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    run.__annotations__ = {p.name: p.annotation for p in parameters}
     run.__name__, run.__doc__ = command.__name__, command.__doc__
-    return run
+    places = ("source", "sink")
+    flags = [(Job, name) for name in Job.model_fields if name not in places]
+    return with_flags(run, [(Job, name) for name in places], flags)
 
 
 @app.command(epilog="Example: `speechmill build s3://voices/vctk s3://voices/output --profile r2`")
@@ -272,6 +213,13 @@ def export_parquet(
         )
 
 
+app.command("enqueue", epilog=ENQUEUE_EPILOG)(enqueue_command)
+app.command("work", epilog=WORK_EPILOG)(work_command)
+app.add_typer(
+    dead_letters_app,
+    name="dead-letters",
+    epilog="Example: `speechmill dead-letters list kafka://broker:9092/recordings`",
+)
 app.command(epilog=DECODE_EPILOG)(decode)
 app.command(epilog=REPARTITION_EPILOG)(repartition)
 

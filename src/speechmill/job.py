@@ -16,7 +16,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from speechmill.errors import JobError
 
-__all__ = ["Job", "Recipe", "load_job"]
+__all__ = [
+    "Job",
+    "Recipe",
+    "WorkerOptions",
+    "explain",
+    "load_job",
+    "parse_options",
+    "read_job_file",
+]
 
 TokenizerOptions = dict[str, dict[str, bool | int | float | str]]
 WorkerOptions = dict[str, int | float | str]
@@ -253,7 +261,7 @@ class Job(BaseModel):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise JobError(_explain(error)) from None
+            raise JobError(explain(error, type(self))) from None
 
     @field_validator("extension", "include", "exclude", "tokenizer", "languages", mode="before")
     @classmethod
@@ -292,16 +300,7 @@ class Job(BaseModel):
     @field_validator("worker_option", mode="before")
     @classmethod
     def _worker_options(cls, value: object) -> object:
-        """The flag's form, NAME=VALUE, is taken, too."""
-        if not isinstance(value, list):
-            return value
-        options: dict[str, Any] = {}
-        for text in value:
-            name, equals, setting = str(text).partition("=")
-            if not (equals and name):
-                raise ValueError(f"{text!r}: write NAME=VALUE, such as num_gpus=1")
-            options[name] = _parsed(setting)
-        return options
+        return parse_options(value, "num_gpus=1")
 
     @field_validator("source", "sink", "model", "folder")
     @classmethod
@@ -357,6 +356,23 @@ class Job(BaseModel):
         return value
 
 
+def parse_options(value: object, example: str) -> object:
+    """Options by name. The flag's form, a list of NAME=VALUE, is taken, too.
+
+    Raises:
+        ValueError: one of them has no name or no value; ``example`` shows how to write it.
+    """
+    if not isinstance(value, list):
+        return value
+    options: dict[str, Any] = {}
+    for text in value:
+        name, equals, setting = str(text).partition("=")
+        if not (equals and name):
+            raise ValueError(f"{text!r}: write NAME=VALUE, such as {example}")
+        options[name] = _parsed(setting)
+    return options
+
+
 def _parsed(setting: str) -> Any:
     """What a flag's VALUE means as TOML; else it is text."""
     try:
@@ -365,8 +381,8 @@ def _parsed(setting: str) -> Any:
         return setting
 
 
-def _explain(error: ValidationError) -> str:
-    """Pydantic's findings as one line each."""
+def explain(error: ValidationError, model: type[BaseModel]) -> str:
+    """Pydantic's findings on a model's values as one line each."""
     lines, seen = [], set()
     for found in error.errors():
         if found["loc"] and found["loc"][0] in seen:
@@ -375,7 +391,7 @@ def _explain(error: ValidationError) -> str:
         key = ".".join(str(part) for part in found["loc"][:3]) or "job"
         text = found["msg"].removeprefix("Value error, ")
         if found["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(key, Job.model_fields, n=1)
+            near = difflib.get_close_matches(key, model.model_fields, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             text = f"there is no such key{hint}"
         elif found["type"] == "missing":
@@ -392,15 +408,23 @@ def load_job(path: Path | None, overrides: Mapping[str, Any]) -> Job:
     Raises:
         JobError: the file cannot be read, is no TOML, or a value is wrong.
     """
-    values: dict[str, Any] = {}
-    if path is not None:
-        try:
-            values = tomllib.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise JobError(f"cannot read the job file {path}: {error.strerror}") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise JobError(f"the job file {path} is no valid TOML: {error}") from None
-    return Job(**{**values, **overrides})
+    return Job(**{**read_job_file(path), **overrides})
+
+
+def read_job_file(path: Path | None) -> dict[str, Any]:
+    """What a job file says; nothing where there is none.
+
+    Raises:
+        JobError: the file cannot be read, or is no TOML.
+    """
+    if path is None:
+        return {}
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise JobError(f"cannot read the job file {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise JobError(f"the job file {path} is no valid TOML: {error}") from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,7 +40,7 @@ from speechmill.records import Part, Recording, Shard, printable
 from speechmill.selection import estimate_s, extension_of, selection
 from speechmill.storage import Store, inside
 
-__all__ = ["Plan", "make_plan", "name_digest"]
+__all__ = ["HEAD_BYTES", "Plan", "below_sink", "make_plan", "name_digest"]
 
 LOOK_UP = 50_000  # recordings that are looked up in the dataset together
 LOOKERS = 16  # requests at the same time while planning
@@ -215,7 +215,7 @@ class _Planner:
         chosen = selection(self.job)
         sink_prefix = inside(self.source.url, self.sink.url)
         for listed in self.source.list():
-            if sink_prefix is not None and _below_sink(listed.key, sink_prefix):
+            if sink_prefix is not None and below_sink(listed.key, sink_prefix):
                 continue
             self.listed += 1
             name = printable(listed.key)
@@ -373,7 +373,12 @@ def _batches(recordings: Iterable[Recording], size: int) -> Iterator[list[Record
         yield batch
 
 
-def _below_sink(key: str, sink_prefix: str) -> bool:
+def below_sink(key: str, sink_prefix: str) -> bool:
+    """Whether an object of the source is one of the sink, which lies in it at this prefix.
+
+    Raises:
+        JobError: the source's own folders are called as those of a sink.
+    """
     if sink_prefix:
         return key.startswith(f"{sink_prefix}/")
     top, _, below = key.partition("/")

@@ -16,6 +16,7 @@ from typing import Any
 
 from speechmill.dataset.layout import RUNS
 from speechmill.errors import StorageError
+from speechmill.records import RecordingDone
 from speechmill.storage import Store
 
 __all__ = ["RunLog", "new_run_id"]
@@ -79,6 +80,26 @@ class RunLog:
     def timing(self, **fields: Any) -> None:
         """Add a line to ``timing.log``."""
         self._timing.write(json.dumps(fields, ensure_ascii=False).encode())
+
+    def recording(self, done: RecordingDone) -> None:
+        """Add what became of a recording: its seconds, and why it failed."""
+        self.timing(
+            file_name=done.file_name,
+            duration_s=round(done.duration_s, 3),
+            fetch_s=round(done.fetch_s, 6),
+            decode_s=round(done.decode_s, 6),
+            transcribe_s=round(done.transcribe_s, 6),
+            tokenize_s=round(done.tokenize_s, 6),
+        )
+        if done.failure:
+            self.event(
+                "recording failed",
+                "warning",
+                file_name=done.file_name,
+                stage=done.failure.stage,
+                error=done.failure.error,
+                message=done.failure.message,
+            )
 
     def flush(self, *, now: bool = False) -> None:
         """Write what is new to the sink, if it is time for it or ``now``."""

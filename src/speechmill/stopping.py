@@ -23,8 +23,8 @@ class Stop:
     plans): then the first one ends the process, too.
     """
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
+    def __init__(self, console: Console, *, grace_s: float = STOP_GRACE_S) -> None:
+        self._console, self._grace_s = console, grace_s
         self.signal: int | None = None
         self._asked = False
 
@@ -46,7 +46,7 @@ class Stop:
         self._console.print(
             "\nstopping: what is in hand is being committed (again to stop at once)"
         )
-        timer = threading.Timer(STOP_GRACE_S, self._leave_at_once)
+        timer = threading.Timer(self._grace_s, self._leave_at_once)
         timer.daemon = True
         timer.start()
 

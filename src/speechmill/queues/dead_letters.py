@@ -1,0 +1,139 @@
+"""Dead letters: messages that nothing could be made of, and why; to be read, and retried."""
+
+from __future__ import annotations
+
+import datetime
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from speechmill.queues.base import Broker, Consumer, Delivery, Message
+
+__all__ = ["DeadLetter", "dead_letter", "read_dead_letters", "retry_dead_letters"]
+
+GROUP = "speechmill-dead-letters"
+SOME = 500
+IDLE_S = 1.0
+PREFIX = "speechmill-"
+
+
+def dead_letter(
+    delivery: Delivery,
+    *,
+    reason: str,
+    error: str,
+    stage: str,
+    file_name: str,
+    attempts: int,
+) -> Message:
+    """The message as it came, and why it could not be dealt with."""
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    headers = {
+        "reason": reason,
+        "error": error,
+        "stage": stage,
+        "file_name": file_name,
+        "attempts": str(attempts),
+        "origin": delivery.origin,
+        "time": now,
+    }
+    told = {f"{PREFIX}{name}": text for name, text in headers.items() if text}
+    message = delivery.message
+    kept = {k: v for k, v in message.headers.items() if not k.startswith(PREFIX)}
+    return Message(message.body, message.key, {**kept, **told})
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A dead letter. ``what`` is the recording's name, or the beginning of the message."""
+
+    what: str
+    stage: str
+    error: str
+    reason: str
+    attempts: int
+    time: str
+    message: Message
+
+    @staticmethod
+    def of(message: Message) -> DeadLetter:
+        """What its headers tell."""
+        told = {
+            name.removeprefix(PREFIX): text
+            for name, text in message.headers.items()
+            if name.startswith(PREFIX) or name == "reason"
+        }
+        shown = message.body[:80].decode("utf-8", "replace")
+        attempts = told.get("attempts", "")
+        return DeadLetter(
+            what=told.get("file_name") or shown,
+            stage=told.get("stage", ""),
+            error=told.get("error", ""),
+            reason=told.get("reason", ""),
+            attempts=int(attempts) if attempts.isdecimal() else 1,
+            time=told.get("time", ""),
+            message=message,
+        )
+
+
+def read_dead_letters(broker: Broker) -> list[DeadLetter]:
+    """The dead letters of a queue, none twice; they stay where they are.
+
+    A worker that is killed between sending a letter and acknowledging its message sends it twice.
+
+    Raises:
+        BrokerError: the broker cannot be reached, or refuses.
+    """
+    found: dict[tuple[bytes, str], DeadLetter] = {}
+    for some in _taken(broker, lambda *_: None):
+        for delivery in some:
+            letter = DeadLetter.of(delivery.message)
+            found[delivery.message.body, letter.error] = letter
+    return list(found.values())
+
+
+def retry_dead_letters(broker: Broker) -> int:
+    """Publish the dead letters of a queue into it again, each once. Returns how many.
+
+    Raises:
+        BrokerError: the broker cannot be reached, or refuses; what was not confirmed stays.
+    """
+    sent: set[bytes] = set()
+
+    def send(consumer: Consumer, deliveries: Sequence[Delivery]) -> None:
+        news: dict[bytes, Message] = {}
+        for delivery in deliveries:
+            body = delivery.message.body
+            headers = {
+                name: text
+                for name, text in delivery.message.headers.items()
+                if not name.startswith((PREFIX, "x-")) and name != "reason"
+            }
+            if body not in sent:
+                news[body] = Message(body, delivery.message.key, headers)
+        broker.publish(list(news.values()))
+        sent.update(news)
+        consumer.ack(deliveries)
+
+    for _ in _taken(broker, send):
+        pass
+    return len(sent)
+
+
+def _taken(
+    broker: Broker, settle: Callable[[Consumer, Sequence[Delivery]], None]
+) -> Iterator[Sequence[Delivery]]:
+    """All that is in the queue of dead letters by now."""
+    dead = broker.dead_letters()
+    dead.prepare()
+    consumer = dead.consume(GROUP, whole=True)
+    try:
+        quiet_since = time.monotonic()
+        while time.monotonic() - quiet_since < IDLE_S:
+            if some := consumer.receive(SOME, 0.2):
+                quiet_since = time.monotonic()
+                settle(consumer, some)
+                yield some
+    finally:
+        consumer.close()
+        dead.close()

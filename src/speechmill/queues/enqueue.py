@@ -1,0 +1,242 @@
+"""``enqueue``: what a source holds and a dataset lacks, as messages.
+
+They are published part by part, so that who takes a run of them rewrites few parts. Where Kafka has
+partitions, a part's messages share one, and so one worker.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+from uuid import uuid4
+
+from speechmill.dataset.layout import STATE
+from speechmill.dataset.state import read_state
+from speechmill.errors import JobError, NotFoundError, SourceChangedError
+from speechmill.job import Job
+from speechmill.planner import Plan, make_plan
+from speechmill.queues.base import Broker, Message
+from speechmill.queues.notices import encode
+from speechmill.records import Part, Recording
+from speechmill.storage import Store, StoreOptions, open_store
+
+__all__ = ["NO_SINK", "EnqueueReport", "Observer", "enqueue"]
+
+NO_SINK = "memory://none"
+"""A job's sink where there is none: nothing is done yet, as far as ``enqueue`` is told."""
+
+CHUNK = 5_000  # messages that are confirmed together; behind them the place is kept
+
+
+class Observer(Protocol):
+    """Who watches. Called from one thread."""
+
+    def listed(self, count: int) -> None:
+        """So many objects of the source have been listed."""
+
+    def planned(self, plan: Plan) -> None:
+        """The plan is made; publishing begins."""
+
+    def progress(self, published: int) -> None:
+        """So many messages are confirmed, or were before."""
+
+
+@dataclass(frozen=True, slots=True)
+class EnqueueReport:
+    """What was published. ``resumed`` messages had been, by a run that was cut short."""
+
+    queue: str
+    listed: int
+    published: int
+    resumed: int
+    done: int
+    failed: int
+    left_out: int
+    wall_s: float
+    publish_s: float
+    stopped: bool = False
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class _Place:
+    """How far a run has come, in the order of publishing."""
+
+    folder_name: str
+    index: int
+    key: str
+
+
+class _Bookmark:
+    """How far a run that was cut short had come. It is kept in the sink, where there is one, or in
+    the user's own folder for such things."""
+
+    def __init__(self, store: Store, key: str) -> None:
+        self._store, self._key = store, key
+        self.started_us = time.time_ns() // 1000
+        self._place: _Place | None = None
+        self._count = 0
+        self._before_us = 0
+        try:
+            kept = json.loads(store.get(key).data)
+            self._place = _Place(*kept["place"])
+            self._count, self._before_us = int(kept["count"]), int(kept["started_us"])
+            self.started_us = self._before_us
+        except (NotFoundError, ValueError, KeyError, TypeError):
+            self._place = None
+
+    def is_behind(self, part: Part, recording: Recording) -> bool:
+        """Whether the recording was published, and has not changed since."""
+        place = self._place
+        if place is None or recording.modified_us >= self._before_us:
+            return False
+        if part.folder_name == place.folder_name and part.count != self._count:
+            return False  # the folder is cut into parts otherwise by now
+        return _Place(part.folder_name, part.index, recording.key) <= place
+
+    def keep(self, part: Part, recording: Recording) -> None:
+        """All up to here is confirmed."""
+        place = [part.folder_name, part.index, recording.key]
+        told = {"place": place, "count": part.count, "started_us": self.started_us}
+        self._store.put(self._key, json.dumps(told).encode())
+
+    def close(self) -> None:
+        """All is published: the next run begins anew."""
+        try:
+            self._store.delete(self._key)
+        except NotFoundError:
+            return
+
+
+def enqueue(
+    job: Job,
+    broker: Broker,
+    *,
+    partitions: int = 12,
+    observer: Observer | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> EnqueueReport:
+    """Publish a message for each recording of the job's source that its sink lacks.
+
+    ``job.sink`` may be ``NO_SINK``: then all of the source is published. The same call again goes
+    on where it was cut short.
+
+    Raises:
+        JobError: an option makes no sense.
+        SourceChangedError: the sink's rows come from another source.
+        DatasetError: there are no recordings in the source.
+        BrokerError: the broker cannot be reached, refuses, or does not confirm.
+        StorageError: a store cannot be listed or read.
+    """
+    started = time.monotonic()
+    if job.prune or job.shard_count > 1:
+        raise JobError("--prune and --shard-count are for builds")
+    job, source, sink, recipe = _opened(job)
+    broker.prepare(partitions)
+    made = make_plan(
+        job,
+        source,
+        sink,
+        recipe,
+        settle=(lambda: None) if job.sink != NO_SINK else None,
+        on_listed=observer.listed if observer else lambda _: None,
+    )
+    if observer:
+        observer.planned(made)
+    bookmark = _bookmark(job, source, sink, broker)
+    publishing = time.monotonic()
+    published = resumed = 0
+    chunk: list[Message] = []
+    last: tuple[Part, Recording] | None = None
+
+    def send() -> None:
+        nonlocal published, last
+        if not chunk or last is None:
+            return
+        broker.publish(chunk)
+        published += len(chunk)
+        chunk.clear()
+        bookmark.keep(*last)
+        if observer:
+            observer.progress(published + resumed)
+
+    stopped = False
+    for part, recording in _in_order(made):
+        if bookmark.is_behind(part, recording):
+            resumed += 1
+            continue
+        chunk.append(encode(source.url, recording, part))
+        last = part, recording
+        if len(chunk) == CHUNK:
+            send()
+            if stopped := stop():
+                break
+    send()
+    if not stopped:
+        bookmark.close()
+    return EnqueueReport(
+        queue=broker.url,
+        listed=made.listed,
+        published=published,
+        resumed=resumed,
+        done=made.done,
+        failed=made.failed,
+        left_out=sum(made.left_out.values()),
+        wall_s=time.monotonic() - started,
+        publish_s=time.monotonic() - publishing,
+        stopped=stopped,
+    )
+
+
+def _opened(job: Job) -> tuple[Job, Store, Store, str]:
+    """The job as the sink's builds have agreed on it, its stores, and the sink's recipe."""
+    source = open_store(
+        job.source, StoreOptions(job.profile, job.endpoint_url, job.region, job.store_retry_s)
+    )
+    if job.sink == NO_SINK:
+        return job, source, open_store(f"memory://{uuid4().hex}"), ""
+    sink = open_store(
+        job.sink,
+        StoreOptions(
+            job.sink_profile or job.profile,
+            job.sink_endpoint_url or job.endpoint_url,
+            job.sink_region or job.region,
+            job.store_retry_s,
+        ),
+    )
+    state = read_state(sink)
+    if state is None:
+        return job, source, sink, ""
+    if state["source"] != source.url:
+        raise SourceChangedError(
+            f"the sink {sink.url} holds recordings of {state['source']}, not of {source.url}: "
+            "give that source, or another sink"
+        )
+    rules = {"folder": state["folder"], "partition_by": state.get("partition_by", "folder")}
+    return job.model_copy(update=rules), source, sink, str(state["recipe"])
+
+
+def _in_order(plan: Plan) -> Iterator[tuple[Part, Recording]]:
+    """What is to be published, by folder, part and key."""
+    for shard in plan.shards:
+        for part, recordings in shard.parts:
+            for recording in sorted(recordings, key=lambda r: r.key):
+                yield part, recording
+
+
+def _bookmark(job: Job, source: Store, sink: Store, broker: Broker) -> _Bookmark:
+    """The place of runs with the same choice of recordings."""
+    choice: dict[str, Any] = job.model_dump(
+        mode="json", include={"extension", "include", "exclude", "limit", "folder", "partition_by"}
+    )
+    told = [source.url, job.sink, broker.url, choice]
+    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+    if job.sink != NO_SINK:
+        return _Bookmark(sink, f"{STATE}/enqueue/{digest}.json")
+    home = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
+    return _Bookmark(open_store(f"{home}/speechmill/enqueue"), f"{digest}.json")

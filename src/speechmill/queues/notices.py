@@ -1,0 +1,190 @@
+"""What messages say: recordings that are there, in our own words or as object stores tell of them.
+
+Taken are the events of S3 as AWS (also by way of SNS and EventBridge), MinIO and others send them,
+those of Cloudflare R2, and those of SeaweedFS' filer.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+from urllib.parse import unquote_to_bytes
+
+from speechmill.queues.base import Message
+from speechmill.queues.filer import read_filer_event
+from speechmill.records import Part, Recording
+from speechmill.storage.urls import parse_url
+
+__all__ = ["Notice", "PoisonError", "encode", "key_below", "read_notices"]
+
+VERSION = 1
+BUCKETS = "/buckets/"  # where SeaweedFS' filer has them
+_R2_CREATED: Final = {"PutObject", "CopyObject", "CompleteMultipartUpload"}
+_R2_REMOVED: Final = {"DeleteObject", "LifecycleDeletion"}
+
+
+class PoisonError(Exception):
+    """A message that says nothing we understand. It never will, however often it comes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """An object that has come or changed, or that has gone.
+
+    Our own messages name the ``source`` and the version of the ``recording``, and of how many
+    ``parts`` its folder was thought to be. Events name the bucket as ``source`` (``s3://bucket``)
+    and the whole key; which version it is must be asked: events come late, twice, and not in order.
+    """
+
+    kind: Literal["created", "removed"]
+    source: str
+    key: str
+    recording: Recording | None = None
+    parts: int = 1
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it was published by ``enqueue``."""
+        return self.recording is not None
+
+
+def encode(source: str, recording: Recording, part: Part) -> Message:
+    """A recording as a message. What shares a part shares a key."""
+    body = {
+        "speechmill": VERSION,
+        "source": source,
+        "key": recording.key,
+        "size": recording.size,
+        "etag": recording.etag,
+        "modified_us": recording.modified_us,
+        "parts": part.count,
+    }
+    # ASCII: keys that are not UTF-8 come through as surrogate escapes.
+    return Message(json.dumps(body).encode(), f"{part.folder_name}/{part.index}")
+
+
+def key_below(source: str, notice: Notice) -> str | None:
+    """The notice's object as a key of the source; None where it lies elsewhere."""
+    if notice.is_ours:
+        return notice.key if notice.source == source else None
+    here, there = parse_url(source), parse_url(notice.source)
+    if (here.scheme, here.bucket) != (there.scheme, there.bucket):
+        return None
+    start = f"{here.prefix}/" if here.prefix else ""
+    key = notice.key.removeprefix(start)
+    return key if notice.key.startswith(start) and key else None
+
+
+def read_notices(message: Message) -> list[Notice]:
+    """What a message says; nothing, where it is an event of no interest.
+
+    Raises:
+        PoisonError: it says nothing that we understand.
+    """
+    body = message.body.lstrip()
+    if message.key.startswith(BUCKETS) and not body.startswith(b"{"):
+        return list(_of_filer(message))
+    try:
+        told = json.loads(message.body)
+    except (ValueError, RecursionError) as error:
+        raise PoisonError(f"it is not JSON: {error}") from None
+    if not isinstance(told, Mapping):
+        raise PoisonError("it is JSON, but no object")
+    try:
+        return list(_notices(told))
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise PoisonError(f"it is not as it should be: {type(error).__name__}: {error}") from None
+
+
+def _notices(told: Mapping[str, Any]) -> Iterator[Notice]:
+    if "speechmill" in told:
+        yield _of_ours(told)
+    elif isinstance(told.get("Records"), list):
+        for record in told["Records"]:
+            yield from _of_s3(record)
+    elif told.get("Type") == "Notification":  # SNS
+        yield from _notices(json.loads(told["Message"]))
+    elif "detail-type" in told:
+        yield from _of_event_bridge(told)
+    elif {"action", "bucket", "object"} <= told.keys():
+        yield from _of_r2(told)
+    elif told.get("Event") == "s3:TestEvent":
+        return
+    else:
+        raise PoisonError(
+            "it is neither a recording of ours nor an event of an object store that we know"
+        )
+
+
+def _of_ours(told: Mapping[str, Any]) -> Notice:
+    if told["speechmill"] != VERSION:
+        raise PoisonError(
+            f"it is of version {told['speechmill']!r}, this Speechmill reads {VERSION}"
+        )
+    source, key = told["source"], told["key"]
+    if not (isinstance(source, str) and isinstance(key, str) and source and key):
+        raise PoisonError("source and key must be text")
+    recording = Recording(key, int(told["size"]), str(told["etag"]), int(told["modified_us"]))
+    return Notice("created", source, key, recording, max(1, int(told.get("parts", 1))))
+
+
+def _of_s3(record: Mapping[str, Any]) -> Iterator[Notice]:
+    name = str(record["eventName"]).removeprefix("s3:")
+    if (kind := _kind(name)) is None:
+        return
+    key = _unquoted(record["s3"]["object"]["key"])
+    yield Notice(kind, f"s3://{record['s3']['bucket']['name']}", key)
+
+
+def _of_event_bridge(told: Mapping[str, Any]) -> Iterator[Notice]:
+    if (kind := _kind(str(told["detail-type"]).replace(" ", ""))) is None:
+        return
+    detail = told["detail"]
+    yield Notice(kind, f"s3://{detail['bucket']['name']}", str(detail["object"]["key"]))
+
+
+def _of_r2(told: Mapping[str, Any]) -> Iterator[Notice]:
+    action = told["action"]
+    kind: Literal["created", "removed"] = "created"
+    if action in _R2_REMOVED:
+        kind = "removed"
+    elif action not in _R2_CREATED:
+        return
+    yield Notice(kind, f"s3://{told['bucket']}", str(told["object"]["key"]))
+
+
+def _of_filer(message: Message) -> Iterator[Notice]:
+    try:
+        event = read_filer_event(message.key, message.body)
+    except ValueError as error:
+        raise PoisonError(f"it is neither JSON nor an event of a filer: {error}") from None
+    paths: tuple[tuple[Literal["created", "removed"], str], ...] = (
+        ("created", event.created),
+        ("removed", event.removed),
+    )
+    for kind, path in paths:
+        bucket, _, key = path.removeprefix(BUCKETS).partition("/")
+        # The filer's own: its users, and pieces of uploads.
+        if path.startswith(BUCKETS) and key and not f"{bucket}/".startswith((".", "/")):
+            if key.startswith(".uploads/"):
+                continue
+            yield Notice(kind, f"s3://{bucket}", key)
+
+
+def _kind(name: str) -> Literal["created", "removed"] | None:
+    """What an event's name means: as S3 has it (ObjectCreated:Put), or EventBridge."""
+    if name.startswith("ObjectCreated") or name in (
+        "ObjectRestore:Completed",
+        "ObjectRestoreCompleted",
+    ):
+        return "created"
+    if name.startswith(("ObjectRemoved", "ObjectDeleted", "LifecycleExpiration")):
+        return "removed"
+    return None
+
+
+def _unquoted(key: str) -> str:
+    """A key as S3's events have it: percent-encoded, with ``+`` for a space."""
+    return unquote_to_bytes(key.replace("+", " ")).decode("utf-8", "surrogateescape")

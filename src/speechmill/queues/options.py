@@ -1,0 +1,84 @@
+"""What a worker is told besides the job: its queue, its batches, when it ends."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from speechmill.errors import JobError
+from speechmill.job import WorkerOptions, explain, parse_options
+
+__all__ = ["WorkOptions"]
+
+
+class WorkOptions(BaseModel):
+    """How a worker takes its work. Every field is a flag of ``speechmill work`` and a key of its
+    job file. Wrong values raise ``JobError``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    queue: Annotated[
+        str,
+        Field(description="The queue: kafka://host:9092/TOPIC or amqp://host:5672/QUEUE."),
+    ]
+    group: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            description="Workers of one group share a topic of Kafka; on RabbitMQ all of a queue "
+            "do [default: one group a sink].",
+        ),
+    ] = None
+    broker_option: Annotated[
+        WorkerOptions,
+        Field(
+            description="A setting of the broker's client, such as security.protocol=SASL_SSL; "
+            "env:NAME and file:PATH are read."
+        ),
+    ] = {}
+    batch_recordings: Annotated[
+        int,
+        Field(ge=1, description="Recordings that are processed and committed together, at most."),
+    ] = 256
+    linger_s: Annotated[
+        float,
+        Field(
+            ge=0, description="How long a batch waits to be filled: longer means fewer rewrites."
+        ),
+    ] = 30.0
+    until_empty: Annotated[
+        bool, Field(description="End once the queue is empty, instead of waiting for more.")
+    ] = False
+    grace_s: Annotated[
+        float,
+        Field(
+            ge=0, description="Time to commit what is in hand after SIGTERM; the rest goes back."
+        ),
+    ] = 30.0
+    drop_removed: Annotated[
+        bool, Field(description="Drop the rows of objects that a store says are removed.")
+    ] = False
+    metrics: Annotated[
+        str,
+        Field(
+            description="Where metrics and health are served: HOST:PORT, or none "
+            "[default: 127.0.0.1:9464, or a free port there]."
+        ),
+    ] = ""
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise JobError(explain(error, type(self))) from None
+
+    @field_validator("broker_option", mode="before")
+    @classmethod
+    def _broker_options(cls, value: object) -> object:
+        return parse_options(value, "security.protocol=SASL_SSL")
+
+    @field_validator("linger_s", "grace_s", mode="before")
+    @classmethod
+    def _seconds(cls, value: object) -> object:
+        return float(value) if type(value) is int else value

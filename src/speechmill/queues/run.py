@@ -1,0 +1,262 @@
+"""``work``, whole: from a job and a queue to a worker that runs, and its report."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
+
+from speechmill._version import __version__
+from speechmill.dataset.state import read_state
+from speechmill.errors import JobError, SpeechmillError
+from speechmill.job import Job
+from speechmill.queues import open_broker
+from speechmill.queues.base import Broker, Consumer, Delivery
+from speechmill.queues.metrics import Endpoint, serve
+from speechmill.queues.notices import PoisonError, read_notices
+from speechmill.queues.options import WorkOptions
+from speechmill.queues.tally import Observer, WorkReport, WorkTally
+from speechmill.queues.worker import Worker
+from speechmill.runlog import RunLog, new_run_id
+from speechmill.settling import agree, check, settled_tools
+from speechmill.storage import Store, StoreOptions, open_store
+from speechmill.tools import Tools
+
+__all__ = ["ANY_SOURCE", "work"]
+
+ANY_SOURCE = "(the messages')"
+"""A job's source where it is not told: that of the sink, or else of the first message."""
+
+LOOK_S = 0.2
+SILENT_MESSAGES = 100  # that name no source
+EMPTY_S = 2.0  # without a message, until a queue that is to be emptied counts as empty
+
+
+class _Nobody:
+    def ready(self, queue: str, sink: str, metrics: str) -> None:
+        """See ``Observer``."""
+
+    def said(self, text: str) -> None:
+        """See ``Observer``."""
+
+    def progress(self, tally: WorkTally) -> None:
+        """See ``Observer``."""
+
+    def batch(self, count: int, seconds: float) -> None:
+        """See ``Observer``."""
+
+
+class _Watching:
+    """Tells the user and the metrics."""
+
+    def __init__(self, observer: Observer, endpoint: Endpoint | None) -> None:
+        self._observer, self._endpoint = observer, endpoint
+
+    def ready(self, queue: str, sink: str, metrics: str) -> None:
+        self._observer.ready(queue, sink, metrics)
+
+    def said(self, text: str) -> None:
+        self._observer.said(text)
+
+    def progress(self, tally: WorkTally) -> None:
+        self._observer.progress(tally)
+        if self._endpoint is not None:
+            self._endpoint.progress(tally)
+
+    def batch(self, count: int, seconds: float) -> None:
+        self._observer.batch(count, seconds)
+        if self._endpoint is not None:
+            self._endpoint.batch(count, seconds)
+
+
+def work(
+    job: Job,
+    options: WorkOptions,
+    *,
+    observer: Observer | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> WorkReport:
+    """Take recordings from a queue, and grow the dataset by them.
+
+    Returns once ``stop()`` is true and what was in hand is settled or given back, or, with
+    ``until_empty``, once the queue is empty. ``job.source`` may be ``ANY_SOURCE``.
+
+    Raises:
+        JobError: an option makes no sense.
+        BrokerError: the broker cannot be reached, refuses, or stays away.
+        DatasetError: the sink holds rows of another source or recipe.
+        ModelError: weights cannot be found, or the engine cannot run them.
+        StorageError: a store cannot be reached, read or written, or lacks conditional puts.
+    """
+    started = time.monotonic()
+    if job.single_writer:
+        raise JobError(
+            "single_writer cannot be vouched for where workers share a queue: use a store that "
+            "has conditional puts"
+        )
+    with serve(options.metrics) as endpoint, _opened(options) as broker:
+        broker.prepare()
+        watching = _Watching(observer or _Nobody(), endpoint)
+        group = options.group or _group_of(job)
+        address = endpoint.address if endpoint else ""
+        tools, consumer, first = _set_up(job, options, broker, group, stop)
+        if tools is None:
+            return _report(job, options, None, "", WorkTally(), started, stopped=stop())
+        log = RunLog(tools.sink, run_id := new_run_id())
+        log.event(
+            "started",
+            version=__version__,
+            source=tools.source.url,
+            recipe=tools.recipe.id,
+            queue=broker.url,
+            group=group,
+        )
+        with closing(consumer or broker.consume(group)) as taking:
+            watching.ready(broker.url, tools.sink.url, address)
+            worker = Worker(tools, options, broker, taking, log, watching, stop=stop)
+            worker.take(first)
+            try:
+                worker.run()
+            except BaseException as error:
+                log.event("broken off", "error", error=type(error).__name__, message=str(error))
+                with suppress(SpeechmillError):
+                    log.flush(now=True)
+                raise
+        report = _report(job, options, tools, run_id, worker.tally, started, stopped=stop())
+        log.event("stopped" if stop() else "finished", rows=report.rows, failed=report.failed)
+        log.flush(now=True)
+        with suppress(SpeechmillError):  # the rows are there; the report is told in any case
+            log.report(report.to_dict())
+        return report
+
+
+@contextmanager
+def _opened(options: WorkOptions) -> Iterator[Broker]:
+    broker = open_broker(options.queue, options.broker_option)
+    try:
+        yield broker
+    finally:
+        broker.close()
+
+
+def _group_of(job: Job) -> str:
+    """The group of all workers of one sink."""
+    url = _open_sink(job).url
+    return f"speechmill-{hashlib.sha256(url.encode()).hexdigest()[:8]}"
+
+
+def _open_sink(job: Job) -> Store:
+    return open_store(
+        job.sink,
+        StoreOptions(
+            job.sink_profile or job.profile,
+            job.sink_endpoint_url or job.endpoint_url,
+            job.sink_region or job.region,
+            job.store_retry_s,
+        ),
+    )
+
+
+def _set_up(
+    job: Job,
+    options: WorkOptions,
+    broker: Broker,
+    group: str,
+    stop: Callable[[], bool],
+) -> tuple[Tools | None, Consumer | None, Sequence[Delivery]]:
+    """The tools; and, where the source was to be learned from messages, the consumer that they
+    came to, with those in hand. No tools where there was no message.
+
+    Models are loaded before messages are taken, where that can be: who dies of it harms nobody.
+    """
+    if job.source == ANY_SOURCE and (state := read_state(_open_sink(job))) is not None:
+        job = job.model_copy(update={"source": str(state["source"])})
+    if job.source != ANY_SOURCE:
+        return _settled(job), None, ()
+    consumer = broker.consume(group)
+    try:
+        source, first = _first_source(consumer, options, stop)
+        if source is None:
+            consumer.close()
+            return None, None, ()
+        known = job.model_copy(update={"source": source})
+        with ThreadPoolExecutor(1, thread_name_prefix="open") as pool:
+            opened = pool.submit(_settled, known)
+            while not opened.done():
+                consumer.receive(0, LOOK_S)
+            return opened.result(), consumer, first
+    except BaseException:
+        consumer.close()
+        raise
+
+
+def _first_source(
+    consumer: Consumer, options: WorkOptions, stop: Callable[[], bool]
+) -> tuple[str | None, list[Delivery]]:
+    """The source that the first message names that names one; and the messages until then."""
+    taken: list[Delivery] = []
+    quiet_since = time.monotonic()
+    while not stop():
+        some = consumer.receive(1, LOOK_S)
+        taken += some
+        for delivery in some:
+            quiet_since = time.monotonic()
+            with suppress(PoisonError):
+                for notice in read_notices(delivery.message):
+                    return notice.source, taken
+        quiet = time.monotonic() - quiet_since > EMPTY_S
+        if options.until_empty and quiet and not taken and consumer.is_empty():
+            break
+        if len(taken) > SILENT_MESSAGES or (options.until_empty and quiet and taken):
+            raise JobError(
+                f"none of {len(taken)} messages says where its recordings are: give --source, so "
+                "that these can go to the dead letters"
+            )
+    return None, taken
+
+
+def _settled(job: Job) -> Tools:
+    """The tools of the job, agreed on with the sink."""
+    tools = settled_tools(job)
+    check(tools)
+    tools.sink.check()
+    agree(tools)
+    return tools
+
+
+def _report(
+    job: Job,
+    options: WorkOptions,
+    tools: Tools | None,
+    run_id: str,
+    tally: WorkTally,
+    started: float,
+    *,
+    stopped: bool,
+) -> WorkReport:
+    done, verdicts = tally.done, tally.verdicts
+    return WorkReport(
+        run_id=run_id,
+        queue=open_broker(options.queue, options.broker_option).url,
+        sink=tools.sink.url if tools else job.sink,
+        recipe=tools.recipe.id if tools else "",
+        messages=tally.messages,
+        recordings=done.recordings,
+        rows=done.rows,
+        failed=done.failed,
+        there=verdicts["there"],
+        left_out=verdicts["left out"],
+        dropped=verdicts["dropped"],
+        dead_letters=tally.dead_letters,
+        errors=dict(done.errors),
+        batches=tally.batches,
+        audio_s=done.audio_s,
+        wall_s=time.monotonic() - started,
+        stages_s=dict(done.stages),
+        commit_s=tally.commit_s,
+        conflicts=tally.conflicts,
+        written_bytes=tally.written_bytes,
+        stopped=stopped,
+    )
