@@ -101,7 +101,7 @@ def test_codes_of_long_clips_are_those_of_the_reference(name: str, codec: Codec)
     assert np.array_equal(codes_only(name, codes), reference(name)(waveform))
 
 
-@pytest.mark.parametrize("name", ["encodec", "dac", "snac"])
+@pytest.mark.parametrize("name", ["dac", "snac"])
 def test_codes_of_what_is_computed_in_pieces_are_near_those_of_the_reference(name: str) -> None:
     codec = opened(name)
     waveform = clip(65 * codec.sample_rate, seed=3)

@@ -120,7 +120,7 @@ class NeuralCodec(ABC):
         with self._running():
             if self._in_batches:
                 return self._encode_batches(waveforms)
-            return side_by_side(self._encode_one, waveforms, [len(w) for w in waveforms])
+            return self._encode_side_by_side(waveforms)
 
     def decode(self, codes: Sequence[Codes]) -> list[NDArray[np.float32]]:
         """Decode what ``encode`` gave: [num_codebooks, num_frames] each.
@@ -178,6 +178,10 @@ class NeuralCodec(ABC):
             raise JobError(f"{self.name}: bandwidth must be one of {listed}, not {wanted:g}")
         return wanted
 
+    def _encode_side_by_side(self, waveforms: Sequence[NDArray[np.float32]]) -> list[Codes]:
+        """Encode each on one thread, several at a time."""
+        return side_by_side(self._encode_one, waveforms, [len(w) for w in waveforms])
+
     def _encode_one(self, waveform: NDArray[np.float32]) -> Codes:
         return self._encode_alike([waveform])[0]
 
@@ -186,11 +190,16 @@ class NeuralCodec(ABC):
         import torch
 
         num_samples = len(waveforms[0])
-        shape = (self.num_codebooks, self.num_frames(num_samples))
         if not num_samples:
+            shape = (self.num_codebooks, self.num_frames(0))
             return [self._stored(np.empty(shape, np.int64)) for _ in waveforms]
         samples = torch.tensor(np.stack(waveforms), dtype=torch.float32, device=self._device)
-        codes = self._codes(samples[:, None])[:, : shape[0], : shape[1]].cpu().numpy()
+        return self._taken(self._codes(samples[:, None]), num_samples)
+
+    def _taken(self, codes: Any, num_samples: int) -> list[Codes]:
+        """What is stored of a batch of codes: [N, at least num_codebooks, at least num_frames]."""
+        shape = (self.num_codebooks, self.num_frames(num_samples))
+        codes = codes[:, : shape[0], : shape[1]].cpu().numpy()
         if codes.shape[1:] != shape:
             raise ModelError(
                 f"the model {self._weights.name!r} gives {list(codes.shape[1:])} codes for "

@@ -9,11 +9,16 @@ all cores.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Final, TypeVar
 
+from speechmill.cores import num_cores
 from speechmill.torch_engine import one_thread_workers
 
-__all__ = ["side_by_side"]
+__all__ = ["grouped", "side_by_side"]
+
+USUAL: Final = 8
+MOST: Final = 12
+"""Items of a group: about so many, and at most."""
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -33,6 +38,25 @@ def side_by_side(function: Callable[[T], R], items: Sequence[T], sizes: Sequence
     finally:
         for future in futures.values():
             future.cancel()
+
+
+def grouped(lengths: Sequence[int], fits: Callable[[int], bool]) -> list[list[int]]:
+    """Which items to compute together: numbers of items of like length, each group about as long
+    as the others, and as many groups as there are cores or a multiple. What does not fit into a
+    group is alone."""
+    alone = [[i] for i, length in enumerate(lengths) if not fits(length)]
+    order = sorted((i for i, length in enumerate(lengths) if fits(length)), key=lengths.__getitem__)
+    cores = num_cores()
+    share = sum(lengths[i] for i in order) / (cores * -(-len(order) // (cores * USUAL)) or 1)
+    groups: list[list[int]] = []
+    length = 0.0
+    for i in order:
+        if not groups or length >= share or len(groups[-1]) == MOST:
+            groups.append([])
+            length = 0.0
+        groups[-1].append(i)
+        length += lengths[i]
+    return alone + groups
 
 
 def _inferring(function: Callable[[T], R], item: T) -> R:

@@ -1,35 +1,48 @@
-"""Convolutions of kernel 1, with the same result on one thread as on several.
+"""What works point by point, with the same result on one thread as on two.
 
-On two threads or more PyTorch computes them by oneDNN, whose sums do not depend on the number; on
-one thread it multiplies matrices, which rounds otherwise. Codes are computed on one thread, and are
-to be those that a user gets who calls the model on a machine with several cores.
+Codes are computed on one thread, and are to be those that a user gets who calls the model on a
+machine with several cores. Two things differ there:
+
+- Convolutions of kernel 1. On two threads or more PyTorch computes them by oneDNN, whose sums do
+  not depend on the number; on one thread it multiplies matrices, which rounds otherwise.
+- ELU. PyTorch divides what is large among the threads, takes vectors of it, and computes what is
+  left at the end of each one's share by another function, which rounds otherwise.
 """
 
 from __future__ import annotations
 
 from typing import Any, Final
 
-__all__ = ["SMALL", "as_on_threads"]
+__all__ = ["SHARED", "SMALL", "VECTORS", "as_on_threads"]
 
 SMALL: Final = 20_480
 """Inputs of no more elements PyTorch multiplies as matrices on any number of threads."""
 
+SHARED: Final = 32_768
+"""More elements than these PyTorch divides among threads."""
+
+VECTORS: Final = 32
+"""So many elements ELU takes at a time; what is left is computed in another way."""
+
 
 def as_on_threads(model: Any) -> None:
-    """Make a model's convolutions of kernel 1 do on one thread what they do on several.
+    """Make a model's convolutions of kernel 1 do on one thread what they do on several, and its
+    ELUs what they do on two.
 
     It is to be called when the weights are what they will be: they are kept.
     """
     import torch
 
-    if not torch.backends.mkldnn.is_available():
+    if next(model.parameters()).device.type != "cpu":
         return
     for module in model.modules():
-        if (
-            isinstance(module, torch.nn.Conv1d)
+        if type(module) is torch.nn.ELU:
+            module.forward = _Halves(module)
+        elif (
+            torch.backends.mkldnn.is_available()
+            and isinstance(module, torch.nn.Conv1d)
             and (module.kernel_size, module.stride, module.dilation) == ((1,), (1,), (1,))
             and module.padding in {(0,), 0, "valid"}
-            and module.weight.device.type == "cpu"
         ):
             module.forward = _Pointwise(module)
 
@@ -52,3 +65,32 @@ class _Pointwise:
             hidden[:, :, None], self._weight, self._bias, (0, 0), (1, 1), (1, 1), self._groups
         )
         return found[:, :, 0]
+
+
+class _Halves:
+    """The forward pass of an ELU, as if two threads had half of it each."""
+
+    def __init__(self, elu: Any) -> None:
+        self._elu = elu
+        self._usual = elu.forward
+
+    def __call__(self, hidden: Any) -> Any:
+        import torch
+
+        flat = _in_order(hidden)
+        if flat is None or hidden.numel() <= SHARED:
+            return self._usual(hidden)
+        found = hidden if self._elu.inplace else torch.empty_like(hidden)
+        into = _in_order(found)
+        half = -(-hidden.numel() // 2)
+        for part in (slice(None, half), slice(half, None)):
+            torch.ops.aten.elu.out(flat[part], self._elu.alpha, out=into[part])
+        return found
+
+
+def _in_order(hidden: Any) -> Any:
+    """All elements as they lie in memory, where nothing lies between them; else None."""
+    if hidden.is_contiguous():
+        return hidden.view(-1)
+    by_time = hidden.permute(hidden.ndim - 1, *range(hidden.ndim - 1))
+    return by_time.view(-1) if by_time.is_contiguous() else None

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
-from speechmill.tokenizers.pointwise import SMALL
+from speechmill.tokenizers.gathered_lstm import GatheredLSTM
+from speechmill.tokenizers.pointwise import SHARED, VECTORS
 
 __all__ = ["StreamedEncoder", "padded", "quicken"]
 
 WINDOW_S: Final = 2.0
 """Seconds of audio that the convolutions take at a time: more would not stay in the caches."""
 
-STRETCH_S: Final = 30.0
-"""Seconds of audio that the LSTM takes at a time."""
+STRETCH_S: Final = 120.0
+"""Seconds of audio that the LSTM and the quantizer take at a time."""
+
+GATHERED_S: Final = 30.0
+"""Clips up to so many seconds the LSTM hears together."""
 
 
 class StreamedEncoder:
@@ -36,13 +41,38 @@ class StreamedEncoder:
             layers[place].lstm,
             layers[place + 1 :],
         )
-        # PyTorch computes what is small in another way: each layer is to have more.
-        enough = SMALL // _fewest(self._front, hop_length) + 1
-        self._window = max(enough, round(WINDOW_S * sample_rate / hop_length))
-        self._stretch = max(self._window, round(STRETCH_S * sample_rate / hop_length))
+        self._gathered = GatheredLSTM(self._lstm)
+        # PyTorch computes what is small in another way: each layer is to have more. And the end of
+        # a window is to be that of a whole number of vectors, as it is in the midst of the whole.
+        enough = SHARED // _fewest(self._front, hop_length) + 1
+        step = _vectors(self._front, hop_length)
+        window = max(enough, round(WINDOW_S * sample_rate / hop_length))
+        self._window = _rounded_up(window, step or 1)
+        stretch = max(window, round(STRETCH_S * sample_rate / hop_length))
+        self._stretch = _rounded_up(stretch, self._window)
         self._causal = all(m.causal for m in encoder.modules() if hasattr(m, "causal"))
-        self._context = -(-_reach(self._front) // hop_length)
+        self._causal = self._causal and step is not None
+        self._context = _rounded_up(-(-_reach(self._front) // hop_length), step or 1)
         self._tail_reach = _reach(self._tail)
+        self._longest = round(GATHERED_S * sample_rate)
+
+    def takes_together(self, num_samples: int) -> bool:
+        """Whether it is worth while to give a clip of this length to ``together``."""
+        return 0 < num_samples <= self._longest
+
+    def together(self, clips: Sequence[Any]) -> list[Any]:
+        """Tensors [1, 1, num_samples] → latents [1, hidden_size, num_frames]: those of each alone,
+        in less time. On one thread."""
+        fronts = []
+        for samples in clips:
+            num_frames = -(-samples.shape[-1] // self._hop_length)
+            hidden = _joined(self._windows(samples, 0, num_frames, num_frames))
+            fronts.append(hidden.permute(2, 0, 1))
+        heard = self._gathered([steps.contiguous() for steps in fronts])
+        return [
+            _through(self._tail, (one + steps).permute(1, 2, 0))
+            for one, steps in zip(heard, fronts, strict=True)
+        ]
 
     def __call__(self, samples: Any) -> Iterator[Any]:
         """Tensor [N, 1, num_samples] → latents [N, hidden_size, num_frames], in stretches."""
@@ -51,7 +81,7 @@ class StreamedEncoder:
         num_frames = -(-samples.shape[-1] // self._hop_length)
         state, before = None, None
         for start, end in _pieces(0, num_frames, self._stretch if self._causal else num_frames):
-            hidden = torch.cat(list(self._windows(samples, start, end, num_frames)), dim=-1)
+            hidden = _joined(self._windows(samples, start, end, num_frames))
             steps = hidden.permute(2, 0, 1)
             heard, state = self._lstm(steps, state)
             heard = (heard + steps).permute(1, 2, 0)
@@ -114,6 +144,38 @@ def _pieces(start: int, end: int, size: int) -> list[tuple[int, int]]:
     count = max(1, (end - start) // size) if size else 1
     starts = [start + i * size for i in range(count)]
     return list(zip(starts, [*starts[1:], end], strict=True))
+
+
+def _joined(pieces: Iterator[Any]) -> Any:
+    """One after the other in time."""
+    import torch
+
+    first, *others = pieces
+    return torch.cat([first, *others], dim=-1) if others else first
+
+
+def _rounded_up(count: int, step: int) -> int:
+    return -(-count // step) * step
+
+
+def _vectors(layers: Sequence[Any], hop_length: int) -> int | None:
+    """How many frames, at least, are whole vectors in both halves of what each ELU gets; None
+    where a channel lies in both halves."""
+    frames, stride, is_activated = 1, 1, False
+    for layer in layers:
+        for module in layer.modules():
+            if type(module).__name__ == "ELU":
+                is_activated = True
+            elif hasattr(module, "conv") and hasattr(module, "padding_total"):
+                if is_activated:
+                    channels = module.conv.in_channels
+                    if channels % 2:
+                        return None
+                    half = channels // 2 * hop_length // stride
+                    frames = math.lcm(frames, VECTORS // math.gcd(VECTORS, half))
+                is_activated = False
+                stride *= module.conv.stride[0]
+    return frames
 
 
 def _through(layers: Sequence[Any], hidden: Any) -> Any:
