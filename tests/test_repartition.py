@@ -356,7 +356,7 @@ def test_a_signal_stops_it_and_it_says_how_to_go_on(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_thousands_of_groups_take_little_memory_and_few_open_files() -> None:
     source, out = memory(), memory()
-    make_sink(source, [(f"p{i}", 0, 1_250) for i in range(8)])
+    make_sink(source, [(f"p{i}", 0, 400) for i in range(8)])
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(
         resource.RLIMIT_NOFILE, (len(list(Path("/proc/self/fd").iterdir())) + 64, hard)
@@ -366,9 +366,9 @@ def test_thousands_of_groups_take_little_memory_and_few_open_files() -> None:
             report = run(source, out, ["language", "file_name"])
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    assert (report.rows, report.files, report.partitions) == (10_000, 10_000, 10_000)
-    assert sum(1 for _ in open_store(out).list("data")) == 10_000
-    assert peak.grown_bytes < 600 * 1024**2
+    assert (report.rows, report.files, report.partitions) == (3_200, 3_200, 3_200)
+    assert sum(1 for _ in open_store(out).list("data")) == 3_200
+    assert peak.grown_bytes < 220 * 1024**2
 
 
 def test_memory_does_not_grow_with_the_dataset(
@@ -527,7 +527,7 @@ def test_the_command_takes_columns_by_commas_and_says_what_it_wrote(tmp_path: Pa
 def on_disk(tmp_path: Path) -> str:
     """A sink that other processes can read."""
     url = str(tmp_path / "sink")
-    make_sink(url, [(folder, index, 40) for folder in FOLDERS for index in (0, 1)])
+    make_sink(url, [(folder, index, 12) for folder in FOLDERS for index in (0, 1)])
     return url
 
 
@@ -559,7 +559,7 @@ def test_dask_writes_the_same_files_also_when_its_workers_are_killed(
     out = str(tmp_path / "out")
     report = run(on_disk, out, ["language"], rows_per_file=2, run=kill_once)
     assert len(killed) == 2
-    assert (report.rows, report.stopped) == (800, False)
+    assert (report.rows, report.stopped) == (240, False)
     assert files(open_store(out)) == files(open_store(expected))
     assert capfd.readouterr() == ("", "")
     assert dask_workers() == before

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pytest
 import soundfile
@@ -383,6 +384,36 @@ def test_the_command_starts_spark_here_and_nothing_of_it_reaches_the_terminal(jo
     for noise in ("WARN", "ERROR", "Setting default log level", "incubator", "Stage", "log4j"):
         assert noise not in said
     assert "rows" in said
+
+
+def test_when_sparks_own_process_is_killed_the_command_says_so_in_one_line(job: Job) -> None:
+    need_spark()
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "speechmill", "build", job.source, job.sink),
+            *("--transcriber", "fake", "--model", "fake:0.5", "--part-minutes", "0.05"),
+            *("--engine", "spark", "--workers", "1"),
+        ],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    with process:
+        deadline = time.monotonic() + 120
+        while not parts(job.sink):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        for child in psutil.Process(process.pid).children(recursive=True):
+            if child.name() == "java":
+                child.kill()
+        said, _ = process.communicate(timeout=60)
+    assert process.returncode == 1, said
+    assert "error: Spark has gone" in said
+    assert "Traceback" not in said
+    speechmill.build(job)
+    assert_as_local(job)
 
 
 def test_without_java_the_command_says_what_is_missing(job: Job, tmp_path: Path) -> None:
