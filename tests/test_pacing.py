@@ -32,13 +32,12 @@ def calls(pace: Pace, number: int, seconds: float) -> list[float]:
 
 def test_calls_at_the_same_time_share_the_time_that_passes() -> None:
     pace = Pace(4)
-    (alone,) = calls(pace, 1, 0.2)
-    assert alone == pytest.approx(0.2, rel=0.5)
-    time.sleep(0.2)  # nobody's
-    started = time.perf_counter()
-    together = calls(pace, 3, 0.3)
-    assert sum(together) <= time.perf_counter() - started
-    assert sum(together) == pytest.approx(0.3, rel=0.5)
+    for number in (1, 3):
+        started = time.perf_counter()
+        costs = calls(pace, number, 0.2)
+        # However late a busy machine wakes them.
+        assert 0.2 <= sum(costs) <= time.perf_counter() - started
+        time.sleep(0.2)  # nobody's
 
 
 def test_quick_calls_grow_and_slow_ones_shrink_within_bounds(
