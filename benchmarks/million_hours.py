@@ -30,6 +30,24 @@ class Worker:
     source: str
 
 
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """What an engine adds: a share of the workers' time between shards (benchmarks.engines), and
+    small machines for its scheduler and for the process that the build is started in."""
+
+    name: str
+    waiting: float
+    machines: int
+
+
+SMALL_MACHINE = 0.0816  # an hour: 2 cores, 8 GB
+ENGINES: Final = (
+    Engine("Kubernetes, by index", 0.0, 0),
+    Engine("Dask: scheduler, build", 0.01, 2),
+    Engine("Ray: head with the build", 0.01, 1),
+    Engine("Spark: driver with the build", 0.01, 1),
+)
+
 WORKERS: Final[tuple[Worker, ...]] = (
     Worker("2 x86 cores", "base, int8", 39.6, 0.0816, "measured, benchmarks.transcription"),
     Worker("A10G", "large-v3, fp16", 13 * 60 / 52, 1.006, "published, RTX 2080 Ti"),
@@ -45,7 +63,6 @@ def main() -> None:
     parser.add_argument("--machines", type=int, default=100, help="at the same time")
     parser.add_argument("--speed", type=float, help="times real time, of your own machine")
     parser.add_argument("--price", type=float, help="its price an hour, in dollars")
-    parser.add_argument("--overhead", type=float, default=0.02, help="share that the engine takes")
     options = parser.parse_args()
     workers = WORKERS
     if options.speed and options.price is not None:
@@ -53,7 +70,7 @@ def main() -> None:
     print(f"{options.hours:,.0f} hours of speech, {options.machines} machines")
     rows = []
     for worker in workers:
-        machine_hours = options.hours / worker.speed * (1 + options.overhead)
+        machine_hours = options.hours / worker.speed
         rows.append(
             (
                 worker.name,
@@ -66,6 +83,23 @@ def main() -> None:
             )
         )
     print_table(("machine", "model", "speed from", "speed", "takes", "all", "costs"), rows)
+    added = []
+    for engine in ENGINES:
+        for worker in workers:
+            waiting_h = options.hours / worker.speed * engine.waiting
+            small = engine.machines * SMALL_MACHINE
+            hours = options.hours / worker.speed / options.machines
+            added.append(
+                (
+                    engine.name,
+                    f"{worker.name}, {worker.model}",
+                    f"{waiting_h:,.0f} h",
+                    f"${waiting_h * worker.price:,.0f}",
+                    f"${hours * small:,.0f}",
+                )
+            )
+    print("\nWhat an engine adds to that")
+    print_table(("engine", "machine, model", "waiting", "which costs", "its own machines"), added)
     recordings = options.hours * 3600 / options.clip_s
     parts = options.hours / PART_HOURS
     lists = recordings / LIST_PAGE

@@ -190,9 +190,10 @@ def test_scaling_sets_sizes_and_partitions_side_by_side() -> None:
 
 def test_million_hours_multiplies_what_it_is_given() -> None:
     printed = run(
-        "million_hours", "--hours", "1000", "--speed", "10", "--price", "2", "--overhead", "0",
-        "--machines", "1", "--clip-s", "3.6",
+        "million_hours", "--hours", "1000", "--speed", "10", "--price", "2", "--machines", "1",
+        "--clip-s", "3.6",
     )  # fmt: skip
-    machines, *requests = table(printed)
-    assert machines[3:] == ["10.0 ×", "100 h", "4.2 days", "$200"]
-    assert [row[1] for row in requests if "$" in row[-1]] == ["1,000", "1,000,000", "4,000"]
+    machines, engines, requests = (table(part) for part in printed.split("\n\n")[:3])
+    assert [row[3:] for row in machines] == [["10.0 ×", "100 h", "4.2 days", "$200"]]
+    assert {row[0].split()[0] for row in engines} == {"Kubernetes,", "Dask:", "Ray:", "Spark:"}
+    assert [row[1] for row in requests] == ["1,000", "1,000,000", "4,000"]
