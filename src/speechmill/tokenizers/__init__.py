@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
+from importlib import import_module
 from types import MappingProxyType
 from typing import Final
 
@@ -16,64 +17,26 @@ __all__ = ["TOKENIZERS", "open_tokenizer"]
 Option = int | float | str | bool
 
 
-def _mfcc() -> Callable[..., Tokenizer]:
-    from speechmill.tokenizers.mfcc import MfccTokenizer
+def _lazily(module: str, of_class: str) -> Callable[[], Callable[..., Tokenizer]]:
+    """A function that imports a class of this package, and returns it."""
 
-    return MfccTokenizer
+    def imported() -> Callable[..., Tokenizer]:
+        found: Callable[..., Tokenizer] = getattr(import_module(f"{__name__}.{module}"), of_class)
+        return found
 
-
-def _fake() -> Callable[..., Tokenizer]:
-    from speechmill.tokenizers.fake import FakeTokenizer
-
-    return FakeTokenizer
-
-
-def _encodec() -> Callable[..., Tokenizer]:
-    from speechmill.tokenizers.encodec import EncodecTokenizer
-
-    return EncodecTokenizer
-
-
-def _dac() -> Callable[..., Tokenizer]:
-    from speechmill.tokenizers.dac import DacTokenizer
-
-    return DacTokenizer
-
-
-def _mimi() -> Callable[..., Tokenizer]:
-    from speechmill.tokenizers.mimi import MimiTokenizer
-
-    return MimiTokenizer
-
-
-def _xcodec() -> Callable[..., Tokenizer]:
-    from speechmill.tokenizers.xcodec import XcodecTokenizer
-
-    return XcodecTokenizer
-
-
-def _snac() -> Callable[..., Tokenizer]:
-    from speechmill.tokenizers.snac import SnacTokenizer
-
-    return SnacTokenizer
-
-
-def _units() -> Callable[..., Tokenizer]:
-    from speechmill.tokenizers.units import UnitsTokenizer
-
-    return UnitsTokenizer
+    return imported
 
 
 TOKENIZERS: Final[Mapping[str, Callable[[], Callable[..., Tokenizer]]]] = MappingProxyType(
     {
-        "mfcc": _mfcc,
-        "encodec": _encodec,
-        "dac": _dac,
-        "mimi": _mimi,
-        "xcodec": _xcodec,
-        "snac": _snac,
-        "units": _units,
-        "fake": _fake,
+        "mfcc": _lazily("mfcc", "MfccTokenizer"),
+        "encodec": _lazily("encodec", "EncodecTokenizer"),
+        "dac": _lazily("dac", "DacTokenizer"),
+        "mimi": _lazily("mimi", "MimiTokenizer"),
+        "xcodec": _lazily("xcodec", "XcodecTokenizer"),
+        "snac": _lazily("snac", "SnacTokenizer"),
+        "units": _lazily("units", "UnitsTokenizer"),
+        "fake": _lazily("fake", "FakeTokenizer"),
     }
 )
 """Name → a function that imports the tokenizer's class and returns it."""
