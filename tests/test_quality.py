@@ -11,8 +11,8 @@ from speechmill.quality import compression_ratio, repetition, speech_rate
 SENTENCE = "The norsemen considered the rainbow as a bridge over which the gods passed."
 
 
-def doubts(text: str, voiced_s: float | None) -> set[str]:
-    return quality.doubts(text, voiced_s, repetition(text))
+def doubts(text: str, voiced_s: float | None, no_speech_prob: float | None = None) -> set[str]:
+    return quality.doubts(text, voiced_s, repetition(text), no_speech_prob)
 
 
 def test_what_is_said_once_does_not_repeat() -> None:
@@ -67,6 +67,13 @@ def test_more_words_than_anybody_speaks_are_too_fast() -> None:
 def test_a_few_words_for_many_seconds_are_too_slow() -> None:
     assert doubts("Thank you.", 6.0) == {"too_slow"}
     assert doubts("谢谢", 6.0) == {"too_slow"}
+
+
+def test_words_where_whisper_itself_hears_rather_no_speech_are_doubtful() -> None:
+    assert doubts("You", 0.5, 0.9) == {"maybe_no_speech"}  # the chime of a desktop
+    assert doubts("Front, left.", 1.0, 0.35) == set()
+    assert doubts("", 0.5, 0.9) == set()
+    assert doubts("You", None, 0.61) == {"maybe_no_speech"}
 
 
 def test_a_loop_is_repetitive_and_a_refrain_is_not() -> None:

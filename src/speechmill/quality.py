@@ -31,6 +31,10 @@ SLOWEST_OF_S: Final = 3.0
 LEAST_VOICE_S: Final = 0.25
 """Of less voice no rate is to be told."""
 
+RATHER_NO_SPEECH: Final = 0.6
+"""Whisper's own threshold, above which it holds a window for one without speech. It believes words
+there if it is sure of them; chimes and jingles show that it may be sure of "you"."""
+
 _DENSE: Final = re.compile(
     "[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3\uf900-\ufaff\U00020000-\U0003ffff]"
 )
@@ -68,8 +72,11 @@ def speech_rate(text: str, voiced_s: float | None) -> float | None:
     return len(text) / voiced_s if text and voiced_s else None
 
 
-def doubts(text: str, voiced_s: float | None, repeated: float) -> set[str]:
-    """The flags that a row's text deserves: ``repetitive``, ``too_fast``, ``too_slow``.
+def doubts(
+    text: str, voiced_s: float | None, repeated: float, no_speech_prob: float | None
+) -> set[str]:
+    """The flags that a row's text deserves: ``repetitive``, ``too_fast``, ``too_slow``,
+    ``maybe_no_speech``.
 
     ``repeated`` is its ``repetition``. How fast is too fast depends on the script: the limits of
     Chinese, Japanese and Korean are half of those of alphabets, and a mixture has a mixed one.
@@ -77,6 +84,8 @@ def doubts(text: str, voiced_s: float | None, repeated: float) -> set[str]:
     found = set()
     if repeated >= REPETITIVE:
         found.add("repetitive")
+    if text and no_speech_prob is not None and no_speech_prob > RATHER_NO_SPEECH:
+        found.add("maybe_no_speech")
     if not text or not voiced_s:
         return found
     dense = len(_DENSE.findall(text)) / len(text)

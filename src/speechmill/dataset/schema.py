@@ -279,7 +279,12 @@ def _repetition(transcript: Transcript) -> float | None:
 
 def _doubts(utterance: Utterance) -> set[str]:
     transcript = utterance.transcript
-    return doubts(transcript.text, utterance.voiced_s, _repetition(transcript) or 0.0)
+    return doubts(
+        transcript.text,
+        utterance.voiced_s,
+        _repetition(transcript) or 0.0,
+        transcript.no_speech_prob,
+    )
 
 
 def _segment(segment: Segment) -> dict[str, object]:
