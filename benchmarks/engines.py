@@ -15,6 +15,7 @@ import logging
 import os
 import shutil
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -174,6 +175,7 @@ def take_turns(
                     measure(job.model_copy(update={"sink": str(sink), "workers": side[1]}))
                 )
                 shutil.rmtree(sink)
+                print(f"turn {turn}: {side[0]}, {side[1]}: {took[side][-1]}", file=sys.stderr)
     return took
 
 

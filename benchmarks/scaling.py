@@ -163,6 +163,7 @@ def main() -> None:
                 *(f"{step.wall_s:.1f} s, {step.memory_mb:.0f} MB" for step in steps),
             )
         )
+        print(*table[-1], sep="  ", file=sys.stderr, flush=True)  # the large ones take long
     print_table(
         ("recordings", "folders", "by", "parts", "plan", "bookkeeping", "again", "show"), table
     )
