@@ -73,29 +73,15 @@ class Finished:
     seconds: float
 
 
-class Build:
-    """``speechmill build SOURCE SINK …`` with the fake transcriber, in its own process."""
+class Command:
+    """``speechmill …`` in its own process."""
 
-    def __init__(
-        self,
-        source: str,
-        sink: str,
-        *options: str,
-        env: Mapping[str, str] | None = None,
-        seconds: float = 0.0,
-        transcriber: tuple[str, ...] = (),
-    ) -> None:
-        model = transcriber or ("--transcriber", "fake", "--model", f"fake:{seconds}")
+    def __init__(self, *arguments: str, env: Mapping[str, str] | None = None) -> None:
         self._out: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115 as long as the build
         self._err: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115 see above
         self._started = time.monotonic()
         self._process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "speechmill", "build", source, sink),
-                *model,
-                *("--part-minutes", "0.02"),
-                *options,
-            ],
+            [sys.executable, "-m", "speechmill", *arguments],
             env={**os.environ, **(env or {})},
             stdin=subprocess.DEVNULL,
             stdout=self._out,
@@ -147,6 +133,24 @@ class Build:
     def _text(file: BinaryIO) -> str:
         file.seek(0)
         return file.read().decode(errors="replace")
+
+
+class Build(Command):
+    """``speechmill build SOURCE SINK …`` with the fake transcriber."""
+
+    def __init__(
+        self,
+        source: str,
+        sink: str,
+        *options: str,
+        env: Mapping[str, str] | None = None,
+        seconds: float = 0.0,
+        transcriber: tuple[str, ...] = (),
+    ) -> None:
+        model = transcriber or ("--transcriber", "fake", "--model", f"fake:{seconds}")
+        super().__init__(
+            *("build", source, sink), *model, *("--part-minutes", "0.02"), *options, env=env
+        )
 
 
 class Watched(FaultyProxy):
@@ -344,7 +348,7 @@ def fill_folder(folder: Path, files: Mapping[str, bytes]) -> Place:
 
 
 @contextmanager
-def ended(*builds: Build) -> Iterator[None]:
+def ended(*builds: Command) -> Iterator[None]:
     """Let no build outlive a test that fails."""
     try:
         yield

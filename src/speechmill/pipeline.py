@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from speechmill.dataset.commit import Committed, commit
-from speechmill.dataset.growth import grow
+from speechmill.dataset.growth import place_anew
 from speechmill.dataset.schema import utterances_to_table, with_sample_check
 from speechmill.errors import ModelError, SpeechmillError
 from speechmill.intake import Intake, ReadyPiece, ReadyRecording, ReadyRow
@@ -363,11 +363,11 @@ class _ShardRun:
         )
         done = [_Commit(part, made, time.perf_counter() - started)]
         if made.refused:
-            layout = grow(self.tools.sink, part.folder_name, part.count, self.tools.schema)
+            anew = place_anew(self.tools.sink, part, made.refused, self.tools.schema)
             moved: defaultdict[Part, list[ReadyRecording]] = defaultdict(list)
             for ready in good:
-                if (name := ready.recording.file_name) in made.refused:
-                    moved[layout.part(part.folder_name, name)].append(ready)
+                if (name := ready.recording.file_name) in anew:
+                    moved[anew[name]].append(ready)
             for target, some in moved.items():
                 done += self._commit(target, some)
         return done

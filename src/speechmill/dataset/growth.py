@@ -5,7 +5,7 @@ are sealed, one compare-and-swap each: from then on they take changes of the rec
 have, and no others. Only when all are sealed does the layout name the new number of parts. So
 whoever knows of it can look into the sealed parts, where nothing can come any more, and puts a
 recording that is in none of them into one of the new parts. Whoever does not know yet is refused by
-the sealed part, and reads the layout anew.
+the sealed part, reads the layout anew, and looks.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ import pyarrow as pa
 
 from speechmill.dataset.commit import Version, read_part, remove, versions
 from speechmill.dataset.layout import Layout, change_layout, data_key, failures_key
+from speechmill.dataset.reader import read_columns
 from speechmill.dataset.schema import (
     FAILURE_SCHEMA,
+    IDENTITY_COLUMNS,
     is_sealed,
     sort_rows,
     to_parquet,
@@ -30,7 +32,7 @@ from speechmill.errors import NotFoundError
 from speechmill.records import Part
 from speechmill.storage import Store
 
-__all__ = ["grow", "place"]
+__all__ = ["grow", "place", "place_anew", "read_versions"]
 
 FACTOR = 4  # as many parts as before, each time: few steps, and parts that stay of one size
 
@@ -84,6 +86,24 @@ def grow(store: Store, folder_name: str, count: int, schema: pa.Schema) -> Layou
         )
 
     return change_layout(store, end)
+
+
+def place_anew(
+    store: Store, part: Part, file_names: Collection[str], schema: pa.Schema
+) -> dict[str, Part]:
+    """The parts of recordings that a sealed part has refused. See ``grow``."""
+    layout = grow(store, part.folder_name, part.count, schema)
+    earlier = {p for name in file_names for p in layout.earlier_parts(part.folder_name, name)}
+    known = {p: read_versions(store, p) for p in earlier}
+    return place(layout, part.folder_name, file_names, known)
+
+
+def read_versions(store: Store, part: Part) -> Mapping[str, Version]:
+    """The version of each recording that a part has; none where there is no such part."""
+    try:
+        return versions(read_columns(store, store.head(data_key(part)), IDENTITY_COLUMNS))
+    except NotFoundError:
+        return {}
 
 
 def _seal(store: Store, part: Part, schema: pa.Schema) -> None:

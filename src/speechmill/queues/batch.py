@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal
 
 from speechmill import audio
-from speechmill.dataset.commit import Version, commit, remove, versions
-from speechmill.dataset.growth import grow, place
+from speechmill.dataset.commit import Version, commit, remove
+from speechmill.dataset.growth import grow, place, read_versions
 from speechmill.dataset.layout import (
     agree_on_parts,
     data_key,
@@ -21,8 +22,7 @@ from speechmill.dataset.layout import (
     partition_rule,
     read_layout,
 )
-from speechmill.dataset.reader import read_columns
-from speechmill.dataset.schema import IDENTITY_COLUMNS, utterances_to_table
+from speechmill.dataset.schema import utterances_to_table
 from speechmill.errors import (
     ConflictError,
     NotFoundError,
@@ -160,14 +160,8 @@ class Batches:
     def _known(self, parts: Iterable[Part]) -> dict[Part, Mapping[str, Version]]:
         """The versions that parts hold."""
         distinct = list(dict.fromkeys(parts))
-        return dict(zip(distinct, self._tools.fetchers.map(self._versions, distinct), strict=True))
-
-    def _versions(self, part: Part) -> Mapping[str, Version]:
-        sink = self._tools.sink
-        try:
-            return versions(read_columns(sink, sink.head(data_key(part)), IDENTITY_COLUMNS))
-        except NotFoundError:
-            return {}
+        read = partial(read_versions, self._tools.sink)
+        return dict(zip(distinct, self._tools.fetchers.map(read, distinct), strict=True))
 
     def _find(self, requests: Sequence[Request], now: _Round) -> None:
         """Which version of each object there is, if any; what is no recording is left out."""

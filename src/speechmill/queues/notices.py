@@ -84,7 +84,7 @@ def read_notices(message: Message) -> list[Notice]:
         PoisonError: it says nothing that we understand.
     """
     body = message.body.lstrip()
-    if message.key.startswith(BUCKETS) and not body.startswith(b"{"):
+    if message.key.startswith("/") and not body.startswith(b"{"):  # a path of a filer's
         return list(_of_filer(message))
     try:
         told = json.loads(message.body)
