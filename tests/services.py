@@ -79,8 +79,9 @@ class SeaweedFS:
     ``read_secret_key`` may list and read.
     """
 
-    def __init__(self, buckets: Iterable[str] = ("src", "dst")) -> None:
+    def __init__(self, buckets: Iterable[str] = ("src", "dst"), *, notification: str = "") -> None:
         self.buckets = tuple(buckets)
+        self.notification = notification  # the text of notification.toml
         self.access_key, self.secret_key = "AKIAWRITER", secrets.token_hex(20)
         self.read_access_key, self.read_secret_key = "AKIAREADER", secrets.token_hex(20)
         self.endpoint_url = ""
@@ -116,6 +117,8 @@ class SeaweedFS:
         self._dir = Path(tempfile.mkdtemp(prefix="seaweedfs-"))
         (self._dir / "data").mkdir()
         (self._dir / "s3.json").write_text(json.dumps({"identities": self._identities()}))
+        if self.notification:
+            (self._dir / "notification.toml").write_text(self.notification)
         s3, master, volume, filer, admin = free_ports(5)
         self.endpoint_url = f"http://127.0.0.1:{s3}"
         options = {

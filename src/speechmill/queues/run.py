@@ -101,21 +101,22 @@ def work(
         watching = _Watching(observer or _Nobody(), endpoint)
         group = options.group or _group_of(job)
         address = endpoint.address if endpoint else ""
-        tools, consumer, first = _set_up(job, options, broker, group, stop)
-        if tools is None:
-            return _report(job, options, None, "", WorkTally(), started, stopped=stop())
-        log = RunLog(tools.sink, run_id := new_run_id())
-        log.event(
-            "started",
-            version=__version__,
-            source=tools.source.url,
-            recipe=tools.recipe.id,
-            queue=broker.url,
-            group=group,
-        )
-        with closing(consumer or broker.consume(group)) as taking:
+        with closing(broker.consume(group)) as consumer:
+            job, first = _with_source(job, options, consumer, stop)
+            if job.source == ANY_SOURCE:
+                return _report(job, options, None, "", WorkTally(), started, stopped=stop())
+            tools = _settled(job, consumer)
+            log = RunLog(tools.sink, run_id := new_run_id())
+            log.event(
+                "started",
+                version=__version__,
+                source=tools.source.url,
+                recipe=tools.recipe.id,
+                queue=broker.url,
+                group=group,
+            )
             watching.ready(broker.url, tools.sink.url, address)
-            worker = Worker(tools, options, broker, taking, log, watching, stop=stop)
+            worker = Worker(tools, options, broker, consumer, log, watching, stop=stop)
             worker.take(first)
             try:
                 worker.run()
@@ -159,37 +160,20 @@ def _open_sink(job: Job) -> Store:
     )
 
 
-def _set_up(
-    job: Job,
-    options: WorkOptions,
-    broker: Broker,
-    group: str,
-    stop: Callable[[], bool],
-) -> tuple[Tools | None, Consumer | None, Sequence[Delivery]]:
-    """The tools; and, where the source was to be learned from messages, the consumer that they
-    came to, with those in hand. No tools where there was no message.
-
-    Models are loaded before messages are taken, where that can be: who dies of it harms nobody.
-    """
-    if job.source == ANY_SOURCE and (state := read_state(_open_sink(job))) is not None:
-        job = job.model_copy(update={"source": str(state["source"])})
+def _with_source(
+    job: Job, options: WorkOptions, consumer: Consumer, stop: Callable[[], bool]
+) -> tuple[Job, Sequence[Delivery]]:
+    """The job with its source: what it says, or where the sink's rows are from, or else what the
+    first message says; then with the messages that were taken to know. ``ANY_SOURCE`` where there
+    was no message."""
     if job.source != ANY_SOURCE:
-        return _settled(job), None, ()
-    consumer = broker.consume(group)
-    try:
+        return job, ()
+    source, first = None, list[Delivery]()
+    if (state := read_state(_open_sink(job))) is not None:
+        source = str(state["source"])
+    else:
         source, first = _first_source(consumer, options, stop)
-        if source is None:
-            consumer.close()
-            return None, None, ()
-        known = job.model_copy(update={"source": source})
-        with ThreadPoolExecutor(1, thread_name_prefix="open") as pool:
-            opened = pool.submit(_settled, known)
-            while not opened.done():
-                consumer.receive(0, LOOK_S)
-            return opened.result(), consumer, first
-    except BaseException:
-        consumer.close()
-        raise
+    return (job.model_copy(update={"source": source}) if source else job), first
 
 
 def _first_source(
@@ -217,13 +201,21 @@ def _first_source(
     return None, taken
 
 
-def _settled(job: Job) -> Tools:
-    """The tools of the job, agreed on with the sink."""
-    tools = settled_tools(job)
-    check(tools)
-    tools.sink.check()
-    agree(tools)
-    return tools
+def _settled(job: Job, consumer: Consumer) -> Tools:
+    """The tools of the job, agreed on with the sink. Meanwhile the group takes us in."""
+
+    def settle() -> Tools:
+        tools = settled_tools(job)
+        check(tools)
+        tools.sink.check()
+        agree(tools)
+        return tools
+
+    with ThreadPoolExecutor(1, thread_name_prefix="settle") as pool:
+        settled = pool.submit(settle)
+        while not settled.done():
+            consumer.receive(0, LOOK_S)
+        return settled.result()
 
 
 def _report(
