@@ -143,7 +143,7 @@ class RabbitMQ(_Server):
             "RABBITMQ_NODENAME": node,
             "RABBITMQ_PID_FILE": str(self.folder / "pid"),
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": (
-                "-kernel inet_dist_use_interface {127,0,0,1} +S 1:1 +sbwt none"
+                "-kernel inet_dist_use_interface {127,0,0,1} +sbwt none"
             ),
         }
 

@@ -24,7 +24,7 @@ from speechmill.dataset.swap import update
 from speechmill.job import Job
 from speechmill.records import Failure, Part, Recording
 from speechmill.storage import Store, open_store
-from tests.harness import corpus, fill_folder
+from tests.harness import Command, Place, corpus, fill_folder, recording
 from tests.rows import rows
 
 P = ParamSpec("P")
@@ -174,3 +174,18 @@ def test_a_build_goes_on_in_a_folder_that_has_grown(tmp_path: Path) -> None:
     assert speechmill.plan(job).num_recordings == 0
     assert held(store) == Counter(files.keys())
     assert len(list_parts(store)) > 2
+
+
+def test_the_command_gives_more_parts_to_folders_that_need_them(tmp_path: Path) -> None:
+    source = fill_folder(tmp_path / "source", {**corpus(2, 12), "p09/one.wav": recording(1)})
+    job = Job(source=source.url, sink=str(tmp_path / "sink"), transcriber="fake")
+    assert speechmill.build(job).rows == 25
+    before = Place(job.sink).dataset_rows()
+    for said in ("2 folders have more parts now", "0 folders have more parts now"):
+        done = Command("repartition", job.sink, "--part-minutes", "0.01").finish()
+        assert done.code == 0
+        assert said in done.err
+        assert done.out.count("1 → 4 parts") == (2 if said.startswith("2") else 0)
+        assert Place(job.sink).dataset_rows().equals(before)
+    assert speechmill.plan(job).num_recordings == 0
+    assert "--by needs OUT" in Command("repartition", job.sink, "--by", "language").finish().err

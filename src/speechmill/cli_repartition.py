@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from speechmill.repartition import RepartitionReport, RunUnits
+    from speechmill.storage import StoreOptions
 
 __all__ = ["REPARTITION_EPILOG", "repartition"]
 
@@ -30,14 +31,19 @@ err = Console(stderr=True)
 def repartition(
     sink: Sink,
     destination: Annotated[
-        str, typer.Argument(metavar="OUT", help="Where the new files go; an empty place.")
-    ],
+        str | None,
+        typer.Argument(
+            metavar="OUT",
+            help="Where the new files go; an empty place. Without it, folders of SINK that have "
+            "outgrown their parts get more of them, also while workers and builds run.",
+        ),
+    ] = None,
     by: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(
             help="Columns to group by, such as language,folder_name; a directory level each."
         ),
-    ],
+    ] = None,
     rows_per_file: Annotated[
         int, typer.Option(min=1, help="Rows of a file; the last one of a group may have fewer.")
     ] = 10_000,
@@ -68,15 +74,29 @@ def repartition(
             "does at the same time at most (0: a thread each).",
         ),
     ] = 0,
+    part_minutes: Annotated[
+        float,
+        typer.Option(min=0.001, help="Without OUT: minutes of audio that a part is to hold."),
+    ] = 30.0,
 ) -> None:
     """Write the rows of SINK into OUT/data anew, grouped by columns, so many rows a file.
 
-    SINK stays as it is. The same command again goes on where it was cut short. Exit codes: 0 all
-    written, 1 could not run, 2 wrong usage, 130 or 143 stopped by a signal.
+    SINK stays as it is. The same command again goes on where it was cut short. Without OUT and --by,
+    the folders of SINK that have outgrown their parts get more of them, for what is new: rows never
+    move, so nobody needs to pause. Exit codes: 0 all done, 1 could not run, 2 wrong usage, 130 or 143
+    stopped by a signal.
     """
+    from speechmill.storage import StoreOptions
+
+    if destination is None:
+        if by:
+            raise typer.BadParameter("--by needs OUT: where the new files go")
+        _grow(sink, StoreOptions(profile, endpoint_url, region), part_minutes)
+        return
+    if not by:
+        raise typer.BadParameter("--by is missing: the columns to group by")
     from speechmill.repartition import repartition as run
     from speechmill.rewriting import Place, in_threads
-    from speechmill.storage import StoreOptions
 
     if engine == "local" and (address or workers):
         raise typer.BadParameter("--address and --workers are for --engine dask")
@@ -106,6 +126,24 @@ def repartition(
         err.print(f"{report.rows:,} rows were written; {GOES_ON}", highlight=False)
         raise typer.Exit(stop.exit_code)
     _print(report)
+
+
+def _grow(sink: str, options: StoreOptions, part_minutes: float) -> None:
+    """Give folders more parts, and say which."""
+    from speechmill.dataset.growth import grow, outgrown
+    from speechmill.dataset.reader import stored_schema
+    from speechmill.dataset.state import sink_state
+    from speechmill.storage import open_store
+
+    store = open_store(sink, options)
+    sink_state(store)
+    schema = stored_schema(store)
+    folders = outgrown(store, 60 * part_minutes)
+    for name, count in sorted(folders.items()):
+        if schema is not None:
+            now = grow(store, name, count, schema).folders[name]
+            typer.echo(f"{name}\t{count} → {now} parts")
+    err.print(f"{len(folders):,} folders have more parts now", highlight=False)
 
 
 def _on_dask(address: str | None, workers: int) -> RunUnits:

@@ -15,10 +15,19 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from speechmill.dataset.commit import Version, read_part, remove, versions
-from speechmill.dataset.layout import Layout, change_layout, data_key, failures_key
-from speechmill.dataset.reader import read_columns
+from speechmill.dataset.layout import (
+    Layout,
+    change_layout,
+    data_key,
+    directory,
+    failures_key,
+    part_of,
+    read_layout,
+)
+from speechmill.dataset.reader import read_columns, scan
 from speechmill.dataset.schema import (
     FAILURE_SCHEMA,
     IDENTITY_COLUMNS,
@@ -32,8 +41,9 @@ from speechmill.errors import NotFoundError
 from speechmill.records import Part
 from speechmill.storage import Store
 
-__all__ = ["grow", "place", "place_anew", "read_versions"]
+__all__ = ["OUTGROWN", "grow", "outgrown", "place", "place_anew", "read_versions"]
 
+OUTGROWN = 3.0  # times what a part is to hold: then its folder gets more parts
 FACTOR = 4  # as many parts as before, each time: few steps, and parts that stay of one size
 
 
@@ -104,6 +114,27 @@ def read_versions(store: Store, part: Part) -> Mapping[str, Version]:
         return versions(read_columns(store, store.head(data_key(part)), IDENTITY_COLUMNS))
     except NotFoundError:
         return {}
+
+
+def outgrown(store: Store, full_s: float) -> dict[str, int]:
+    """Folders whose parts hold more than ``OUTGROWN`` times ``full_s`` seconds of audio on average,
+    with the number of these parts.
+
+    Raises:
+        StorageError: the sink cannot be read.
+    """
+    layout = read_layout(store)
+    names = {directory(name): name for name in layout.folders}
+    held: defaultdict[str, float] = defaultdict(float)
+    for part, table in scan(store, ["duration_s"]):
+        name = names.get(part.key.split("/")[1], "")
+        if name and part_of(part.key, name).count == layout.folders[name]:
+            held[name] += float(pc.sum(table["duration_s"]).as_py() or 0.0)
+    return {
+        name: layout.folders[name]
+        for name, audio_s in held.items()
+        if audio_s > OUTGROWN * full_s * layout.folders[name]
+    }
 
 
 def _seal(store: Store, part: Part, schema: pa.Schema) -> None:

@@ -14,7 +14,7 @@ from typing import Literal
 
 from speechmill import audio
 from speechmill.dataset.commit import Version, commit, remove
-from speechmill.dataset.growth import grow, place, read_versions
+from speechmill.dataset.growth import OUTGROWN, grow, place, read_versions
 from speechmill.dataset.layout import (
     agree_on_parts,
     data_key,
@@ -38,8 +38,6 @@ from speechmill.selection import extension_of
 from speechmill.tools import Tools
 
 __all__ = ["Batches", "Outcome", "Request", "Verdict"]
-
-OUTGROWN = 3.0  # times what a part is to hold: then its folder gets more parts
 
 Verdict = Literal["row", "there", "failed", "missing", "left out", "dropped", "unfinished"]
 """What became of a recording: it has its row now; it had it before; it failed; there is no such
