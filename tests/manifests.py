@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ import yaml
 
 from speechmill.cli import app
 from speechmill.job import Job, load_job
+from speechmill.queues.options import WorkOptions
+from speechmill.queues.run import ANY_SOURCE
 
 ROOT = Path(__file__).resolve().parents[1]
 DEPLOY = ROOT / "deploy"
@@ -26,11 +29,18 @@ Yaml = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Pod:
-    """A pod's template: its labels and spec, and in which file and object it stands."""
+    """A pod's template: its metadata and spec, and in which file and object it stands."""
 
     where: str
-    labels: Mapping[str, str]
+    metadata: Yaml
     spec: Yaml
+
+    @property
+    def labels(self) -> Mapping[str, str]:
+        """Its labels."""
+        labels = self.metadata["labels"]
+        assert isinstance(labels, Mapping)
+        return labels
 
     @property
     def container(self) -> Yaml:
@@ -71,7 +81,7 @@ def _templates(value: Any) -> Iterator[Yaml]:
 def pods() -> list[Pod]:
     """The pods of all manifests, those within Ray's objects as well."""
     return [
-        Pod(f"{path.name} {each['metadata']['name']} {number}", t["metadata"]["labels"], t["spec"])
+        Pod(f"{path.name} {each['metadata']['name']} {number}", t["metadata"], t["spec"])
         for path in MANIFESTS
         for each in documents(path)
         for number, t in enumerate(_templates(each))
@@ -84,8 +94,10 @@ def jobs() -> list[Yaml]:
 
 
 def commands() -> dict[str, list[str]]:
-    """Every command line of Speechmill in the manifests and in compose.yaml, by where it stands."""
-    found = {pod.where: pod.words for pod in pods() if pod.words and pod.words[0] == "build"}
+    """Every command line of Speechmill in the manifests, in compose.yaml, and what the README puts
+    into a manifest instead, by where it stands."""
+    found = {pod.where: pod.words for pod in pods() if pod.words[:1] in (["build"], ["work"])}
+    found["README.md RabbitMQ"] = words_for_rabbitmq()
     for each in objects():
         if each["kind"] == "RayJob":
             program, *words = shlex.split(each["spec"]["entrypoint"])
@@ -96,22 +108,53 @@ def commands() -> dict[str, list[str]]:
     return found
 
 
-def job_of(words: list[str], index: int = 0) -> Job:
-    """The job that ``speechmill WORDS`` runs, read by the command line's own parser.
+def words_for_rabbitmq() -> list[str]:
+    """What the README puts into worker.yaml for RabbitMQ."""
+    (block,) = re.findall(r"```yaml\n(args:.*?)```", (DEPLOY / "README.md").read_text(), re.DOTALL)
+    words = yaml.safe_load(block)["args"]
+    assert isinstance(words, list)
+    return words
 
-    ``index`` is what Kubernetes puts for ``$(JOB_COMPLETION_INDEX)``.
+
+def given_flags(words: list[str]) -> dict[str, Any]:
+    """What ``speechmill WORDS`` is told, read by the command line's own parser.
 
     Raises:
         KeyError: there is no such command.
         Exception: there is no such flag, or a value is none of its; the parser's own.
-        JobError: the flags make no sense together.
     """
-    name, *rest = [word.replace("$(JOB_COMPLETION_INDEX)", str(index)) for word in words]
+    name, *rest = words
     group = typer.main.get_command(app)
     assert isinstance(group, typer.core.TyperGroup)
     flags = group.commands[name].make_context(name, rest).params
-    given = {key: value for key, value in flags.items() if value not in (None, [], ())}
+    return {key: value for key, value in flags.items() if value not in (None, [], ())}
+
+
+def job_of(words: list[str], index: int = 0) -> Job:
+    """The job that ``speechmill WORDS`` runs; of a worker, all but its ``WorkOptions``.
+
+    ``index`` is what Kubernetes puts for ``$(JOB_COMPLETION_INDEX)``.
+
+    Raises:
+        JobError: the flags make no sense together.
+        Exception: those of ``given_flags``.
+    """
+    given = given_flags([word.replace("$(JOB_COMPLETION_INDEX)", str(index)) for word in words])
+    if words[0] == "work":
+        given = {key: value for key, value in given.items() if key not in WorkOptions.model_fields}
+        given.setdefault("source", ANY_SOURCE)
     return load_job(given.pop("config", None), given)
+
+
+def work_options_of(words: list[str]) -> WorkOptions:
+    """What the worker that ``speechmill WORDS`` starts is told besides its job.
+
+    Raises:
+        JobError: the flags make no sense.
+        Exception: those of ``given_flags``.
+    """
+    given = given_flags(words)
+    return WorkOptions(**{k: v for k, v in given.items() if k in WorkOptions.model_fields})
 
 
 def instructions(path: Path) -> list[tuple[str, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import importlib.metadata
+import inspect
 import json
 import re
 import shlex
@@ -15,6 +16,11 @@ from typing import Any
 import pytest
 
 from speechmill.cli import EXIT_SOME_FAILED, EXIT_USAGE
+from speechmill.errors import JobError
+from speechmill.queues import open_broker
+from speechmill.queues.base import QueueUrl, parse_queue_url, resolved
+from speechmill.queues.kafka import KafkaBroker
+from speechmill.queues.metrics import serve
 from speechmill.stopping import STOP_GRACE_S
 from tests.manifests import (
     DEPLOY,
@@ -28,6 +34,7 @@ from tests.manifests import (
     jobs,
     objects,
     pods,
+    work_options_of,
 )
 from tests.weights import missing
 
@@ -82,7 +89,7 @@ def test_kubernetes_takes_the_manifests(path: Path) -> None:
     there = documents(path)
     assert there
     for each in there:
-        if each["apiVersion"].startswith("ray.io/"):
+        if each["apiVersion"].startswith(("ray.io/", "keda.sh/")):
             continue  # a resource of its own: Kubernetes has no schema for it
         kubernetes_validate.validate(each, "1.37", strict=True)
         misspelt = {**each, "specs": {}}
@@ -95,8 +102,8 @@ def test_kubernetes_takes_the_manifests(path: Path) -> None:
 
 def test_there_are_pods_of_each_kind() -> None:
     kinds = {pod.labels["app.kubernetes.io/component"] for pod in PODS}
-    assert kinds == {"build", "dask-scheduler", "dask-worker", "dask-build", "ray"}
-    assert len(PODS) == 7
+    assert kinds == {"build", "dask-scheduler", "dask-worker", "dask-build", "ray", "queue-worker"}
+    assert len(PODS) == 8
 
 
 @each_pod
@@ -147,17 +154,26 @@ def test_a_pod_says_what_it_takes(pod: Pod) -> None:
     assert disk <= megabytes(most["ephemeral-storage"])
 
 
+def secrets(name: str) -> Any:
+    (secret,) = [
+        each for each in objects() if (each["kind"], each["metadata"]["name"]) == ("Secret", name)
+    ]
+    return secret
+
+
 def test_keys_come_from_the_secret_and_stand_nowhere_else() -> None:
-    (secret,) = [each for each in objects() if each["kind"] == "Secret"]
+    secret, broker = secrets("speechmill-store"), secrets("speechmill-broker")
     for pod in PODS:
         needs_keys = pod.labels["app.kubernetes.io/component"] != "dask-scheduler"
         sources = [each["secretRef"]["name"] for each in pod.container.get("envFrom", ())]
         assert sources == ([secret["metadata"]["name"]] if needs_keys else []), pod.where
     keys = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
     assert all(secret["stringData"][key] == "REPLACE-ME" for key in keys)
+    assert all("REPLACE-ME" in value for value in broker["stringData"].values())
     for each in objects():
-        if each is not secret and each["kind"] != "Secret":
+        if each["kind"] != "Secret":
             assert "AWS_" not in json.dumps(each)
+            assert "REPLACE-ME" not in json.dumps(each)
 
 
 # Of this Speechmill
@@ -191,13 +207,18 @@ def test_a_job_knows_the_exit_codes(job: dict[str, Any]) -> None:
 
 @each_pod
 def test_a_pod_has_time_to_commit_what_it_has_in_hand(pod: Pod) -> None:
-    assert pod.spec["terminationGracePeriodSeconds"] > STOP_GRACE_S
+    grace_s = STOP_GRACE_S
+    if pod.words[:1] == ["work"]:
+        grace_s = work_options_of(pod.words).grace_s
+    assert pod.spec["terminationGracePeriodSeconds"] >= grace_s + 10
 
 
 def test_images_and_labels_have_this_version() -> None:
     version = importlib.metadata.version("speechmill")
     for pod in PODS:
-        assert re.fullmatch(rf"speechmill:{version}(-cuda|-dask|-ray)?", pod.container["image"])
+        assert re.fullmatch(
+            rf"speechmill:{version}(-cuda|-dask|-ray|-queue)?", pod.container["image"]
+        )
     (kustomization,) = documents(DEPLOY / "kubernetes" / "kustomization.yaml")
     assert [image["newTag"] for image in kustomization["images"]] == [version]
     assert all((DEPLOY / "kubernetes" / name).exists() for name in kustomization["resources"])
@@ -206,7 +227,7 @@ def test_images_and_labels_have_this_version() -> None:
 
 @each_pod
 def test_a_gpu_is_asked_for_where_cuda_is(pod: Pod) -> None:
-    device = job_of(pod.words).device if pod.words[:1] == ["build"] else "auto"
+    device = job_of(pod.words).device if pod.words[:1] in (["build"], ["work"]) else "auto"
     gpus = pod.container["resources"]["limits"].get("nvidia.com/gpu", 0)
     assert (gpus == 1) == (device == "cuda") == pod.container["image"].endswith("-cuda")
 
@@ -278,6 +299,172 @@ def test_only_an_engines_own_pods_reach_it(engine: str) -> None:
     kinds = {pod.labels["app.kubernetes.io/component"] for pod in PODS}
     assert chosen == {kind for kind in kinds if kind.startswith(engine)}
     assert policy["spec"]["ingress"][0]["from"][0]["podSelector"] == selector
+
+
+# Workers of a queue
+
+WORKERS = {where: words for where, words in commands().items() if words[0] == "work"}
+each_worker = pytest.mark.parametrize("words", WORKERS.values(), ids=WORKERS)
+each_keda = pytest.mark.parametrize("name", ["keda-kafka", "keda-rabbitmq"])
+
+
+def queue_of(words: list[str]) -> QueueUrl:
+    return parse_queue_url(work_options_of(words).queue, ["kafka", "amqp", "amqps"])
+
+
+def object_of_keda(name: str, kind: str) -> Any:
+    there = documents(DEPLOY / "kubernetes" / f"{name}.yaml")
+    (found,) = [each for each in there if each["kind"] == kind]
+    assert found["apiVersion"] == "keda.sh/v1alpha1"
+    return found
+
+
+def worker_pod() -> Pod:
+    (pod,) = [pod for pod in PODS if pod.words[:1] == ["work"]]
+    return pod
+
+
+def test_there_are_workers_for_both_brokers() -> None:
+    assert sorted(queue_of(words).scheme for words in WORKERS.values()) == ["amqps", "kafka"]
+
+
+@each_worker
+def test_a_worker_has_its_brokers_settings_and_they_are_the_clients(
+    words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = work_options_of(words)
+    secret = secrets("speechmill-broker")["stringData"]
+    values = [str(value) for value in options.broker_option.values()]
+    pointed = [value.removeprefix("env:") for value in values if value.startswith("env:")]
+    named = {
+        each["name"]: each["valueFrom"]["secretKeyRef"] for each in worker_pod().container["env"]
+    }
+    assert sorted(pointed) == sorted(named) == ["BROKER_PASSWORD", "BROKER_USERNAME"]
+    assert all(each["name"] == "speechmill-broker" for each in named.values())
+    assert {each["key"] for each in named.values()} <= secret.keys()
+    with pytest.raises(JobError, match="BROKER_"):
+        open_broker(options.queue, options.broker_option)
+    for name in named:
+        monkeypatch.setenv(name, "mill")
+    open_broker(options.queue, options.broker_option).close()  # RabbitMQ's are looked at here
+    if queue_of(words).scheme == "kafka":
+        try:
+            from confluent_kafka import KafkaException, Producer
+        except ImportError:
+            missing("there is no confluent-kafka here: pip install confluent-kafka")
+        settings = resolved(options.broker_option)
+        Producer(settings)
+        with pytest.raises(KafkaException, match="passwort"):
+            Producer({**settings, "sasl.passwort": "mill"})
+
+
+@each_worker
+def test_probes_and_prometheus_find_a_workers_port(words: list[str]) -> None:
+    pod = worker_pod()
+    host, _, number = work_options_of(words).metrics.rpartition(":")
+    assert host == "0.0.0.0"  # loopback is not reached from without the pod
+    (port,) = pod.container["ports"]
+    assert str(port["containerPort"]) == number
+    probes = {name: pod.container[name]["httpGet"] for name in ("readinessProbe", "livenessProbe")}
+    assert {probe["port"] for probe in probes.values()} == {port["name"]}
+    with serve("127.0.0.1:0") as endpoint:
+        assert endpoint is not None
+        # A worker that is not set up yet is not ready, and not to be killed for it.
+        status = {name: endpoint.page(probe["path"])[0] for name, probe in probes.items()}
+        assert status == {"readinessProbe": 503, "livenessProbe": 200}
+        assert endpoint.page(pod.metadata["annotations"]["prometheus.io/path"])[0] == 200
+    annotations = {
+        key.removeprefix("prometheus.io/"): value
+        for key, value in pod.metadata["annotations"].items()
+    }
+    assert annotations == {"scrape": "true", "port": number, "path": "/metrics"}
+
+
+def test_a_worker_is_known_by_labels_of_its_own() -> None:
+    (deployment,) = documents(DEPLOY / "kubernetes" / "worker.yaml")
+    pod = worker_pod()
+    selector = deployment["spec"]["selector"]["matchLabels"]
+    chosen = [each for each in PODS if selector.items() <= each.labels.items()]
+    assert chosen == [pod]
+
+
+@each_keda
+def test_keda_asks_for_what_the_workers_take(name: str) -> None:
+    spec = object_of_keda(name, "ScaledObject")["spec"]
+    assert spec.keys() == {
+        "scaleTargetRef",
+        "minReplicaCount",
+        "maxReplicaCount",
+        "cooldownPeriod",
+        "advanced",
+        "triggers",
+    }
+    (deployment,) = documents(DEPLOY / "kubernetes" / "worker.yaml")
+    assert spec["scaleTargetRef"] == {"name": deployment["metadata"]["name"]}
+    assert 0 <= spec["minReplicaCount"] <= spec["maxReplicaCount"]
+    (trigger,) = spec["triggers"]
+    assert trigger.keys() == {"type", "metadata", "authenticationRef"}
+    asked = trigger["metadata"]
+    assert all(isinstance(value, str) for value in asked.values())  # KEDA takes text only
+    scheme = {"kafka": "kafka", "rabbitmq": "amqps"}[trigger["type"]]
+    (words,) = [words for words in WORKERS.values() if queue_of(words).scheme == scheme]
+    queue, options = queue_of(words), work_options_of(words)
+    if trigger["type"] == "rabbitmq":
+        number = asked.pop("value")
+        assert asked == {"protocol": "http", "queueName": queue.queue, "mode": "QueueLength"}
+    else:
+        number = asked.pop("lagThreshold")
+        mechanism = str(options.broker_option["sasl.mechanism"])
+        assert asked == {
+            "bootstrapServers": queue.address,
+            "topic": queue.queue,
+            "consumerGroup": options.group,
+            "offsetResetPolicy": "earliest",
+            "sasl": mechanism.replace("-SHA-", "_sha").lower(),
+            "tls": "enable",
+        }
+        made = inspect.signature(KafkaBroker.prepare).parameters["partitions"].default
+        assert spec["maxReplicaCount"] == made
+    assert int(number) > 0
+
+
+@each_keda
+def test_keda_has_the_brokers_secret(name: str) -> None:
+    found = object_of_keda(name, "TriggerAuthentication")
+    (trigger,) = object_of_keda(name, "ScaledObject")["spec"]["triggers"]
+    assert trigger["authenticationRef"] == {"name": found["metadata"]["name"]}
+    secret = secrets("speechmill-broker")
+    assert found["spec"].keys() == {"secretTargetRef"}
+    parameters = {"kafka": {"username", "password"}, "rabbitmq": {"host"}}[trigger["type"]]
+    assert {each["parameter"] for each in found["spec"]["secretTargetRef"]} == parameters
+    for each in found["spec"]["secretTargetRef"]:
+        assert each.keys() == {"parameter", "name", "key"}
+        assert each["name"] == secret["metadata"]["name"]
+        assert each["key"] in secret["stringData"]
+
+
+@each_keda
+def test_kubernetes_takes_kedas_behavior_of_an_autoscaler(name: str) -> None:
+    try:
+        import kubernetes_validate
+    except ImportError:
+        missing("there is no kubernetes-validate here: pip install kubernetes-validate")
+    spec = object_of_keda(name, "ScaledObject")["spec"]
+    assert spec["advanced"].keys() == {"horizontalPodAutoscalerConfig"}
+    autoscaler: dict[str, Any] = {
+        "apiVersion": "autoscaling/v2",
+        "kind": "HorizontalPodAutoscaler",
+        "metadata": {"name": "as-keda-makes-it"},
+        "spec": {
+            "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "x"},
+            "maxReplicas": spec["maxReplicaCount"],
+            **spec["advanced"]["horizontalPodAutoscalerConfig"],
+        },
+    }
+    kubernetes_validate.validate(autoscaler, "1.37", strict=True)
+    autoscaler["spec"]["behavior"]["scaleDowns"] = {}
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(autoscaler, "1.37", strict=True)
 
 
 # The image

@@ -1,4 +1,5 @@
-"""What deploy/ starts, started here: the Jobs' pods, Dask's programs, the store of compose.yaml."""
+"""What deploy/ starts, started here: the Jobs' pods, Dask's programs, workers of a queue, the store
+of compose.yaml."""
 
 from __future__ import annotations
 
@@ -22,8 +23,21 @@ import soundfile
 
 import speechmill
 from speechmill.errors import AccessDeniedError, EngineError, JobError
+from speechmill.queues import open_broker
+from speechmill.queues.enqueue import enqueue
 from speechmill.storage import StoreOptions, open_store
-from tests.manifests import DEPLOY, commands, documents, job_of, jobs, pods
+from tests.brokers import RabbitMQ, Tansu
+from tests.harness import Command, ended
+from tests.manifests import (
+    DEPLOY,
+    commands,
+    documents,
+    job_of,
+    jobs,
+    pods,
+    work_options_of,
+)
+from tests.queue_work import wait_until
 from tests.services import DIE_WITH_PARENT, find_weed, free_ports
 from tests.weights import missing
 
@@ -120,6 +134,56 @@ def test_dasks_commands_make_a_cluster_that_builds(tmp_path: Path) -> None:
                 assert time.monotonic() < deadline
     assert (report.rows, report.failed) == (3, 0)
     assert file_names(job.sink) == names
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [Tansu, RabbitMQ])
+def test_a_worker_of_a_queue_is_probed_makes_rows_and_ends_when_asked_to(
+    kind: type[Tansu | RabbitMQ], tmp_path: Path
+) -> None:
+    scheme = "kafka" if kind is Tansu else "amqps"
+    (words,) = [w for w in commands().values() if any(x.startswith(f"{scheme}://") for x in w)]
+    (pod,) = [p for p in PODS if p.words[:1] == ["work"]]
+    names = write_recordings(tmp_path / "source", 3)
+    job = job_of(words).model_copy(
+        update={"source": str(tmp_path / "source"), "sink": str(tmp_path / "sink")}
+    )
+    (port,) = free_ports(1)
+
+    def page(path: str) -> str:
+        with (
+            contextlib.suppress(OSError),
+            urllib.request.urlopen(f"http://127.0.0.1:{port}{path}") as answer,
+        ):
+            return str(answer.read(), "utf-8")
+        return ""
+
+    with kind() as broker:
+        queue = broker.url("recordings")
+        assert enqueue(job, open_broker(queue)).published == 3
+        here = {work_options_of(words).queue: queue, job_of(words).sink: job.sink}
+        ours = [here.get(word, word) for word in words]
+        if kind is Tansu:  # here without TLS and users
+            ours = [word for word in ours if not word.startswith("--broker-option")]
+        worker = Command(
+            *(*ours, f"--source={job.source}", f"--metrics=127.0.0.1:{port}"),  # the last counts
+            *("--transcriber=fake", "--linger-s=0.5"),
+            env={"BROKER_USERNAME": "guest", "BROKER_PASSWORD": "guest"},
+        )
+        with ended(worker):
+            ready, live = (
+                pod.container[name]["httpGet"]["path"]
+                for name in ("readinessProbe", "livenessProbe")
+            )
+            wait_until(lambda: page(ready) == "ok\n", "ready")
+            assert page(live) == "ok\n"
+            path = pod.metadata["annotations"]["prometheus.io/path"]
+            wait_until(lambda: "speechmill_rows_total 3.0\n" in page(path), "rows")
+            assert file_names(job.sink) == names
+            worker.signal(signal.SIGTERM)
+            finished = worker.finish(pod.spec["terminationGracePeriodSeconds"])
+    assert finished.code == 128 + signal.SIGTERM, finished.err
+    assert "Traceback" not in finished.err
 
 
 def test_build_image_says_what_it_needs(tmp_path: Path) -> None:
