@@ -31,15 +31,15 @@ START_TIMEOUT_S = 60.0
 GRPC_OFFSET = 10_000
 """SeaweedFS serves gRPC this far above each port."""
 
-# weed dies when our end of the pipe on standard input closes: also when we are killed with
-# SIGKILL, on every POSIX system, whichever thread has started it.
+# A server and all that it has started die when our end of the pipe on standard input closes: also
+# when we are killed with SIGKILL, on every POSIX system, whichever thread has started it.
 DIE_WITH_PARENT = """
 exec 3<&0
 "$@" 3<&- </dev/null &
-weed=$!
-{ cat <&3 >/dev/null; kill -9 $weed; } 2>/dev/null &
+server=$!
+{ cat <&3 >/dev/null; kill -9 0; } 2>/dev/null &
 exec 3<&-
-wait $weed
+wait $server
 """
 
 

@@ -33,6 +33,10 @@ COMMANDS = [
     ["tokens", "stats"],
     ["tokens", "verify"],
     ["units", "fit"],
+    ["enqueue"],
+    ["work"],
+    ["dead-letters", "list"],
+    ["dead-letters", "retry"],
 ]
 FAKE = ["--transcriber", "fake"]
 

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -179,6 +179,18 @@ def test_a_dask_worker_that_dies_with_its_result_is_a_death_and_nothing_is_said_
         engine.close()
     gc.collect()  # asyncio speaks when what was left behind is thrown away
     assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []
+
+
+def test_a_dask_worker_that_died_comes_back_however_long_it_takes() -> None:
+    from dask import config
+
+    from speechmill.runners.dask_clusters import start_here, workers_of
+
+    with config.set({"distributed.deploy.lost-worker-timeout": "10ms"}), ExitStack() as stack:
+        client = start_here(1, {}, stack)
+        (before,) = client.run(os.getpid).values()
+        Process(before).kill()
+        until(lambda: workers_of(client) and before not in client.run(os.getpid).values())
 
 
 @engines

@@ -81,10 +81,10 @@ def repartition(
 ) -> None:
     """Write the rows of SINK into OUT/data anew, grouped by columns, so many rows a file.
 
-    SINK stays as it is. The same command again goes on where it was cut short. Without OUT and --by,
-    the folders of SINK that have outgrown their parts get more of them, for what is new: rows never
-    move, so nobody needs to pause. Exit codes: 0 all done, 1 could not run, 2 wrong usage, 130 or 143
-    stopped by a signal.
+    SINK stays as it is. The same command again goes on where it was cut short. Without OUT and
+    --by, the folders of SINK that have outgrown their parts get more of them, for what is new: rows
+    never move, so nobody needs to pause. Exit codes: 0 all done, 1 could not run, 2 wrong usage,
+    130 or 143 stopped by a signal.
     """
     from speechmill.storage import StoreOptions
 

@@ -65,10 +65,14 @@ def soon(true: Callable[[], bool]) -> bool:
 
 def _dask(stack: ExitStack) -> Cluster:
     try:
+        from dask import config
         from distributed import Client, LocalCluster
     except ImportError:
         missing("there is no distributed here: pip install distributed")
     from speechmill.runners import dask
+
+    # Else a worker that takes longer to be started anew is forgotten.
+    stack.enter_context(config.set({"distributed.deploy.lost-worker-timeout": "1 day"}))
 
     cluster = stack.enter_context(
         LocalCluster(
