@@ -188,9 +188,15 @@ def test_a_dask_worker_that_died_comes_back_however_long_it_takes() -> None:
 
     with config.set({"distributed.deploy.lost-worker-timeout": "10ms"}), ExitStack() as stack:
         client = start_here(1, {}, stack)
-        (before,) = client.run(os.getpid).values()
-        Process(before).kill()
-        until(lambda: workers_of(client) and before not in client.run(os.getpid).values())
+
+        def there() -> list[str]:
+            return [worker["local_directory"] for worker in workers_of(client).values()]
+
+        (before,) = there()
+        Process(*client.run(os.getpid).values()).kill()
+        until(lambda: there() not in ([], [before]))
+        time.sleep(1)
+        assert there()  # and stays
 
 
 @engines

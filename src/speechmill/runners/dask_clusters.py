@@ -18,6 +18,7 @@ __all__ = ["GOES_ON", "connect", "current_client", "line", "silence", "start_her
 CONNECT_S = 10.0
 ANSWER_S = 20.0  # for the scheduler to say what workers there are
 CLOSE_S = 5.0
+NEVER = "10000 days"
 GOES_ON = "once there is a cluster again, the same command goes on from here"
 
 
@@ -80,9 +81,17 @@ def connect(address: str, stack: ExitStack) -> Client:
 
 
 def start_here(workers: int, resources: Mapping[str, float], stack: ExitStack) -> Client:
-    """Processes on this machine: on loopback, without pages or a limit to their memory."""
+    """Processes on this machine: on loopback, without pages or a limit to their memory.
+
+    Raises:
+        EngineError: they do not start.
+    """
+    from dask import config
     from distributed import Client, LocalCluster
 
+    # One that has died is started anew. On a busy machine that takes longer than the time after
+    # which Dask's cluster else forgets it for good, until none are left.
+    stack.enter_context(config.set({"distributed.deploy.lost-worker-timeout": NEVER}))
     try:
         cluster = LocalCluster(
             n_workers=workers,
