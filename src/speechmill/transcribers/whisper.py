@@ -10,9 +10,11 @@ rerun gives the same text.
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from importlib.metadata import version
@@ -46,6 +48,10 @@ MAX_TOLD: Final = 223
 
 PREPENDED: Final = "\"'“¿([{-"
 APPENDED: Final = "\"'.。,，!！?？:：”)]}、"
+
+LONE_S: Final = 20.0
+"""Seconds of windows without company, after which a model for all cores is worth its loading: the
+end of a build is not."""
 
 
 OnEncoded = Callable[[int, NDArray[Any]], None]
@@ -96,6 +102,9 @@ class WhisperTranscriber:
             self._whisper, self._placement, self._windows, self._language, self._allowed
         )
         self._pool = ThreadPoolExecutor(self._placement.callers, thread_name_prefix="whisper")
+        self._lock = threading.Lock()
+        self._num_calls = 0
+        self._lone_s = 0.0
 
     def _known_languages(self) -> list[str]:
         """The codes of the languages that the model knows."""
@@ -183,18 +192,71 @@ class WhisperTranscriber:
         Raises:
             ModelError: the engine cannot run the model, as for want of memory.
         """
+        batches = self._batches(speech)
+        with self._call() as is_alone:
+            is_lone = is_alone and len(speech) == 1
+            if is_alone and len(batches) == 1:
+                batches = self._shared_out(*batches[0])
+            compute = self._lone if is_lone else self._batch
+            jobs: list[tuple[list[int], Future[list[Transcript]]]] = []
+            for window_s, chosen in batches:
+                batch = [speech[i] for i in chosen]
+                heard = None if on_encoded is None else _numbered(on_encoded, chosen)
+                jobs.append((chosen, self._pool.submit(compute, batch, window_s, heard)))
+            if is_lone:
+                self._widen(speech[0], batches[0][0])
+            return self._collected(jobs, len(speech))
+
+    def _batches(self, speech: Sequence[Speech]) -> list[tuple[float, list[int]]]:
+        """Windows, and the numbers of the stretches that are computed together in them."""
         groups: defaultdict[float, list[int]] = defaultdict(list)
         for i, one in enumerate(speech):
             groups[self._window_s(one)].append(i)
-        jobs: list[tuple[list[int], Future[list[Transcript]]]] = []
+        batches = []
         for window_s, indices in sorted(groups.items(), reverse=True):
             size = 1 if self._is_full else self._batch_of(window_s)
-            for first in range(0, len(indices), size):
-                chosen = indices[first : first + size]
-                batch = [speech[i] for i in chosen]
-                heard = None if on_encoded is None else _numbered(on_encoded, chosen)
-                jobs.append((chosen, self._pool.submit(self._batch, batch, window_s, heard)))
-        transcripts: list[Transcript | None] = [None] * len(speech)
+            batches += [
+                (window_s, indices[first : first + size]) for first in range(0, len(indices), size)
+            ]
+        return batches
+
+    def _shared_out(self, window_s: float, indices: list[int]) -> list[tuple[float, list[int]]]:
+        """A batch without company as one for each worker."""
+        num_workers = self._placement.workers
+        parts = [indices[first::num_workers] for first in range(num_workers)]
+        return [(window_s, part) for part in parts if part]
+
+    @contextmanager
+    def _call(self) -> Iterator[bool]:
+        """Whether there is no other call in progress as this one begins."""
+        with self._lock:
+            self._num_calls += 1
+            is_alone = self._num_calls == 1
+        try:
+            yield is_alone
+        finally:
+            with self._lock:
+                self._num_calls -= 1
+
+    def _lone(
+        self, batch: Sequence[Speech], window_s: float, on_encoded: OnEncoded | None
+    ) -> list[Transcript]:
+        """Transcribe a stretch that is alone on this machine."""
+        with self._ctranslate2.on_all_cores():
+            return self._batch(batch, window_s, on_encoded)
+
+    def _widen(self, speech: Speech, window_s: float) -> None:
+        """Have a model loaded for stretches that are alone, where they are not few; meanwhile this
+        one is computed on one core."""
+        self._lone_s += window_s
+        if self._lone_s >= LONE_S and self._ctranslate2.may_widen:
+            features = np.stack([self._hearing.features(speech, window_s)])
+            self._pool.submit(self._ctranslate2.widen, features, self._prompt("en"))
+
+    def _collected(
+        self, jobs: Sequence[tuple[list[int], Future[list[Transcript]]]], count: int
+    ) -> list[Transcript]:
+        transcripts: list[Transcript | None] = [None] * count
         try:
             for chosen, job in jobs:
                 for i, transcript in zip(chosen, job.result(), strict=True):
@@ -215,11 +277,12 @@ class WhisperTranscriber:
         if not self._hearing.detects or not speech:
             return None
         try:
-            heard = [
-                self._pool.submit(self._hearing.probabilities, one, self._window_s(one))
-                for one in speech
-            ]
-            probabilities = [job.result() for job in heard]
+            with self._call():
+                heard = [
+                    self._pool.submit(self._hearing.probabilities, one, self._window_s(one))
+                    for one in speech
+                ]
+                probabilities = [job.result() for job in heard]
         except (RuntimeError, MemoryError) as error:
             raise self._cannot_run(error) from error
         return best(
