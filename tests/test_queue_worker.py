@@ -26,6 +26,7 @@ from speechmill.errors import (
     UnavailableError,
 )
 from speechmill.job import Job
+from speechmill.pipeline import process_shard
 from speechmill.queues import open_broker
 from speechmill.queues import worker as worker_module
 from speechmill.queues.base import Broker, Message
@@ -36,6 +37,7 @@ from speechmill.queues.notices import Notice
 from speechmill.queues.options import WorkOptions
 from speechmill.queues.run import ANY_SOURCE, work
 from speechmill.queues.tally import WorkReport, WorkTally
+from speechmill.records import Shard, ShardReport
 from speechmill.storage import open_store
 from tests.harness import Place, assert_same_dataset, corpus, fill_folder, recording
 from tests.queue_work import poison, publish_mixed
@@ -332,30 +334,55 @@ def test_a_stop_settles_what_is_done_and_gives_the_rest_back(job: Job, queue: st
     consumer.close()
 
 
-def test_what_workers_die_of_is_found_out_and_set_aside(job: Job, queue: str) -> None:
+class Died(BaseException):
+    """What a worker dies of, in this process."""
+
+
+def test_what_workers_die_of_is_found_out_and_set_aside(
+    job: Job, queue: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from speechmill.queues import batch
+
+    killer = "p02/p02_003.wav"
+    deaths = []
+
+    def deadly(job: Job, shard: Shard, **options: Any) -> ShardReport:
+        if any(r.file_name == killer for _, recordings in shard.parts for r in recordings):
+            deaths.append(shard.num_recordings)
+            raise Died
+        return process_shard(job, shard, **options)
+
     broker = open_broker(queue)
     enqueued(job, queue, exclude=("*short.wav", "*text.flac"))
-    for _ in range(11):  # each a worker that takes all there is, and goes away
-        consumer = broker.consume("")
-        taken = consumer.receive(100, 0.5)
-        if "p02/p02_003.wav" not in {json.loads(d.message.body)["key"] for d in taken}:
+    with monkeypatch.context() as patch:
+        patch.setattr(batch, "process_shard", deadly)
+        for _ in range(40):
+            try:
+                worked(job, queue)
+            except Died:
+                continue
             break
-        consumer.ack(
-            [d for d in taken if json.loads(d.message.body)["key"] != "p02/p02_003.wav"][:3]
-        )
-        consumer.close()
-    report = worked(job, queue)
+    assert deaths[0] > 1
+    assert deaths[-6:] == [1] * 6  # alone, twice for each attempt
+    assert len(deaths) < 20
     (failure,) = failed_recordings(open_store(job.sink))
-    assert (failure.file_name, failure.stage, failure.error) == (
-        "p02/p02_003.wav",
-        "worker",
-        "WorkerDiedError",
-    )
-    assert letters(queue) == [("p02/p02_003.wav", "WorkerDiedError")]
-    assert report.dead_letters == 1
-    retry_dead_letters(broker)
+    assert (failure.file_name, failure.stage) == (killer, "worker")
+    assert letters(queue) == [(killer, "WorkerDiedError")]
+    assert len(Place(job.sink).names()) == 23
+    assert retry_dead_letters(broker) == 1
     assert worked(job, queue).rows == 1
     assert failed_recordings(open_store(job.sink)) == []
+    assert not [o for o in open_store(job.sink).list("_speechmill") if "suspects" in o.key]
+
+
+def test_what_was_only_in_hand_when_workers_died_is_not_blamed(job: Job, queue: str) -> None:
+    enqueued(job, queue, exclude=("*short.wav", "*text.flac"))
+    for _ in range(30):  # each takes all there is, and goes away
+        consumer = open_broker(queue).consume("")
+        assert len(consumer.receive(100, 0.5)) == 24
+        consumer.close()
+    report = worked(job, queue)
+    assert (report.rows, report.failed, report.dead_letters) == (24, 0, 0)
 
 
 def test_a_worker_with_other_options_than_the_sink_has_is_refused(job: Job, queue: str) -> None:

@@ -60,6 +60,10 @@ class Delivery:
 class Consumer(Protocol):
     """Takes messages of one queue. Used from one thread."""
 
+    @property
+    def shares(self) -> bool:
+        """Whether what is held here, and not worked on, could be worked on by others meanwhile."""
+
     def receive(self, most: int, timeout_s: float) -> Sequence[Delivery]:
         """Up to ``most`` messages, as soon as there are some, or none after ``timeout_s``.
 

@@ -6,8 +6,11 @@ which version of a recording there is, which part it belongs to, whether its row
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
@@ -16,6 +19,7 @@ from speechmill import audio
 from speechmill.dataset.commit import Version, commit, remove
 from speechmill.dataset.growth import OUTGROWN, grow, place, read_versions
 from speechmill.dataset.layout import (
+    STATE,
     agree_on_parts,
     data_key,
     failures_key,
@@ -35,9 +39,12 @@ from speechmill.planner import HEAD_BYTES
 from speechmill.queues.notices import Notice
 from speechmill.records import Failure, Part, Recording, Shard, ShardReport, printable
 from speechmill.selection import extension_of
+from speechmill.storage import Store
 from speechmill.tools import Tools
 
 __all__ = ["Batches", "Outcome", "Request", "Verdict"]
+
+LIVES = 2  # workers that may die of a recording alone, for each attempt that it has
 
 Verdict = Literal["row", "there", "failed", "missing", "left out", "dropped", "unfinished"]
 """What became of a recording: it has its row now; it had it before; it failed; there is no such
@@ -46,12 +53,12 @@ object; it was not chosen; its row was dropped; or there was no time for it."""
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """A recording that messages ask for. ``key`` is relative to the source. ``hopeless`` says that
-    workers have died of it so often that it is only to be recorded."""
+    """A recording that messages ask for. ``key`` is relative to the source. ``alone``: workers may
+    have died of it, so there is nothing else in hand, and it is noted that it was begun."""
 
     notice: Notice
     key: str
-    hopeless: bool = False
+    alone: bool = False
 
     @property
     def file_name(self) -> str:
@@ -79,6 +86,39 @@ class _Round:
         self.outcomes.append(Outcome(request, verdict, failure))
 
 
+class _Suspects:
+    """Recordings that workers may have died of: how often each was begun, alone, and not ended.
+
+    It is kept in the sink: whoever knew has died. The broker's own count will not do: it counts
+    what a worker only held, so where workers are killed often it blames the innocent.
+    """
+
+    def __init__(self, sink: Store, most: int) -> None:
+        self._sink, self._most = sink, most
+
+    def _key(self, file_name: str) -> str:
+        digest = hashlib.blake2b(file_name.encode(), digest_size=16).hexdigest()
+        return f"{STATE}/suspects/{digest}.json"
+
+    def begin(self, file_name: str) -> bool:
+        """Count that it is begun. False where it was begun too often."""
+        key = self._key(file_name)
+        try:
+            begun = int(json.loads(self._sink.get(key).data)["begun"])
+        except (NotFoundError, ValueError, KeyError, TypeError):
+            begun = 0
+        if begun >= self._most:
+            return False
+        told = {"file_name": file_name, "begun": begun + 1}
+        self._sink.put(key, json.dumps(told).encode())
+        return True
+
+    def clear(self, file_name: str) -> None:
+        """It has ended, one way or another."""
+        with suppress(NotFoundError):
+            self._sink.delete(self._key(file_name))
+
+
 class Batches:
     """Processes batches of requests for one sink. Thread-safe."""
 
@@ -87,6 +127,7 @@ class Batches:
         self._partition_of = partition_rule(tools.job.partition_by)
         self._layout = read_layout(tools.sink)
         self._full_s = 60 * tools.job.part_minutes
+        self._suspects = _Suspects(tools.sink, LIVES * tools.job.max_attempts)
 
     def part(self, request: Request) -> Part:
         """Where its rows are likely to go: good enough to put neighbours together."""
@@ -121,16 +162,19 @@ class Batches:
         by_part: defaultdict[Part, list[Recording]] = defaultdict(list)
         for request, recording in now.todo.values():
             part = parts[request]
-            if request.hopeless:
-                self._give_up(request, part, recording, now)
-            elif (wanted := self._wanted(part, recording, known)) is None:
+            if (wanted := self._wanted(part, recording, known)) is None:
                 now.settle(request, "there")
+            elif request.alone and not self._suspects.begin(recording.file_name):
+                self._give_up(request, part, recording, now)
             else:
                 by_part[part].append(wanted)
         shard = Shard(0, tuple((part, tuple(some)) for part, some in sorted(by_part.items())))
         report = self._process(shard, stop)
         self._tell(report, by_part, now)
         self._look_at_parts(report)
+        for request in requests:
+            if request.alone:
+                self._suspects.clear(request.file_name)
         return now.outcomes, report
 
     def _process(self, shard: Shard, stop: Callable[[], bool]) -> ShardReport:
@@ -227,7 +271,8 @@ class Batches:
             self._tools.folder_of(recording.file_name),
             "worker",
             WorkerDiedError.__name__,
-            "workers went away again and again while they had it in hand: out of memory, perhaps",
+            f"{LIVES * self._tools.job.max_attempts} workers went away while they had nothing else "
+            "in hand: out of memory, perhaps",
         )
         recipe = self._tools.recipe.id
         commit(

@@ -82,6 +82,8 @@ class MemoryBroker:
 class MemoryConsumer:
     """Takes messages in order."""
 
+    shares = True
+
     def __init__(self, name: str, queue: _Queue) -> None:
         self._name, self._queue = name, queue
         self._held: dict[int, _Kept] = {}

@@ -9,7 +9,7 @@ __all__ = ["BatchSize", "by_group", "suspects"]
 
 TARGET_S = 20.0  # of work in a batch: what a kill may cost, and what a stop may have to wait for
 FIRST = 8  # recordings: a worker that does not live long makes headway all the same
-SUSPECT = 2  # deaths, from which on a message is looked at more closely
+SUSPECT = 4  # deaths, from which on a message is looked at more closely
 
 T = TypeVar("T")
 
@@ -29,15 +29,13 @@ class BatchSize:
         self.size = min(self._most, max(min(FIRST, self._most), min(2 * self.size, wanted)))
 
 
-def suspects(deaths: int, max_attempts: int) -> tuple[int, bool]:
-    """How many messages, that workers have died of so often, may be in hand together; and whether
-    to give them up.
+def suspects(deaths: int) -> int:
+    """How many messages, that were in hand at so many workers' deaths, may be in hand together.
 
-    The innocent are told from the guilty by halves: 8, 4, 2, and then each for itself, until
-    workers have died of it ``2 * max_attempts`` times more. They die for other reasons, too.
+    The innocent are told from the guilty by halves: 4, 2, and then each for itself. Workers die for
+    reasons of their own, too, and a broker also counts what they only held: so it goes slowly.
     """
-    alone = SUSPECT + 3
-    return max(1, FIRST >> max(0, deaths - SUSPECT)), deaths >= alone + 2 * max_attempts
+    return max(1, FIRST >> (1 + max(0, deaths - SUSPECT) // 2))
 
 
 def by_group(items: Sequence[T], group_of: Callable[[T], Hashable], most: int) -> list[T]:

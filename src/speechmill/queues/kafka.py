@@ -243,6 +243,8 @@ class _Partition:
 class KafkaConsumer:
     """A member of a consumer group; with ``whole``, a reader of all partitions that is in none."""
 
+    shares = False
+
     def __init__(self, url: QueueUrl, settings: Mapping[str, str], *, whole: bool) -> None:
         from confluent_kafka import Consumer
 

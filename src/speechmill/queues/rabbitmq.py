@@ -237,6 +237,8 @@ class _Publisher:
 class RabbitConsumer:
     """Takes messages; connects again when the broker was away."""
 
+    shares = True
+
     def __init__(self, url: QueueUrl, parameters: ConnectionParameters) -> None:
         self._queue, self._url, self._parameters = url.queue, url.url, parameters
         self._connection: BlockingConnection | None = None

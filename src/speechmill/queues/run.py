@@ -22,7 +22,7 @@ from speechmill.queues.worker import Worker
 from speechmill.runlog import RunLog, new_run_id
 from speechmill.settling import agree, check, settled_tools
 from speechmill.storage import Store, StoreOptions, open_store
-from speechmill.tools import Tools
+from speechmill.tools import Tools, open_tools
 
 __all__ = ["ANY_SOURCE", "work"]
 
@@ -172,7 +172,12 @@ def _with_source(
     if (state := read_state(_open_sink(job))) is not None:
         source = str(state["source"])
     else:
-        source, first = _first_source(consumer, options, stop)
+        # The model does not depend on it, and stays open for the process.
+        with ThreadPoolExecutor(1, thread_name_prefix="load") as pool:
+            loaded = pool.submit(open_tools, job.model_copy(update={"source": job.sink}))
+            source, first = _first_source(consumer, options, stop)
+            if source:
+                loaded.result()
     return (job.model_copy(update={"source": source}) if source else job), first
 
 

@@ -33,6 +33,7 @@ __all__ = ["Worker"]
 BATCHES = 2  # at a time: while the model works on the one, the other is fetched and committed
 COMMIT_EVERY_S = 20.0  # within a part: what a kill may cost
 TICK_S = 0.2
+HURRY_S = 0.5  # without a message, until a batch begins as it is where a queue is to be emptied
 LAG_EVERY_S = 5.0
 IDLE_S = 1.0  # without a message, until a queue that is to be emptied is looked at
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
@@ -164,7 +165,8 @@ class Worker:
             self._ask(held, notices)
 
     def _receive(self) -> None:
-        room = max(0, (BATCHES + 1) * self._size.size - len(self._in_hand))
+        size = self._size.size if self.consumer.shares else self.options.batch_recordings
+        room = max(0, (BATCHES + 1) * size - len(self._in_hand))
         if self.stop() or self._dead:
             room = 0
         some = self.consumer.receive(room, TICK_S)
@@ -259,14 +261,12 @@ class Worker:
         if deaths >= SUSPECT:
             if self._running:
                 return [], False
-            most, hopeless = suspects(deaths, self.job.max_attempts)
-            chosen = [w for w in ready if w.deaths == deaths][:most]
-            for wanted in chosen:
-                wanted.request.hopeless = hopeless
+            chosen = [w for w in ready if w.deaths == deaths][: suspects(deaths)]
+            chosen[0].request.alone = suspects(deaths) == 1
             return chosen, True
         size = self._size.size
         due = ready[0].since + self.options.linger_s <= now
-        hurry = self.options.until_empty and now - self._last_message > TICK_S
+        hurry = self.options.until_empty and now - self._last_message > HURRY_S
         if len(ready) < size and not (due or hurry or ready[0].attempts):
             return [], False
         return by_group(ready, lambda w: self._batches.part(w.request), size), False
