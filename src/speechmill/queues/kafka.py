@@ -142,12 +142,18 @@ class KafkaBroker:
 
     def prepare(self, partitions: int = 12) -> None:
         """See ``Broker``. A new topic has so many partitions; that of dead letters has one."""
+        from confluent_kafka import KafkaException
         from confluent_kafka.admin import AdminClient
         from confluent_kafka.cimpl import NewTopic
 
-        admin = _made(AdminClient, self._settings(), _log)
-        with _mapped(f"{self.url} cannot be reached"):
+        heard: list[KafkaError] = []
+        admin = _made(AdminClient, {**self._settings(), "error_cb": heard.append}, _log)
+        try:
             there = admin.list_topics(timeout=CONNECT_S).topics
+        except KafkaException as error:
+            # Why, only the callback is told: a refused password looks like a broker that is away.
+            why = next((e.str() for e in heard if "brokers are down" not in e.str()), _why(error))
+            raise BrokerError(f"{self.url} cannot be reached: {why}") from None
         wanted = {self._url.queue: partitions, f"{self._url.queue}{DEAD_LETTERS}": 1}
         if self._url.queue.endswith(DEAD_LETTERS):
             wanted = {self._url.queue: 1}

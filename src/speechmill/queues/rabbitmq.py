@@ -14,7 +14,7 @@ import logging
 import ssl
 import time
 from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
@@ -57,6 +57,7 @@ _QUEUE: Final = {
     "x-delivery-limit": 1000,
     "x-consumer-timeout": LONGEST_WORK_MS,
 }
+_LOOKED_AT: Final = {"x-delivery-limit": 1_000_000_000}  # dead letters: each look is a delivery
 _OPTIONS: Final = ("heartbeat", "ca", "certificate", "key", "user", "password", "verify")
 
 _log = logging.getLogger(__name__)
@@ -97,9 +98,9 @@ class RabbitBroker:
         try:
             name, dead = self._url.queue, f"{self._url.queue}{DEAD_LETTERS}"
             if name.endswith(DEAD_LETTERS):
-                self._declare(connection, name, {})
+                self._declare(connection, name, _LOOKED_AT)
                 return
-            self._declare(connection, dead, {})
+            self._declare(connection, dead, _LOOKED_AT)
             self._declare(
                 connection,
                 name,
@@ -108,7 +109,9 @@ class RabbitBroker:
         finally:
             _close(connection)
 
-    def _declare(self, connection: BlockingConnection, name: str, more: dict[str, str]) -> None:
+    def _declare(
+        self, connection: BlockingConnection, name: str, more: Mapping[str, str | int]
+    ) -> None:
         from pika.exceptions import AMQPError, ChannelClosedByBroker
 
         try:
