@@ -173,7 +173,7 @@ def test_an_utterance_without_company_gets_all_cores_and_the_same_figures(
     for clip, transcript in zip(clips, expected, strict=True):
         wide.asked.clear()
         assert one(transcriber, clip) == transcript
-        assert {"encode", "generate"} <= set(wide.asked)
+        assert "encode" in wide.asked
     wide.asked.clear()
     assert transcriber.transcribe([Speech(clip) for clip in clips]) == expected
     assert wide.asked == []
@@ -192,14 +192,13 @@ def test_utterances_of_two_callers_do_not_both_get_all_cores() -> None:
 
 def test_a_model_for_all_cores_that_hears_otherwise_is_not_taken(tiny: WhisperTranscriber) -> None:
     features = np.stack([tiny.hearing.features(Speech(speech(LOBSTERS)), 3.5)])
-    prompt = tiny._prompt("en")
     # float32, as if the threads changed a last bit.
     for compute_type, is_taken in [("float32", False), ("int8", True)]:
         placement = ctranslate.place("cpu", compute_type, 1)
         wide = ctranslate.load(whisper("tiny.en"), placement).model
         loads = iter([wide])
         model = ctranslate.SeededModel(loads.__next__, tiny._ctranslate2, loads.__next__)
-        model.widen(features, prompt)
+        model.widen(features)
         assert (model._wide is not None) == is_taken
         assert not model.may_widen
 

@@ -44,7 +44,7 @@ MAX_GPU_BATCH: Final = 64
 # Sums of whole numbers are the same however they are shared out among threads.
 WHOLE_NUMBERS: Final = frozenset({"int8", "int8_float32"})
 MAX_WIDE_BYTES: Final = 500 * 2**20  # of weights: those of large models are not held twice
-MAX_WIDE_THREADS: Final = 8  # the decoder's small steps do not feed more
+MAX_WIDE_THREADS: Final = 8
 # Layers of the decoder by the model's width: more than turbo and distilled models have.
 _LAYERS: Final = {384: 4, 512: 6, 768: 12, 1024: 24, 1280: 32}
 _NO_MEMORY = re.compile(r"out of memory|ALLOC_FAILED|bad_alloc|failed to allocate", re.IGNORECASE)
@@ -216,8 +216,9 @@ class SeededModel:
     stretch loads the model once more: new threads, new generators. It is rare, and takes less than
     the fallback itself. One such model lives at a time.
 
-    And whose threads can be all at the service of one utterance. CTranslate2 fixes how many threads
-    a worker has when it loads a model, so this, too, is the model loaded once more.
+    And whose encoder can have all cores for one utterance (the decoder's steps are too small to
+    gain by it). CTranslate2 fixes how many threads a worker has when it loads a model, so this,
+    too, is the model loaded once more.
     """
 
     _seed_lock = threading.Lock()  # the seed is one for the whole process
@@ -229,43 +230,42 @@ class SeededModel:
         load_wide: Callable[[], Any] | None = None,
     ) -> None:
         self._load_alone = load_alone
-        self._narrow = model
+        self._model = model
         self._load_wide = load_wide
         self._wide: Any = None
         self._mine = threading.local()
-
-    @property
-    def _model(self) -> Any:
-        """What computes for this thread."""
-        return getattr(self._mine, "model", self._narrow)
 
     @property
     def may_widen(self) -> bool:
         """Whether ``widen`` can do anything: it does so once."""
         return self._load_wide is not None
 
-    def widen(self, features: NDArray[np.float32], prompt: list[int]) -> None:
-        """Load the model for all cores, and take it if it makes the same of this speech, to the
-        last bit: on some processor, or with another library for matrices, it might not."""
+    def widen(self, features: NDArray[np.float32]) -> None:
+        """Load the model for all cores, and take it if its encoder makes the same of this speech,
+        to the last bit: on some processor, or with another library for matrices, it might not."""
         load, self._load_wide = self._load_wide, None
         if load is None:
             return
         try:
             wide = load()
-            if _figures(wide, features, prompt) == _figures(self._narrow, features, prompt):
+            if np.array_equal(encode(wide, features), encode(self._model, features)):
                 self._wide = wide
         except (RuntimeError, MemoryError) as error:  # it goes without
             _log.info("no second copy of the model for utterances without company: %s", error)
 
     @contextmanager
     def on_all_cores(self) -> Iterator[None]:
-        """What this thread computes meanwhile gets all cores, once ``widen`` has been successful.
+        """What this thread encodes meanwhile gets all cores, once ``widen`` has been successful.
         One thread at a time should ask for them."""
-        self._mine.model = self._wide or self._narrow
+        self._mine.encoder = self._wide or self._model
         try:
             yield
         finally:
-            del self._mine.model
+            del self._mine.encoder
+
+    def encode(self, features: Any, **options: Any) -> Any:
+        """``ctranslate2.models.Whisper.encode``."""
+        return getattr(self._mine, "encoder", self._model).encode(features, **options)
 
     def start(self, seed: int) -> None:
         """Begin a stretch of speech in this thread; ``finish`` must follow."""
@@ -311,21 +311,6 @@ class SeededModel:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
-
-
-def _figures(model: Any, features: NDArray[np.float32], prompt: list[int]) -> object:
-    """What a model makes of speech [1, mels, frames], for a comparison to the last bit."""
-    encoded = model.encode(ctranslate2.StorageView.from_array(features), to_cpu=True)
-    (said,) = model.generate(
-        encoded,
-        [prompt],
-        beam_size=2,
-        max_length=len(prompt) + 32,
-        return_scores=True,
-        return_no_speech_prob=True,
-    )
-    heard = np.array(encoded).tobytes()
-    return heard, said.sequences_ids, said.scores, said.no_speech_prob
 
 
 def encode(model: Any, features: NDArray[np.float32]) -> NDArray[Any]:

@@ -251,7 +251,7 @@ class WhisperTranscriber:
         self._lone_s += window_s
         if self._lone_s >= LONE_S and self._ctranslate2.may_widen:
             features = np.stack([self._hearing.features(speech, window_s)])
-            self._pool.submit(self._ctranslate2.widen, features, self._prompt("en"))
+            self._pool.submit(self._ctranslate2.widen, features)
 
     def _collected(
         self, jobs: Sequence[tuple[list[int], Future[list[Transcript]]]], count: int
