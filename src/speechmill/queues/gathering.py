@@ -8,7 +8,7 @@ from typing import TypeVar
 __all__ = ["BatchSize", "by_group", "suspects"]
 
 TARGET_S = 20.0  # of work in a batch: what a kill may cost, and what a stop may have to wait for
-FIRST = 8  # recordings: a worker that does not live long makes headway all the same
+FIRST = 4  # recordings: a worker that does not live long makes headway all the same
 SUSPECT = 4  # deaths, from which on a message is looked at more closely
 
 T = TypeVar("T")
@@ -32,7 +32,7 @@ class BatchSize:
 def suspects(deaths: int) -> int:
     """How many messages, that were in hand at so many workers' deaths, may be in hand together.
 
-    The innocent are told from the guilty by halves: 4, 2, and then each for itself. Workers die for
+    The innocent are told from the guilty by halves: 2, and then each for itself. Workers die for
     reasons of their own, too, and a broker also counts what they only held: so it goes slowly.
     """
     return max(1, FIRST >> (1 + max(0, deaths - SUSPECT) // 2))

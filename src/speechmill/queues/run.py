@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 
 from speechmill._version import __version__
@@ -101,11 +101,14 @@ def work(
         watching = _Watching(observer or _Nobody(), endpoint)
         group = options.group or _group_of(job)
         address = endpoint.address if endpoint else ""
+        checking = ThreadPoolExecutor(1, thread_name_prefix="check")
+        checked = checking.submit(_open_sink(job).check)  # some stores take seconds
+        checking.shutdown(wait=False)
         with closing(broker.consume(group)) as consumer:
             job, first = _with_source(job, options, consumer, stop)
             if job.source == ANY_SOURCE:
                 return _report(job, options, None, "", WorkTally(), started, stopped=stop())
-            tools = _settled(job, consumer)
+            tools = _settled(job, consumer, checked)
             log = RunLog(tools.sink, run_id := new_run_id())
             log.event(
                 "started",
@@ -206,13 +209,13 @@ def _first_source(
     return None, taken
 
 
-def _settled(job: Job, consumer: Consumer) -> Tools:
+def _settled(job: Job, consumer: Consumer, checked: Future[None]) -> Tools:
     """The tools of the job, agreed on with the sink. Meanwhile the group takes us in."""
 
     def settle() -> Tools:
         tools = settled_tools(job)
         check(tools)
-        tools.sink.check()
+        checked.result()
         agree(tools)
         return tools
 
