@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from speechmill.queues.gathering import FIRST, SUSPECT, TARGET_S, BatchSize, by_group, suspects
-from speechmill.queues.kafka import Watermark
+from speechmill.queues.kafka_partitions import Watermark
 
 
 @given(st.lists(st.integers(0, 5), max_size=60), st.integers(1, 70))

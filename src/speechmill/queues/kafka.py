@@ -1,7 +1,7 @@
 """Kafka, by librdkafka (confluent-kafka).
 
 What is settled is an offset for each partition: all before it is done. A worker settles in any
-order, so ``Watermark`` keeps what is still out.
+order, so ``Watermark`` keeps what is still out (``kafka_partitions.py``).
 
 Kafka does not count how often it has delivered a message. We do, in the metadata of the offset that
 is committed: who begins to work behind an offset that was begun before, and has not moved since,
@@ -11,10 +11,8 @@ delivery is as the first.
 
 from __future__ import annotations
 
-import json
 import logging
 import time
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
@@ -28,12 +26,13 @@ from speechmill.queues.base import (
     QueueUrl,
     resolved,
 )
+from speechmill.queues.kafka_partitions import Partition, begun_before
 
 if TYPE_CHECKING:
     from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
     from confluent_kafka import Message as Fetched
 
-__all__ = ["KafkaBroker", "Watermark"]
+__all__ = ["KafkaBroker"]
 
 CONNECT_S = 10.0
 CONFIRM_S = 60.0
@@ -70,41 +69,6 @@ _PRODUCER: Final = {
 # librdkafka writes its own log to standard error unless it is given a logger.
 _log = logging.getLogger("speechmill.librdkafka")
 _log.addHandler(logging.NullHandler())
-
-
-class Watermark:
-    """The offsets of one partition that were taken, and up to which all are settled.
-
-    They are taken in rising order, and settled in any.
-    """
-
-    def __init__(self, base: int | None = None) -> None:
-        self._out: OrderedDict[int, None] = OrderedDict()
-        self._next = base
-
-    def take(self, offset: int) -> None:
-        """It is out from now on."""
-        self._out[offset] = None
-        self._next = offset + 1
-
-    def settle(self, offset: int) -> None:
-        """It is done with."""
-        self._out.pop(offset, None)
-
-    @property
-    def low(self) -> int | None:
-        """All before this offset are settled; None where nothing is known."""
-        return next(iter(self._out), self._next)
-
-    @property
-    def end(self) -> int | None:
-        """The offset behind the last one that was taken."""
-        return self._next
-
-    @property
-    def num_out(self) -> int:
-        """How many are out."""
-        return len(self._out)
 
 
 class KafkaBroker:
@@ -226,26 +190,6 @@ class KafkaBroker:
         self._producer = None
 
 
-class _Partition:
-    """One partition while it is ours. ``begun`` and ``begun_end`` are what was kept of it: how
-    often work was begun at ``base``, and up to where."""
-
-    def __init__(self, base: int | None, begun: int, begun_end: int) -> None:
-        self.base = base
-        self.marks = Watermark(base)
-        self.begun, self.begun_end = begun, begun_end
-        self.told: tuple[int | None, str] = (base, "")
-
-    def deaths(self, offset: int) -> int:
-        return self.begun if offset < self.begun_end else 0
-
-    def metadata(self) -> str:
-        """What is kept with the offset: this life counts, until it makes headway."""
-        stuck = self.marks.low == self.base or self.base is None
-        begun = self.begun + 1 if stuck else 1
-        return json.dumps({"begun": begun, "end": self.marks.end}) if self.marks.num_out else ""
-
-
 class KafkaConsumer:
     """A member of a consumer group; with ``whole``, a reader of all partitions that is in none."""
 
@@ -255,7 +199,7 @@ class KafkaConsumer:
         from confluent_kafka import Consumer
 
         self._topic, self._url = url.queue, url.url
-        self._parts: dict[int, _Partition] = {}
+        self._parts: dict[int, Partition] = {}
         self._ended: set[int] = set()  # partitions that were read to their end
         self._stash: list[Delivery] = []
         self._paused: set[int] = set()
@@ -298,8 +242,8 @@ class KafkaConsumer:
         except KafkaException:  # where to begin librdkafka asks by itself
             known = list(partitions)
         for one in known:
-            begun, end = _begun(getattr(one, "metadata", None))
-            self._parts[one.partition] = _Partition(
+            begun, end = begun_before(getattr(one, "metadata", None))
+            self._parts[one.partition] = Partition(
                 one.offset if one.offset >= 0 else None, begun, end
             )
             self._ended.discard(one.partition)
@@ -489,18 +433,9 @@ class KafkaConsumer:
             _log.info("closing: %s", error)
 
 
-def _tag(delivery: Delivery) -> tuple[_Partition, int, int]:
+def _tag(delivery: Delivery) -> tuple[Partition, int, int]:
     tag: Any = delivery.tag
     return tag  # type: ignore[no-any-return]
-
-
-def _begun(metadata: str | None) -> tuple[int, int]:
-    """How often, and up to where, work was begun at a committed offset."""
-    try:
-        kept = json.loads(metadata or "{}")
-        return int(kept.get("begun", 0)), int(kept.get("end") or 0)
-    except (ValueError, TypeError, AttributeError):  # somebody else's
-        return 0, 0
 
 
 def _text(value: object) -> str:

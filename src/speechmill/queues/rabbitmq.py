@@ -11,14 +11,13 @@ was not acknowledged is delivered again, to whoever comes first.
 from __future__ import annotations
 
 import logging
-import ssl
 import time
 from collections import OrderedDict, deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from speechmill.errors import BrokerError, JobError, MissingExtraError
+from speechmill.errors import BrokerError, MissingExtraError
 from speechmill.queues.base import (
     DEAD_LETTERS,
     BrokerOptions,
@@ -26,6 +25,14 @@ from speechmill.queues.base import (
     Message,
     QueueUrl,
     resolved,
+)
+from speechmill.queues.rabbitmq_connection import (
+    CONFIRM_S,
+    close,
+    connected,
+    lost_errors,
+    parameters_of,
+    why,
 )
 
 if TYPE_CHECKING:
@@ -37,12 +44,8 @@ if TYPE_CHECKING:
 
 __all__ = ["RabbitBroker"]
 
-PORT, TLS_PORT = 5672, 5671
-CONNECT_S = 10.0
-HEARTBEAT_S = 60
 AWAY_S = 300.0  # a broker that stays away for so long is given up
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 15.0
-CONFIRM_S = 60.0
 UNCONFIRMED = 5_000  # messages that may be on their way
 CLOSE_S = 3.0
 MOST_AHEAD = 10_000
@@ -58,7 +61,6 @@ _QUEUE: Final = {
     "x-consumer-timeout": LONGEST_WORK_MS,
 }
 _LOOKED_AT: Final = {"x-delivery-limit": 1_000_000_000}  # dead letters: each look is a delivery
-_OPTIONS: Final = ("heartbeat", "ca", "certificate", "key", "user", "password", "verify")
 
 _log = logging.getLogger(__name__)
 # pika writes each lost connection to its log, with a traceback.
@@ -84,7 +86,7 @@ class RabbitBroker:
         except ImportError:
             raise MissingExtraError("a queue on RabbitMQ", "rabbitmq") from None
         self._url, self._given = url, options
-        self._parameters = _parameters(url, resolved(options))
+        self._parameters = parameters_of(url, resolved(options))
         self._publisher: _Publisher | None = None
 
     @property
@@ -94,7 +96,7 @@ class RabbitBroker:
 
     def prepare(self, partitions: int = 12) -> None:  # noqa: ARG002 - there are none
         """See ``Broker``. A queue that is there is taken as it is."""
-        connection = _connected(self._parameters, self.url)
+        connection = connected(self._parameters, self.url)
         try:
             name, dead = self._url.queue, f"{self._url.queue}{DEAD_LETTERS}"
             if name.endswith(DEAD_LETTERS):
@@ -107,7 +109,7 @@ class RabbitBroker:
                 {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": dead},
             )
         finally:
-            _close(connection)
+            close(connection)
 
     def _declare(
         self, connection: BlockingConnection, name: str, more: Mapping[str, str | int]
@@ -121,7 +123,7 @@ class RabbitBroker:
             connection.channel().queue_declare(name, durable=True, arguments={**_QUEUE, **more})
         except (AMQPError, OSError) as error:
             raise BrokerError(
-                f"{self.url}: the queue {name} cannot be made: {_why(error)}"
+                f"{self.url}: the queue {name} cannot be made: {why(error)}"
             ) from None
 
     def publish(self, messages: Sequence[Message]) -> None:
@@ -227,7 +229,7 @@ class _Publisher:
             self._connection.ioloop.stop()
 
     def _lost(self, error: object) -> None:
-        self._why = self._why or _why(error)
+        self._why = self._why or why(error)
         self._connection.ioloop.stop()
 
     def close(self) -> None:
@@ -256,7 +258,7 @@ class RabbitConsumer:
         self._connect()
 
     def _connect(self) -> None:
-        self._connection = _connected(self._parameters, self._url)
+        self._connection = connected(self._parameters, self._url)
         self._channel = self._connection.channel()
         self._channel.add_on_cancel_callback(lambda _: self._inbox.clear())
         self._subscribed, self._prefetch = "", 0
@@ -271,7 +273,7 @@ class RabbitConsumer:
             if most:
                 self._want(len(self._held) + most)
             self._open().process_data_events(0 if self._inbox and most else timeout_s)
-        except _errors() as error:
+        except lost_errors() as error:
             self._lost(error)
             return []
         return [self._inbox.popleft() for _ in range(min(most, len(self._inbox)))]
@@ -323,8 +325,8 @@ class RabbitConsumer:
 
     def _lost(self, error: BaseException) -> None:
         """All that is held is delivered again."""
-        _log.warning("%s: the connection was lost (%s); trying again", self._url, _why(error))
-        _close(self._connection)
+        _log.warning("%s: the connection was lost (%s); trying again", self._url, why(error))
+        close(self._connection)
         self._connection = self._channel = None
         self._held.clear()
         self._inbox.clear()
@@ -347,7 +349,7 @@ class RabbitConsumer:
                 continue
             try:
                 self._channel.basic_ack(tag)
-            except _errors() as error:
+            except lost_errors() as error:
                 self._lost(error)
                 return
             del self._held[tag]
@@ -359,7 +361,7 @@ class RabbitConsumer:
         if time.monotonic() - self._counted_at > COUNT_EVERY_S:
             try:
                 declared = self._channel.queue_declare(self._queue, passive=True)
-            except _errors() as error:
+            except lost_errors() as error:
                 self._lost(error)
                 return None
             self._count, self._counted_at = int(declared.method.message_count), time.monotonic()
@@ -371,106 +373,8 @@ class RabbitConsumer:
 
     def close(self) -> None:
         """See ``Consumer``."""
-        _close(self._connection)
+        close(self._connection)
         self._connection = self._channel = None
-
-
-def _parameters(url: QueueUrl, options: dict[str, str]) -> ConnectionParameters:
-    """How to connect.
-
-    Raises:
-        JobError: an option is unknown, or makes no sense.
-    """
-    import pika
-
-    if unknown := sorted(options.keys() - set(_OPTIONS)):
-        raise JobError(
-            f"broker_option {unknown[0]!r}: for {url.scheme}:// there are {', '.join(_OPTIONS)}"
-        )
-    host, colon, port = url.address.rpartition(":")
-    tls = url.scheme == "amqps"
-    try:
-        return pika.ConnectionParameters(
-            host=(host if colon else url.address).strip("[]"),
-            port=int(port) if colon else TLS_PORT if tls else PORT,
-            virtual_host=url.space,
-            credentials=pika.PlainCredentials(
-                options.get("user", url.user or "guest"),
-                options.get("password", url.password or "guest"),
-            ),
-            heartbeat=int(options.get("heartbeat", HEARTBEAT_S)),
-            blocked_connection_timeout=CONFIRM_S,
-            socket_timeout=CONNECT_S,
-            stack_timeout=2 * CONNECT_S,
-            ssl_options=_tls(url, options) if tls else None,
-            client_properties={"connection_name": "speechmill"},
-        )
-    except ValueError as error:
-        raise JobError(f"broker_option: {error}") from None
-
-
-def _tls(url: QueueUrl, options: dict[str, str]) -> Any:
-    import pika
-
-    try:
-        context = ssl.create_default_context(cafile=options.get("ca"))
-        if options.get("verify") == "false":
-            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-        if "certificate" in options:
-            context.load_cert_chain(options["certificate"], options.get("key"))
-    except (OSError, ssl.SSLError) as error:
-        raise JobError(f"broker_option: the certificates cannot be read: {error}") from None
-    return pika.SSLOptions(context, url.address.rpartition(":")[0] or url.address)
-
-
-def _connected(parameters: ConnectionParameters, url: str) -> BlockingConnection:
-    from pika import BlockingConnection
-    from pika.exceptions import (
-        AMQPConnectionError,
-        AuthenticationError,
-        ProbableAccessDeniedError,
-        ProbableAuthenticationError,
-    )
-
-    try:
-        return BlockingConnection(parameters)
-    except (AuthenticationError, ProbableAuthenticationError):
-        raise BrokerError(
-            f"{url}: the broker does not accept user and password: give --broker-option "
-            "user=… and --broker-option password=env:NAME"
-        ) from None
-    except ProbableAccessDeniedError:
-        raise BrokerError(
-            f"{url}: the broker does not let this user into the virtual host "
-            f"{parameters.virtual_host!r}"
-        ) from None
-    except (AMQPConnectionError, OSError) as error:
-        raise BrokerError(f"{url} cannot be reached: {_why(error)}") from None
-
-
-def _close(connection: BlockingConnection | None) -> None:
-    with suppress(Exception):
-        if connection is not None and connection.is_open:
-            connection.close()
-
-
-def _errors() -> tuple[type[BaseException], ...]:
-    """What a lost connection raises."""
-    from pika.exceptions import AMQPError
-
-    return (AMQPError, OSError)
-
-
-def _why(error: object) -> str:
-    """What pika says, in a line; its errors hide one another."""
-    while isinstance(error, BaseException):
-        inner = next((a for a in error.args if isinstance(a, BaseException)), None)
-        inner = inner or getattr(error, "exception", None)
-        if inner is None:
-            break
-        error = inner
-    text = " ".join(str(error).split())
-    return text or type(error).__name__
 
 
 def _death(deaths: object) -> str:
