@@ -96,3 +96,31 @@ def test_a_worker_that_is_asked_to_stop_commits_and_gives_the_rest_back(
         assert rest.code == 0, rest.err
         assert sink.names() == sorted(files)
         assert "dead letters   0" in rest.out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (Tansu, ("session.timeout.ms=6000", "max.poll.interval.ms=6000")),
+        (RabbitMQ, ("heartbeat=2",)),
+    ],
+)
+def test_a_long_batch_is_not_taken_from_a_worker_that_is_at_it(
+    kind: type[Tansu | RabbitMQ], options: tuple[str, ...], tmp_path: Path
+) -> None:
+    """Whoever is silent for longer than that is taken for dead, and its messages go to others."""
+    source = fill_folder(tmp_path / "source", corpus(1, 1))
+    sink = str(tmp_path / "sink")
+    settings = [word for option in options for word in ("--broker-option", option)]
+    with kind() as server:
+        url = server.url("recordings")
+        assert Command("enqueue", source.url, url).finish().code == 0
+        told = ("work", url, sink, *FAKE, "--until-empty", "--metrics", "none", *settings)
+        one = Command(*told, "--model", "fake:14")
+        with ended(one):
+            wait_until(lambda: "taking recordings" in one.said(), "a worker", 40)
+            finished = one.finish(60)
+        assert finished.code == 0, finished.err
+        assert "messages       1 in 1 batches" in finished.out
+        assert "rows           1" in finished.out
