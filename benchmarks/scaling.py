@@ -2,9 +2,9 @@
 
 The runner only pretends: it writes each part as workers would, with rows of text, and reports every
 recording as done. What is left is listing, planning, reports, logs: the process that a build is
-started in. Then the same build again, which finds nothing to do, and ``show``. The source is listed
-from memory; the sink is a folder. Each size runs in a process of its own; memory is that process's
-peak above the start of each step.
+started in. Then the same build again, which finds nothing to do, and ``show``. Source and sink are
+folders; the source's files have a size, but no bytes. Each size runs in a process of its own;
+memory is that process's peak above the start of each step, and in brackets in all.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ from speechmill.records import Recording, RecordingDone, Shard, ShardReport, Tra
 from speechmill.storage import open_store
 from speechmill.tools import open_tools
 
-SOURCE = "memory://scaling-source"
 RECORDING_S = 3.0
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One step in its own process: wall time, and the peak of memory above its start."""
+    """One step: wall time, and the peak of memory above its start and in all."""
 
     name: str
     wall_s: float
     memory_mb: float
+    peak_mb: float
 
 
 class PretendRunner:
@@ -87,15 +87,27 @@ def _utterance(recording: Recording, folder_name: str) -> Utterance:
     )
 
 
-def measure(recordings: int, folders: int, sink: str, partition_by: str) -> list[Step]:
-    """Build, build again and show, in this process, which must be a fresh one."""
-    source = open_store(SOURCE)
+def write_source(source: Path, recordings: int, folders: int) -> None:
+    """Files of two to six seconds of FLAC, as far as their size tells."""
     per_folder = -(-recordings // folders)
     for index in range(recordings):
         folder, number = divmod(index, per_folder)
-        source.put(f"s{folder:06d}/s{folder:06d}_{number:07d}.flac", b"no audio, as none is heard")
+        if not number:
+            (source / f"s{folder:06d}").mkdir(parents=True)
+        with (source / f"s{folder:06d}" / f"s{folder:06d}_{number:07d}.flac").open("wb") as file:
+            file.truncate(80_000 + index * 7_919 % 160_000)
+
+
+def measure(recordings: int, folders: int, root: Path, partition_by: str) -> list[Step]:
+    """Build, build again and show, in this process, which must be a fresh one."""
+    source, sink = root / "source", root / "sink"
+    write_source(source, recordings, folders)
     job = Job(
-        source=SOURCE, sink=sink, transcriber="fake", tokenizer="none", partition_by=partition_by
+        source=str(source),
+        sink=str(sink),
+        transcriber="fake",
+        tokenizer="none",
+        partition_by=partition_by,
     )
     steps, runner = [], PretendRunner()
     for name in ("build", "again"):
@@ -103,14 +115,18 @@ def measure(recordings: int, folders: int, sink: str, partition_by: str) -> list
         report = speechmill.build(job, runner=runner)
         wall_s = time.monotonic() - started
         if name == "build":
-            steps.append(Step("plan", report.plan_s, peak_rss_mb() - before_mb))
+            steps.append(_step("plan", report.plan_s, before_mb))
             wall_s -= report.plan_s + runner.working_s
             name = "bookkeeping"  # noqa: PLW2901
-        steps.append(Step(name, wall_s, peak_rss_mb() - before_mb))
+        steps.append(_step(name, wall_s, before_mb))
     before_mb, started = _settled_rss_mb(), time.monotonic()
-    summarize(open_store(sink))
-    steps.append(Step("show", time.monotonic() - started, peak_rss_mb() - before_mb))
+    summarize(open_store(str(sink)))
+    steps.append(_step("show", time.monotonic() - started, before_mb))
     return steps
+
+
+def _step(name: str, wall_s: float, before_mb: float) -> Step:
+    return Step(name, wall_s, peak_rss_mb() - before_mb, peak_rss_mb())
 
 
 def _settled_rss_mb() -> float:
@@ -139,20 +155,20 @@ def main() -> None:
     ]
     if options.here:
         ((recordings, folders, partition_by),) = corpora
-        steps = measure(int(recordings), int(folders), options.here, partition_by)
+        steps = measure(int(recordings), int(folders), Path(options.here), partition_by)
         print(json.dumps([asdict(step) for step in steps]))
         return
     print(machine())
     table = []
     for recordings, folders, partition_by in corpora:
-        with tempfile.TemporaryDirectory(prefix="scaling-") as sink:
+        with tempfile.TemporaryDirectory(prefix="scaling-") as root:
             corpus = f"{recordings}:{folders}:{partition_by}"
             printed = subprocess.run(
-                [sys.executable, "-m", "benchmarks.scaling", "--corpus", corpus, "--here", sink],
+                [sys.executable, "-m", "benchmarks.scaling", "--corpus", corpus, "--here", root],
                 check=True,
                 stdout=subprocess.PIPE,
             ).stdout
-            parts = sum(1 for _ in Path(sink, "data").rglob("*.parquet"))
+            parts = sum(1 for _ in Path(root, "sink", "data").rglob("*.parquet"))
         steps = [Step(**step) for step in json.loads(printed)]
         table.append(
             (
@@ -160,7 +176,10 @@ def main() -> None:
                 f"{int(folders):,}",
                 partition_by,
                 f"{parts:,}",
-                *(f"{step.wall_s:.1f} s, {step.memory_mb:.0f} MB" for step in steps),
+                *(
+                    f"{step.wall_s:.1f} s, {step.memory_mb:.0f} MB ({step.peak_mb:.0f})"
+                    for step in steps
+                ),
             )
         )
         print(*table[-1], sep="  ", file=sys.stderr, flush=True)  # the large ones take long

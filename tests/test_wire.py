@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import pickle
 
 import pytest
 from hypothesis import given
@@ -54,6 +55,26 @@ JOB = Job(
     tokenizer_option={"mfcc": {"n_mfcc": 13}},
     worker_option={"spark.task.cpus": 2},
 )
+
+
+shard_parts = st.lists(
+    st.tuples(parts, st.lists(recordings, max_size=3).map(tuple)), max_size=3
+).map(tuple)
+
+
+@given(sizes, shard_parts, shard_parts)
+def test_a_shard_gives_back_what_it_was_made_of(
+    index: int,
+    some: tuple[tuple[Part, tuple[Recording, ...]], ...],
+    others: tuple[tuple[Part, tuple[Recording, ...]], ...],
+) -> None:
+    shard = Shard(index, some)
+    told = [r for _, recordings in some for r in recordings]
+    assert (shard.index, shard.parts) == (index, some)
+    assert (shard.num_recordings, shard.num_bytes) == (len(told), sum(r.size for r in told))
+    assert (shard == Shard(index, others)) == (some == others)
+    assert pickle.loads(pickle.dumps(shard)) == shard == Shard(index, shard.parts)
+    assert hash(shard) == hash(Shard(index, shard.parts))
 
 
 @given(shards, names, st.integers(0, 9), st.none() | st.integers(1, 64))

@@ -108,7 +108,8 @@ class _ShardRun:
         self.tools, self.job, self.shard = tools, tools.job, shard
         self.stop, self.on_done = stop, on_done
         self.commit_every_s = COMMIT_EVERY_S if commit_every_s is None else commit_every_s
-        self.missing = {part: len(recordings) for part, recordings in shard.parts}
+        self.parts = shard.parts
+        self.missing = {part: len(recordings) for part, recordings in self.parts}
         self.pending: defaultdict[Part, list[ReadyRecording]] = defaultdict(list)
         self.intake = Intake(tools)
         self.fetching: deque[Future[tuple[ReadyRecording, Fetched | None]]] = deque()
@@ -178,7 +179,7 @@ class _ShardRun:
         """
         waiting = deque(
             sorted(
-                ((part, r) for part, recordings in self.shard.parts for r in recordings),
+                ((part, r) for part, recordings in self.parts for r in recordings),
                 key=lambda item: (item[1].size, item[1].key),
                 reverse=True,
             )

@@ -1,17 +1,19 @@
 """Planning: list the recordings, take away what is done, cut the rest into shards.
 
 The listing streams. Recordings are looked up in the dataset some ten thousand at a time, by the
-parts they belong to; what is done is forgotten again, so planning holds what is to be done only.
+parts they belong to; what is done is forgotten again, so planning holds what is to be done only,
+and that packed.
 """
 
 from __future__ import annotations
 
 import hashlib
 import posixpath
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from typing import Generic, TypeVar
 
 from speechmill import audio
 from speechmill.dataset.commit import Version, versions
@@ -36,26 +38,73 @@ from speechmill.errors import (
     NotFoundError,
 )
 from speechmill.job import Job
-from speechmill.records import Part, Recording, Shard, printable
+from speechmill.records import Part, Recording, Shard, pack, printable, unpack
 from speechmill.selection import estimate_s, extension_of, selection
 from speechmill.storage import Store, inside
 
 __all__ = ["HEAD_BYTES", "Plan", "below_sink", "make_plan", "name_digest"]
 
+STRIDE = 10_000  # recordings between two looks around: at those without extension, at --limit
+LOOSE = 10_000  # recordings that are held as such before they are packed
 LOOK_UP = 50_000  # recordings that are looked up in the dataset together
+LOOKED_UP = 10_000  # of these at the same time
 LOOKERS = 16  # requests at the same time while planning
 HEAD_BYTES = 64  # of a file without extension, to see whether it is audio
 SMALL_PARTS = 0.5  # of a full part: so much audio small parts bring together to make a shard
 LIMIT_OVERHANG = 10_000  # recordings of other folders after --limit is reached: then listing ends
 
 
+G = TypeVar("G")  # what recordings are grouped by
+
+
+class _Pile(Generic[G]):
+    """Recordings in groups. All but the last few thousand are packed."""
+
+    def __init__(self) -> None:
+        self._packed: defaultdict[G, list[bytes]] = defaultdict(list)
+        self._loose: defaultdict[G, list[Recording]] = defaultdict(list)
+        self._num_loose = 0
+        self.size = 0
+
+    def add(self, group: G, recording: Recording) -> None:
+        self._loose[group].append(recording)
+        self._num_loose += 1
+        self.size += 1
+        # All groups at once, as each may be small: a corpus is listed folder by folder.
+        if self._num_loose >= LOOSE:
+            for each, recordings in self._loose.items():
+                self._packed[each].append(pack(recordings))
+            self._loose.clear()
+            self._num_loose = 0
+
+    def groups(self) -> list[G]:
+        """The groups, in the order in which they came."""
+        return list(dict.fromkeys([*self._packed, *self._loose]))
+
+    def take(self, group: G) -> Iterator[Recording]:
+        """Remove a group, recording by recording, in the order in which they came."""
+        packed, loose = self._packed.pop(group, []), self._loose.pop(group, [])
+        self._num_loose -= len(loose)
+        while packed:
+            yield from unpack(packed.pop(0))
+        yield from loose
+
+
 @dataclass(slots=True)
 class _Folder:
     """What planning knows of a folder that has something to be done."""
 
-    recordings: list[Recording] = field(default_factory=list)
+    planned: int = 0
     estimated_s: float = 0.0  # of all that is listed, also beyond --limit
     earlier: dict[str, Part] = field(default_factory=dict)  # where rows are from before it grew
+
+
+@dataclass(frozen=True, slots=True)
+class _LookedUp:
+    """Recordings, each with its name and the parts that it may be in; what these parts have."""
+
+    recordings: list[tuple[Recording, str, list[Part]]]
+    versions: dict[Part, Future[dict[str, Version]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +194,12 @@ class _Planner:
         self.parts_there = {o.key: o for o in list_parts(sink)}
         self.failures = _read_failures(sink)
         self.folders: defaultdict[str, _Folder] = defaultdict(_Folder)
+        self.to_do: _Pile[str] = _Pile()
+        self.unsure: _Pile[Part | str] = _Pile()
+        self.recent: deque[str] = deque(maxlen=LIMIT_OVERHANG)
+        self.by_directory = job.folder in ("parent", "first", "path")
+        self.directory: str | None = None  # of the recording before, and its folder
+        self.folder = ""
         self.directories: dict[str, str] = {}
         self.same_name: dict[str, tuple[str, str]] = {}
         self.left_out: Counter[str] = Counter()
@@ -160,17 +215,23 @@ class _Planner:
 
     def plan(self, settle: Callable[[], None] | None, on_listed: Callable[[int], None]) -> Plan:
         with ThreadPoolExecutor(LOOKERS, thread_name_prefix="plan") as pool:
-            for batch in _batches(self._chosen(), LOOK_UP):
-                self._look_up(batch, pool)
-                self._sniff(pool)
-                on_listed(self.listed)
-                if self._enough(batch):
-                    self.listing_ended = False
-                    break
+            for number, recording in enumerate(self._chosen(), 1):
+                self._place(recording)
+                if number % STRIDE == 0:
+                    if self.unsure.size >= LOOK_UP:
+                        self._look_up(pool)
+                    self._sniff(pool)
+                    on_listed(self.listed)
+                    if self._enough():
+                        self.listing_ended = False
+                        break
+            self._look_up(pool)
+            self._sniff(pool)
+            on_listed(self.listed)
         wanted = {
             name: max(1, round(f.estimated_s / (60 * self.job.part_minutes)))
             for name, f in self.folders.items()
-            if f.recordings and name not in self.layout.folders
+            if f.planned and name not in self.layout.folders
         }
         self._refuse_nothing()
         if settle is not None:
@@ -251,44 +312,91 @@ class _Planner:
             return True
         return audio.looks_like_audio(head)
 
-    def _look_up(self, batch: list[Recording], pool: ThreadPoolExecutor) -> None:
-        """Sort a batch into what is done, what failed, and what is to be done."""
-        candidates: dict[Recording, list[Part]] = {}
-        for recording in batch:
-            folder_name, name = self._folder(recording), recording.file_name
-            if folder_name not in self.layout.folders:
-                self._add(folder_name, recording)
-            else:
-                candidates[recording] = [
-                    *self.layout.earlier_parts(folder_name, name),
-                    self.layout.part(folder_name, name),
-                ]
-        parts = list({part: None for some in candidates.values() for part in some})
-        known = dict(zip(parts, pool.map(self._versions, parts), strict=True))
-        for recording, some in candidates.items():
+    def _place(self, recording: Recording) -> None:
+        """A folder that is new has nothing to look up."""
+        folder_name = self._folder(recording)
+        if folder_name not in self.layout.folders:
+            self._add(folder_name, recording)
+        elif folder_name in self.layout.earlier:
+            self.unsure.add(folder_name, recording)
+        else:
+            self.unsure.add(self.layout.part(folder_name, recording.file_name), recording)
+
+    def _look_up(self, pool: ThreadPoolExecutor) -> None:
+        """Sort what was not sure into what is done, what failed, and what is to be done.
+
+        Some parts are read ahead of the one whose recordings are sorted.
+        """
+        unsure, self.unsure = self.unsure, _Pile()
+        ahead: deque[_LookedUp] = deque()
+        num_ahead = 0
+        for group in unsure.groups():
+            asked = self._asked(group, unsure.take(group), pool)
+            ahead.append(asked)
+            num_ahead += len(asked.recordings)
+            while num_ahead > LOOKED_UP:
+                num_ahead -= len(ahead[0].recordings)
+                self._sort_all(ahead.popleft())
+        while ahead:
+            self._sort_all(ahead.popleft())
+
+    def _asked(
+        self, group: Part | str, recordings: Iterable[Recording], pool: ThreadPoolExecutor
+    ) -> _LookedUp:
+        """Begin to look up the recordings of a part, or of a folder that has grown."""
+        candidates: list[tuple[Recording, str, list[Part]]] = []
+        names: defaultdict[Part, set[str]] = defaultdict(set)
+        parts = [group] if isinstance(group, Part) else []
+        for recording in recordings:
             name = recording.file_name
-            part = next((part for part in some if name in known[part]), some[-1])
-            self._sort(part, recording, known[part].get(name))
+            if not isinstance(group, Part):
+                parts = [*self.layout.earlier_parts(group, name), self.layout.part(group, name)]
+            candidates.append((recording, name, parts))
+            for part in parts:
+                names[part].add(name)
+        return _LookedUp(
+            candidates,
+            {part: pool.submit(self._versions, part, some) for part, some in names.items()},
+        )
+
+    def _sort_all(self, asked: _LookedUp) -> None:
+        known = {part: versions.result() for part, versions in asked.versions.items()}
+        for recording, name, parts in asked.recordings:
+            part, row = parts[-1], None
+            for each in parts:
+                if (row := known[each].get(name)) is not None:
+                    part = each
+                    break
+            self._sort(part, recording, name, row)
 
     def _folder(self, recording: Recording) -> str:
-        name = recording.file_name
+        """The folder, or what stands for it, as of the directory or of a regular expression."""
+        key = recording.key
+        directory = key[: key.rfind("/") + 1]
+        if directory != self.directory or not self.by_directory:  # neighbours share it mostly
+            self.directory, self.folder = directory, self._folder_anew(recording.file_name)
+        self.recent.append(self.folder)
+        return self.folder
+
+    def _folder_anew(self, name: str) -> str:
         folder_name = self.folder_of(name)
         directory = posixpath.dirname(name)
         seen = self.directories.setdefault(folder_name, directory)
-        if folder_name == ROOT_FOLDER and self.job.folder not in ("parent", "first", "path"):
+        if folder_name == ROOT_FOLDER and not self.by_directory:
             self.unmatched += 1
         if seen != directory and self.job.folder == "parent":
             self.same_name.setdefault(folder_name, (seen, directory))
         return self.partition_of(folder_name)
 
-    def _versions(self, part: Part) -> dict[str, Version]:
+    def _versions(self, part: Part, names: Collection[str]) -> dict[str, Version]:
+        """What the part has of these recordings."""
         there = self.parts_there.get(data_key(part))
         if there is None:
             return {}
-        return versions(read_columns(self.sink, there, IDENTITY_COLUMNS))
+        found = versions(read_columns(self.sink, there, IDENTITY_COLUMNS))
+        return {name: version for name, version in found.items() if name in names}
 
-    def _sort(self, part: Part, recording: Recording, row: Version | None) -> None:
-        name = recording.file_name
+    def _sort(self, part: Part, recording: Recording, name: str, row: Version | None) -> None:
         listed = Version.of(recording, self.recipe)
         failure, stage, failure_key = self.failures.get(name, (None, "", ""))
         if row is not None and row.same_source(listed) and row.recipe == self.recipe:
@@ -318,7 +426,8 @@ class _Planner:
         if self.job.limit is not None and self.planned >= self.job.limit:
             self.left_out["beyond --limit"] += 1
             return
-        folder.recordings.append(recording)
+        self.to_do.add(folder_name, recording)
+        folder.planned += 1
         self.planned += 1
         if not recording.replaces:
             self.new += 1
@@ -327,28 +436,21 @@ class _Planner:
         else:
             self.changed += 1
 
-    def _enough(self, batch: list[Recording]) -> bool:
+    def _enough(self) -> bool:
         """Whether --limit is reached, and the folders that it took from are listed to the end."""
         if self.job.limit is None or self.planned < self.job.limit:
             return False
-        tail = batch[-LIMIT_OVERHANG:]
-        folders = {self._folder(r) for r in tail} & self.folders.keys()
-        return not any(self.folders[name].recordings for name in folders)
+        return not any(self.folders[n].planned for n in self.folders.keys() & set(self.recent))
 
     def _shards(self, counts: Mapping[str, int]) -> Iterator[Shard]:
         """Parts in order of their names, several together until a shard is worth its while."""
         target_s = 60 * self.job.part_minutes * SMALL_PARTS
         index, waiting_s = 0, 0.0
         waiting: list[tuple[Part, tuple[Recording, ...]]] = []
-        for folder_name in sorted(self.folders):
-            by_part: defaultdict[Part, list[Recording]] = defaultdict(list)
-            folder = self.folders.pop(folder_name)
-            for recording in folder.recordings:
-                name = recording.file_name
-                part = folder.earlier.get(name) or Part.of(folder_name, name, counts[folder_name])
-                by_part[part].append(recording)
-            for part in sorted(by_part):
-                recordings = by_part[part]
+        for folder_name in sorted(self.to_do.groups()):
+            by_part = self._by_part(folder_name, counts[folder_name])
+            for part in sorted(by_part.groups()):
+                recordings = tuple(by_part.take(part))
                 if not part.belongs_to(self.job.shard_index, self.job.shard_count):
                     self.elsewhere += len(recordings)
                     continue
@@ -356,21 +458,20 @@ class _Planner:
                 if waiting and waiting_s + part_s > target_s:
                     yield Shard(index, tuple(waiting))
                     index, waiting, waiting_s = index + 1, [], 0.0
-                waiting.append((part, tuple(recordings)))
+                waiting.append((part, recordings))
                 waiting_s += part_s
         if waiting:
             yield Shard(index, tuple(waiting))
 
-
-def _batches(recordings: Iterable[Recording], size: int) -> Iterator[list[Recording]]:
-    batch: list[Recording] = []
-    for recording in recordings:
-        batch.append(recording)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
+    def _by_part(self, folder_name: str, count: int) -> _Pile[Part]:
+        """What is to be done of a folder."""
+        earlier = self.folders.pop(folder_name).earlier
+        only = Part(folder_name, 0, 1) if count == 1 else None
+        found: _Pile[Part] = _Pile()
+        for recording in self.to_do.take(folder_name):
+            name = recording.file_name
+            found.add(earlier.get(name) or only or Part.of(folder_name, name, count), recording)
+        return found
 
 
 def below_sink(key: str, sink_prefix: str) -> bool:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from itertools import islice
+from operator import attrgetter
 from typing import Literal
 
 import numpy as np
@@ -27,7 +31,9 @@ __all__ = [
     "Waveform",
     "Word",
     "key_of",
+    "pack",
     "printable",
+    "unpack",
 ]
 
 Stage = Literal["list", "fetch", "decode", "transcribe", "tokenize", "commit", "worker"]
@@ -83,6 +89,28 @@ class Recording:
         return printable(self.key)
 
 
+def pack(recordings: Sequence[Recording]) -> bytes:
+    """Recordings in a tenth of the memory, for those that wait by the hundred thousand."""
+    return _compressed(_columns(recordings))
+
+
+def unpack(packed: bytes) -> list[Recording]:
+    """The inverse of ``pack``."""
+    return list(map(Recording, *json.loads(zlib.decompress(packed))))
+
+
+def _columns(recordings: Sequence[Recording]) -> list[list[str | int]]:
+    # By column, as neighbours are alike: that takes half the time and room of doing it by row.
+    names = [one.name for one in fields(Recording)]
+    return [list(map(attrgetter(name), recordings)) for name in names]
+
+
+def _compressed(told: object) -> bytes:
+    # ASCII, so that keys that are not UTF-8 come back as they were. Level 1: 6 takes twice as long
+    # for a twentieth less.
+    return zlib.compress(json.dumps(told, separators=(",", ":")).encode("ascii"), 1)
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class Part:
     """One part file of a folder: its rows belong to it for the life of the sink.
@@ -107,22 +135,38 @@ class Part:
         return Part(folder_name, int.from_bytes(digest, "big") % count, count)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, init=False)
 class Shard:
-    """The unit of work: what one part lacks, or what several small parts lack together."""
+    """The unit of work: what one part lacks, or what several small parts lack together.
+
+    All but a few wait while those are done, so the recordings are packed: see ``pack``.
+    ``num_recordings`` are to be done, ``num_bytes`` is their size in the source.
+    """
 
     index: int
-    parts: tuple[tuple[Part, tuple[Recording, ...]], ...]
+    num_recordings: int
+    num_bytes: int
+    _packed: bytes = field(repr=False)
+
+    def __init__(self, index: int, parts: Iterable[tuple[Part, Sequence[Recording]]]) -> None:
+        """A shard of these parts, each with what is to be done of it."""
+        parts = tuple(parts)
+        recordings = [r for _, some in parts for r in some]
+        told = [(p.folder_name, p.index, p.count, len(some)) for p, some in parts]
+        object.__setattr__(self, "index", index)
+        object.__setattr__(self, "num_recordings", len(recordings))
+        object.__setattr__(self, "num_bytes", sum(r.size for r in recordings))
+        object.__setattr__(self, "_packed", _compressed([told, *_columns(recordings)]))
 
     @property
-    def num_recordings(self) -> int:
-        """How many recordings are to be done."""
-        return sum(len(recordings) for _, recordings in self.parts)
-
-    @property
-    def num_bytes(self) -> int:
-        """Their size in the source, in bytes."""
-        return sum(r.size for _, recordings in self.parts for r in recordings)
+    def parts(self) -> tuple[tuple[Part, tuple[Recording, ...]], ...]:
+        """Each part with what is to be done of it. Made anew each time: ask once."""
+        told, *columns = json.loads(zlib.decompress(self._packed))
+        recordings = map(Recording, *columns)
+        return tuple(
+            (Part(folder_name, index, count), tuple(islice(recordings, number)))
+            for folder_name, index, count, number in told
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
 """A run's logs, in the sink: ``_speechmill/runs/<run id>/``.
 
 Objects cannot be appended to, so a log is a row of pieces: the newest is written again as it grows
-(every ten seconds at most), and once it is large the next one is begun. What a run that is cut
-short has logged by then is there.
+(every ten seconds at most), and once it is large it is written and the next one is begun. What a
+run that is cut short has logged by then is there.
 """
 
 from __future__ import annotations
@@ -45,13 +45,17 @@ class _Log:
         self._bytes += len(line) + 1
         self._dirty = True
 
+    @property
+    def full(self) -> bool:
+        return self._bytes >= PIECE_BYTES
+
     def flush(self) -> None:
         if not self._dirty:
             return
         suffix = "" if self._piece == 1 else f"-{self._piece:04d}"
         self._store.put(f"{self._folder}/{self._name}{suffix}.log", b"".join(self._lines))
         self._dirty = False
-        if self._bytes >= PIECE_BYTES:
+        if self.full:
             self._lines, self._bytes = [], 0
             self._piece += 1
 
@@ -69,6 +73,7 @@ class RunLog:
         self._application = _Log(store, self.folder, "application")
         self._timing = _Log(store, self.folder, "timing")
         self._flushed_at = time.monotonic()
+        self._failed = False
         self._host = socket.gethostname()
 
     def event(self, event: str, level: str = "info", **fields: Any) -> None:
@@ -102,15 +107,18 @@ class RunLog:
             )
 
     def flush(self, *, now: bool = False) -> None:
-        """Write what is new to the sink, if it is time for it or ``now``."""
-        if not now and time.monotonic() - self._flushed_at < FLUSH_EVERY_S:
+        """Write what is new to the sink, if it is time for it, or it is much, or ``now``."""
+        much = not self._failed and (self._application.full or self._timing.full)
+        if not now and not much and time.monotonic() - self._flushed_at < FLUSH_EVERY_S:
             return
         self._flushed_at = time.monotonic()
+        self._failed = True
         try:
             self._application.flush()
             self._timing.flush()
         except StorageError:  # whether the store is down for good, the commits will find out
             return
+        self._failed = False
 
     def report(self, report: dict[str, Any]) -> None:
         """Write ``report.json``."""

@@ -17,12 +17,12 @@ from pydantic import TypeAdapter
 from speechmill import errors
 from speechmill.errors import EngineError, MissingExtraError, SpeechmillError, WorkerDiedError
 from speechmill.job import Job
-from speechmill.records import Shard, ShardReport
+from speechmill.records import Part, Recording, Shard, ShardReport
 from speechmill.runners.work import Task, keep_memory, run_task
 
 __all__ = ["died_text", "perform", "report_from_text", "task_from_text", "task_to_text"]
 
-_SHARD: Final = TypeAdapter(Shard)
+_PARTS: Final = TypeAdapter(tuple[tuple[Part, tuple[Recording, ...]], ...])
 _REPORT: Final = TypeAdapter(ShardReport)
 
 
@@ -31,7 +31,11 @@ def task_to_text(task: Task) -> str:
     return json.dumps(
         {
             "job": task.job.model_dump_json(),
-            "shard": asdict(task.shard),
+            "shard": task.shard.index,
+            "parts": [
+                (asdict(part), [asdict(recording) for recording in recordings])
+                for part, recordings in task.shard.parts
+            ],
             "recipe": task.recipe,
             "attempt": task.attempt,
             "cores": task.cores,
@@ -43,7 +47,7 @@ def task_from_text(text: str) -> Task:
     """The inverse of ``task_to_text``."""
     told = json.loads(text)
     told["job"] = Job.model_validate_json(told["job"])
-    told["shard"] = _SHARD.validate_python(told["shard"])
+    told["shard"] = Shard(told["shard"], _PARTS.validate_python(told.pop("parts")))
     return Task(**told)
 
 

@@ -108,7 +108,7 @@ def what_is_left(sink: Store, shard: Shard, recipe: str) -> tuple[Shard, tuple[R
         done += [d for d in _counted(table) if d.file_name in finished]
         if left := tuple(r for r in recordings if r.file_name not in finished):
             parts.append((part, left))
-    return replace(shard, parts=tuple(parts)), tuple(done)
+    return Shard(shard.index, parts), tuple(done)
 
 
 def _read(sink: Store, part: Object | None) -> pa.Table:
