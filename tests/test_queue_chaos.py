@@ -22,7 +22,7 @@ from tests.harness import Bucket, Build, Place, Poller, Watched, assert_same_dat
 from tests.queue_work import Crew, Letters, poison, publish_mixed, wait_until
 from tests.services import SeaweedFS
 
-MESSAGES = int(os.environ.get("SPEECHMILL_QUEUE_MESSAGES", "120"))
+MESSAGES = int(os.environ.get("SPEECHMILL_QUEUE_MESSAGES", "72"))
 KILLING_S = 240.0
 FOLDERS = 12
 PART_MINUTES = str(0.02 * MESSAGES / 120)
@@ -98,7 +98,7 @@ def test_every_recording_once_whatever_dies(
                 return bool(poller.growth) and poller.growth[-1] == rows
 
             with contextlib.suppress(AssertionError):  # it may take longer than we like to kill
-                wait_until(lambda: is_done() and crew.kills > 8, "rows", KILLING_S)
+                wait_until(lambda: is_done() and crew.kills > 5, "rows", KILLING_S)
             crew.rest()
             wait_until(is_done, f"rows; {crew.said()}", 600)
             wait_until(
