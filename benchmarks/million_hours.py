@@ -16,7 +16,7 @@ WRITE_OR_LIST, READ = 0.005 / 1_000, 0.0004 / 1_000
 PART_HOURS = 0.5
 LIST_PAGE = 1_000  # keys
 LISTED_A_SECOND = 15_000  # benchmarks.store, on loopback: the client's own limit
-PLAN_BYTES = 364  # a recording that is to be done; benchmarks.planning
+PLAN_BYTES = 38  # a recording that is to be done; benchmarks.planning
 
 
 @dataclass(frozen=True, slots=True)
