@@ -395,7 +395,7 @@ def listed_clips(count: int, folders: int) -> Iterator[Object]:
         yield Object(key, 80_000 + i * 7_919 % 160_000, etag, 1_750_000_000_000_000 + i * 310_007)
 
 
-@pytest.mark.parametrize("folders", [1, 40])
+@pytest.mark.parametrize("folders", [1, 40])  # one that is packed twice, and many
 def test_a_plan_holds_few_bytes_a_recording(folders: int) -> None:
     count = 20_000
     lister: Any = Lister(lambda: listed_clips(count, folders))
@@ -420,7 +420,7 @@ def test_what_is_packed_meanwhile_is_planned_as_what_is_not(
     build(source, sink, partition_by=by, limit=12)
     open_store(source).put("p0/00.wav", wav(99))  # changed
     whole = plan(source, sink, partition_by=by)
-    for name, value in {"LOOSE": 2, "STRIDE": 3, "LOOK_UP": 5, "LOOKED_UP": 2}.items():
+    for name, value in {"LOOSE": 3, "FEW": 2, "STRIDE": 3, "LOOK_UP": 5, "LOOKED_UP": 2}.items():
         monkeypatch.setattr(planner, name, value)
     packed = plan(source, sink, partition_by=by)
     assert packed == whole

@@ -46,6 +46,7 @@ __all__ = ["HEAD_BYTES", "Plan", "below_sink", "make_plan", "name_digest"]
 
 STRIDE = 10_000  # recordings between two looks around: at those without extension, at --limit
 LOOSE = 10_000  # recordings that are held as such before they are packed
+FEW = 3  # recordings of a group that are worth packing: fewer take long and save little
 LOOK_UP = 50_000  # recordings that are looked up in the dataset together
 LOOKED_UP = 10_000  # of these at the same time
 LOOKERS = 16  # requests at the same time while planning
@@ -58,36 +59,46 @@ G = TypeVar("G")  # what recordings are grouped by
 
 
 class _Pile(Generic[G]):
-    """Recordings in groups. All but the last few thousand are packed."""
+    """Recordings in groups. All but the last few thousand, and very small groups, are packed."""
 
     def __init__(self) -> None:
         self._packed: defaultdict[G, list[bytes]] = defaultdict(list)
-        self._loose: defaultdict[G, list[Recording]] = defaultdict(list)
-        self._num_loose = 0
+        self._few: dict[G, list[Recording]] = {}
+        self._new: defaultdict[G, list[Recording]] = defaultdict(list)
+        self._num_new = 0
         self.size = 0
 
     def add(self, group: G, recording: Recording) -> None:
-        self._loose[group].append(recording)
-        self._num_loose += 1
+        self._new[group].append(recording)
+        self._num_new += 1
         self.size += 1
-        # All groups at once, as each may be small: a corpus is listed folder by folder.
-        if self._num_loose >= LOOSE:
-            for each, recordings in self._loose.items():
-                self._packed[each].append(pack(recordings))
-            self._loose.clear()
-            self._num_loose = 0
+        if self._num_new == LOOSE:
+            self._press()
+
+    def _press(self) -> None:
+        # All groups at once: a corpus is listed folder by folder, and none of them may be large.
+        for group, new in self._new.items():
+            recordings = self._few.pop(group, []) + new
+            if len(recordings) < FEW:
+                self._few[group] = recordings
+            else:
+                self._packed[group].append(pack(recordings))
+        self._new.clear()
+        self._num_new = 0
 
     def groups(self) -> list[G]:
-        """The groups, in the order in which they came."""
-        return list(dict.fromkeys([*self._packed, *self._loose]))
+        """The groups; in the same order each time."""
+        return list(dict.fromkeys([*self._packed, *self._few, *self._new]))
 
     def take(self, group: G) -> Iterator[Recording]:
         """Remove a group, recording by recording, in the order in which they came."""
-        packed, loose = self._packed.pop(group, []), self._loose.pop(group, [])
-        self._num_loose -= len(loose)
+        packed = self._packed.pop(group, [])
+        few, new = self._few.pop(group, []), self._new.pop(group, [])
+        self._num_new -= len(new)
         while packed:
             yield from unpack(packed.pop(0))
-        yield from loose
+        yield from few
+        yield from new
 
 
 @dataclass(slots=True)

@@ -89,6 +89,9 @@ class Recording:
         return printable(self.key)
 
 
+_VALUES = [attrgetter(one.name) for one in fields(Recording)]
+
+
 def pack(recordings: Sequence[Recording]) -> bytes:
     """Recordings in a tenth of the memory, for those that wait by the hundred thousand."""
     return _compressed(_columns(recordings))
@@ -101,8 +104,7 @@ def unpack(packed: bytes) -> list[Recording]:
 
 def _columns(recordings: Sequence[Recording]) -> list[list[str | int]]:
     # By column, as neighbours are alike: that takes half the time and room of doing it by row.
-    names = [one.name for one in fields(Recording)]
-    return [list(map(attrgetter(name), recordings)) for name in names]
+    return [list(map(value, recordings)) for value in _VALUES]
 
 
 def _compressed(told: object) -> bytes:
