@@ -75,7 +75,7 @@ def test_every_recording_once_whatever_dies(
         for part, recordings in shard.parts
         for recording in recordings
     ]
-    bad = poison(source.url, "p00/gone.wav")
+    bad = poison(source.url, "nobody/gone.wav")  # it does not say how many parts
     publish_mixed(broker, [*messages, *bad], SEED)
     with Watched(bucket.server.endpoint_url, rate=0.1, seed=SEED) as proxy:
         options = (

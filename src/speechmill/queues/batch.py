@@ -186,7 +186,8 @@ class Batches:
         """The part of each request's recording."""
         wanted: dict[str, int] = {}
         for request in requests:
-            wanted.setdefault(self._folder(request), request.notice.parts)
+            folder = self._folder(request)
+            wanted[folder] = max(wanted.get(folder, 1), request.notice.parts)
         new = {name: n for name, n in wanted.items() if name not in self._layout.folders}
         if new:
             self._layout = agree_on_parts(self._tools.sink, new)
