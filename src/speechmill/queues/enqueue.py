@@ -31,6 +31,7 @@ __all__ = ["NO_SINK", "EnqueueReport", "Observer", "enqueue"]
 NO_SINK = "memory://none"
 """A job's sink where there is none: nothing is done yet, as far as ``enqueue`` is told."""
 
+CLOCKS_US = 300_000_000  # that the store's clock and ours may differ, in its whole seconds as well
 CHUNK = 5_000  # messages that are confirmed together; behind them the place is kept
 
 
@@ -93,7 +94,7 @@ class _Bookmark:
     def is_behind(self, part: Part, recording: Recording) -> bool:
         """Whether the recording was published, and has not changed since."""
         place = self._place
-        if place is None or recording.modified_us >= self._before_us:
+        if place is None or recording.modified_us >= self._before_us - CLOCKS_US:
             return False
         if part.folder_name == place.folder_name and part.count != self._count:
             return False  # the folder is cut into parts otherwise by now
