@@ -24,6 +24,7 @@ from speechmill.errors import (
     JobError,
     RecipeChangedError,
     SourceChangedError,
+    StorageError,
     UnavailableError,
 )
 from speechmill.job import Job
@@ -196,7 +197,7 @@ def test_a_newer_version_replaces_the_row_and_an_older_message_does_not(
 def test_attempts_are_counted_and_what_passes_is_made_good(
     job: Job, queue: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from speechmill.errors import StorageError
+
     from speechmill.storage.local import LocalStore
 
     failing = {"p01/p01_002.wav": 2, "p03/p03_001.wav": 99}
@@ -549,3 +550,11 @@ def test_a_worker_that_waits_takes_what_comes_and_batches_it(job: Job, queue: st
     feeding.join()
     assert report.rows == 12
     assert report.batches <= 4
+
+
+def test_a_source_that_is_not_there_leaves_no_trace(job: Job, queue: str, tmp_path: Path) -> None:
+    enqueued(job, queue, sink=NO_SINK)
+    mistyped = job.model_copy(update={"source": str(tmp_path / "sorce")})
+    with pytest.raises(StorageError, match="sorce"):
+        worked(mistyped, queue)
+    assert not Path(job.sink).exists()

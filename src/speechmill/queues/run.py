@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
+from typing import Any
 
 from speechmill._version import __version__
 from speechmill.dataset.state import read_state
@@ -101,13 +102,16 @@ def work(
         watching = _Watching(observer or _Nobody(), endpoint)
         group = options.group or _group_of(job)
         address = endpoint.address if endpoint else ""
-        checking = ThreadPoolExecutor(1, thread_name_prefix="check")
-        checked = checking.submit(_open_sink(job).check)  # some stores take seconds
-        checking.shutdown(wait=False)
+        state = read_state(sink := _open_sink(job))
+        checked = None
+        if state is not None:  # in a new one nothing is written before the source is known to be
+            checking = ThreadPoolExecutor(1, thread_name_prefix="check")
+            checked = checking.submit(sink.check)  # some stores take seconds
+            checking.shutdown(wait=False)
         with closing(broker.consume(group)) as consumer:
-            job, first = _with_source(job, options, consumer, stop)
+            job, first = _with_source(job, state, options, consumer, stop)
             if job.source == ANY_SOURCE:
-                return _report(job, options, None, "", WorkTally(), started, stopped=stop())
+                return _report(job, broker.url, None, "", WorkTally(), started, stopped=stop())
             tools = _settled(job, consumer, checked)
             log = RunLog(tools.sink, run_id := new_run_id())
             log.event(
@@ -128,7 +132,7 @@ def work(
                 with suppress(SpeechmillError):
                     log.flush(now=True)
                 raise
-        report = _report(job, options, tools, run_id, worker.tally, started, stopped=stop())
+        report = _report(job, broker.url, tools, run_id, worker.tally, started, stopped=stop())
         log.event("stopped" if stop() else "finished", rows=report.rows, failed=report.failed)
         log.flush(now=True)
         with suppress(SpeechmillError):  # the rows are there; the report is told in any case
@@ -164,7 +168,11 @@ def _open_sink(job: Job) -> Store:
 
 
 def _with_source(
-    job: Job, options: WorkOptions, consumer: Consumer, stop: Callable[[], bool]
+    job: Job,
+    state: Mapping[str, Any] | None,
+    options: WorkOptions,
+    consumer: Consumer,
+    stop: Callable[[], bool],
 ) -> tuple[Job, Sequence[Delivery]]:
     """The job with its source: what it says, or where the sink's rows are from, or else what the
     first message says; then with the messages that were taken to know. ``ANY_SOURCE`` where there
@@ -172,7 +180,7 @@ def _with_source(
     if job.source != ANY_SOURCE:
         return job, ()
     source, first = None, list[Delivery]()
-    if (state := read_state(_open_sink(job))) is not None:
+    if state is not None:
         source = str(state["source"])
     else:
         # The model does not depend on it, and stays open for the process.
@@ -209,13 +217,13 @@ def _first_source(
     return None, taken
 
 
-def _settled(job: Job, consumer: Consumer, checked: Future[None]) -> Tools:
+def _settled(job: Job, consumer: Consumer, checked: Future[None] | None) -> Tools:
     """The tools of the job, agreed on with the sink. Meanwhile the group takes us in."""
 
     def settle() -> Tools:
         tools = settled_tools(job)
         check(tools)
-        checked.result()
+        checked.result() if checked else tools.sink.check()
         agree(tools)
         return tools
 
@@ -228,7 +236,7 @@ def _settled(job: Job, consumer: Consumer, checked: Future[None]) -> Tools:
 
 def _report(
     job: Job,
-    options: WorkOptions,
+    queue: str,
     tools: Tools | None,
     run_id: str,
     tally: WorkTally,
@@ -239,7 +247,7 @@ def _report(
     done, verdicts = tally.done, tally.verdicts
     return WorkReport(
         run_id=run_id,
-        queue=open_broker(options.queue, options.broker_option).url,
+        queue=queue,
         sink=tools.sink.url if tools else job.sink,
         recipe=tools.recipe.id if tools else "",
         messages=tally.messages,
