@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.brokers import RabbitMQ, Tansu
 from tests.services import SeaweedFS, find_weed
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -33,6 +34,28 @@ def object_store() -> Iterator[SeaweedFS]:
         pytest.skip(reason)
     with SeaweedFS() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def tansu() -> Iterator[Tansu]:
+    """A real broker that speaks Kafka's protocol. Not to be killed."""
+    with Tansu() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def rabbitmq() -> Iterator[RabbitMQ]:
+    """A real RabbitMQ. Not to be killed."""
+    with RabbitMQ() as server:
+        yield server
+
+
+@pytest.fixture(params=["kafka", "rabbitmq"])
+def a_broker(request: pytest.FixtureRequest) -> Tansu | RabbitMQ:
+    """The one and the other."""
+    server = request.getfixturevalue("tansu" if request.param == "kafka" else "rabbitmq")
+    assert isinstance(server, Tansu | RabbitMQ)
+    return server
 
 
 @pytest.fixture(scope="session")

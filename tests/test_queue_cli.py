@@ -68,59 +68,46 @@ def test_a_job_file_says_it_all(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [Tansu, RabbitMQ])
 def test_a_worker_that_is_asked_to_stop_commits_and_gives_the_rest_back(
-    kind: type[Tansu | RabbitMQ], tmp_path: Path
+    a_broker: Tansu | RabbitMQ, tmp_path: Path
 ) -> None:
     files = corpus(3, 8)
     source = fill_folder(tmp_path / "source", files)
     sink = Place(str(tmp_path / "sink"))
-    with kind() as server:
-        url = server.url("recordings")
-        told = ("--sink", sink.url, "--part-minutes", "0.02")
-        enqueued = Command("enqueue", source.url, url, *told).finish()
-        assert enqueued.code == 0
-        assert "published     24 messages" in enqueued.out
-        options = (*FAKE, "--model", "fake:0.3", "--part-minutes", "0.02", "--metrics", "none")
-        worker = Command("work", url, sink.url, *options, "--batch-size", "1")
-        with ended(worker):
-            wait_until(lambda: Path(sink.url, "data").is_dir(), "rows", 60)
-            worker.signal(15)
-            finished = worker.finish(40)
-        assert finished.code == 128 + 15
-        assert "Traceback" not in finished.err
-        some = sink.names()
-        assert 0 < len(some) < len(files)
-        rest = Command("work", url, sink.url, *FAKE, "--model", "fake:0.3", "--until-empty",
-                       "--part-minutes", "0.02", "--metrics", "none").finish()  # fmt: skip
-        assert rest.code == 0, rest.err
-        assert sink.names() == sorted(files)
-        assert "dead letters   0" in rest.out
+    url = a_broker.url("stopped")
+    told = ("--sink", sink.url, "--part-minutes", "0.02")
+    enqueued = Command("enqueue", source.url, url, *told).finish()
+    assert enqueued.code == 0
+    assert "published     24 messages" in enqueued.out
+    options = (*FAKE, "--model", "fake:0.3", "--part-minutes", "0.02", "--metrics", "none")
+    worker = Command("work", url, sink.url, *options, "--batch-size", "1")
+    with ended(worker):
+        wait_until(lambda: Path(sink.url, "data").is_dir(), "rows", 60)
+        worker.signal(15)
+        finished = worker.finish(40)
+    assert finished.code == 128 + 15
+    assert "Traceback" not in finished.err
+    assert 0 < len(sink.names()) < len(files)
+    rest = Command("work", url, sink.url, *options, "--until-empty").finish()
+    assert rest.code == 0, rest.err
+    assert sink.names() == sorted(files)
+    assert "dead letters   0" in rest.out
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("kind", "options"),
-    [
-        (Tansu, ("session.timeout.ms=6000", "max.poll.interval.ms=6000")),
-        (RabbitMQ, ("heartbeat=2",)),
-    ],
-)
 def test_a_long_batch_is_not_taken_from_a_worker_that_is_at_it(
-    kind: type[Tansu | RabbitMQ], options: tuple[str, ...], tmp_path: Path
+    a_broker: Tansu | RabbitMQ, tmp_path: Path
 ) -> None:
-    """Whoever is silent for longer than that is taken for dead, and its messages go to others."""
+    """Whoever is silent for longer than that is taken for dead, and its messages come again."""
     source = fill_folder(tmp_path / "source", corpus(1, 1))
-    sink = str(tmp_path / "sink")
+    options = ["session.timeout.ms=6000", "max.poll.interval.ms=6000"]
+    if isinstance(a_broker, RabbitMQ):
+        options = ["heartbeat=2"]
     settings = [word for option in options for word in ("--broker-option", option)]
-    with kind() as server:
-        url = server.url("recordings")
-        assert Command("enqueue", source.url, url).finish().code == 0
-        told = ("work", url, sink, *FAKE, "--until-empty", "--metrics", "none", *settings)
-        one = Command(*told, "--model", "fake:14")
-        with ended(one):
-            wait_until(lambda: "taking recordings" in one.said(), "a worker", 40)
-            finished = one.finish(60)
-        assert finished.code == 0, finished.err
-        assert "messages       1 in 1 batches" in finished.out
-        assert "rows           1" in finished.out
+    url = a_broker.url("long")
+    assert Command("enqueue", source.url, url).finish().code == 0
+    told = ("work", url, str(tmp_path / "sink"), *FAKE, "--until-empty", "--metrics", "none")
+    finished = Command(*told, *settings, "--model", "fake:10").finish()
+    assert finished.code == 0, finished.err
+    assert "messages       1 in 1 batches" in finished.out
+    assert "rows           1" in finished.out

@@ -29,7 +29,8 @@ from speechmill.errors import (
 )
 from speechmill.job import Job
 from speechmill.pipeline import process_shard
-from speechmill.queues import open_broker
+from speechmill.queues import dead_letters, open_broker
+from speechmill.queues import run as run_module
 from speechmill.queues import worker as worker_module
 from speechmill.queues.base import Broker, Message
 from speechmill.queues.dead_letters import read_dead_letters, retry_dead_letters
@@ -67,7 +68,12 @@ def job(source: Place, tmp_path: Path) -> Job:
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker_module, "FIRST_PAUSE_S", 0.05)
-    monkeypatch.setattr(worker_module, "IDLE_S", 0.3)
+    monkeypatch.setattr(worker_module, "IDLE_S", 0.1)
+    monkeypatch.setattr(worker_module, "HURRY_S", 0.05)
+    monkeypatch.setattr(worker_module, "TICK_S", 0.02)
+    monkeypatch.setattr(run_module, "LOOK_S", 0.02)
+    monkeypatch.setattr(run_module, "EMPTY_S", 0.3)
+    monkeypatch.setattr(dead_letters, "IDLE_S", 0.05)
 
 
 def enqueued(job: Job, queue: str, **options: Any) -> int:
