@@ -84,7 +84,10 @@ def _normalizers() -> tuple[EnglishTextNormalizer, BasicTextNormalizer]:
 
 
 def errors(clip: Clip, text: str) -> tuple[int, int]:
-    """Wrong words, and words of the reference, after Whisper's normalisation of both."""
+    """Wrong words, and words of the reference, after Whisper's normalisation of both; (0, 0) where
+    nobody knows what is said."""
+    if not clip.reference:
+        return 0, 0
     english, basic = _normalizers()
     normal = english if clip.language == "en" else basic
     found = jiwer.process_words(normal(clip.reference), normal(text))

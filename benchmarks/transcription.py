@@ -273,7 +273,7 @@ def report(setting: Setting, clips: Sequence[Clip], outcomes: dict[str, Outcome]
                 f"{wall_s / sum(ours.wall_s):.1f} ×" if ours else "",
                 f"{sum(outcome.cpu_s) / sum(ours.cpu_s):.1f} ×" if ours else "",
                 f"{min(ratios):.1f} to {max(ratios):.1f}" if ratios else "",
-                f"{100 * sum(e for e, _ in wrong[name]) / sum(words):.2f} %",
+                f"{100 * sum(e for e, _ in wrong[name]) / sum(words):.2f} %" if any(words) else "",
                 str(sum(repetition(text) >= 0.3 for text in outcome.texts)),
                 f"{outcome.memory_mb:.0f} MB",
             )
@@ -286,7 +286,7 @@ def report(setting: Setting, clips: Sequence[Clip], outcomes: dict[str, Outcome]
     if ours is None:
         return
     for name in outcomes:
-        if name != "speechmill":
+        if name != "speechmill" and any(words):
             mine, theirs = [e for e, _ in wrong["speechmill"]], [e for e, _ in wrong[name]]
             low, high = bootstrap(mine, theirs, words)
             difference = 100 * (sum(mine) - sum(theirs)) / sum(words)
@@ -297,7 +297,8 @@ def report(setting: Setting, clips: Sequence[Clip], outcomes: dict[str, Outcome]
     total = sum(ours.wall_s) * setting.threads
     print(f"\nSpeechmill, share of {setting.threads} threads' time:", end=" ")
     print(", ".join(f"{stage} {100 * s / total:.0f} %" for stage, s in ours.stages.items()))
-    by_corpus(clips, wrong)
+    if any(words):
+        by_corpus(clips, wrong)
 
 
 def by_corpus(clips: Sequence[Clip], wrong: dict[str, list[tuple[int, int]]]) -> None:
@@ -343,6 +344,21 @@ def with_noise(clips: Sequence[Clip], snr_db: float) -> list[Clip]:
     return noisy
 
 
+def cut_anew(clips: Sequence[Clip], seconds: float, count: int) -> list[Clip]:
+    """The speech of each language, joined and cut to pieces of one length, whose words nobody
+    knows: for the speed of lengths that a corpus lacks."""
+    size = round(seconds * SAMPLE_RATE)
+    pieces = []
+    for language in sorted({clip.language for clip in clips}):
+        joined = np.concatenate([clip.samples for clip in clips if clip.language == language])
+        pieces += [
+            Clip(f"{language}-{first}", f"pieces of {seconds:g} s", piece, "", language)
+            for first in range(0, len(joined) - size + 1, size)
+            for piece in [joined[first : first + size]]
+        ]
+    return pieces[:: max(1, len(pieces) // count)][:count]
+
+
 def plot(path: Path, outcomes: dict[str, Outcome], clips: Sequence[Clip]) -> None:
     """Real-time factor and WER of each system, as a picture."""
     import matplotlib as mpl
@@ -384,6 +400,8 @@ def main() -> None:
     parser.add_argument("--longest", type=float, default=30.0, help="seconds")
     parser.add_argument("--every", type=int, default=1, help="take each so many-th recording")
     parser.add_argument("--noise", type=float, help="each recording again, at this SNR in dB")
+    parser.add_argument("--cut", type=float, help="the speech in pieces of so many seconds, no WER")
+    parser.add_argument("--pieces", type=int, default=200, help="of --cut, at most")
     parser.add_argument("--portion", type=int, default=48, help="recordings handed out at once")
     parser.add_argument("--plot", type=Path, help="draw speed against WER into this file")
     arguments: argparse.Namespace = parser.parse_args()
@@ -394,6 +412,8 @@ def main() -> None:
     clips = read_clips(
         arguments.corpus or [CORPUS], shortest_s=arguments.shortest, longest_s=arguments.longest
     )[:: arguments.every]
+    if arguments.cut is not None:
+        clips = cut_anew(clips, arguments.cut, arguments.pieces)
     if arguments.noise is not None:
         clips += with_noise(clips, arguments.noise)
     installed = [name for name in SYSTEMS if name != "openai-whisper" or find_spec("whisper")]

@@ -155,6 +155,16 @@ def test_transcription_sets_the_systems_side_by_side(tmp_path: Path) -> None:
     assert picture.read_text(encoding="utf-8").count("faster-whisper") > 0
 
 
+def test_transcription_times_lengths_that_a_corpus_lacks() -> None:
+    whisper("tiny.en")
+    printed = run(
+        "transcription", "--model", "tiny.en", "--cut", "0.3", "--pieces", "4",
+        "--system", "speechmill", "--system", "faster-whisper",
+    )  # fmt: skip
+    assert "4 recordings, 1 s (0.3 s on average), 0 words" in printed
+    assert [row[6] for row in table(printed)] == ["", ""]
+
+
 def test_a_difference_that_is_there_is_found_and_chance_is_not() -> None:
     rng = np.random.default_rng(0)
     words = [10] * 200
