@@ -266,10 +266,10 @@ def test_a_batch_that_does_not_fit_gives_each_stretch_its_own(
     tokenizer = UnitsTokenizer(model=str(files["whisper"]))
     hear = type(transcriber.hearing).heard
 
-    def small(self: Any, batch: Sequence[Speech], window_s: float) -> NDArray[Any]:
+    def small(self: Any, batch: Sequence[Speech], windows_s: Sequence[float]) -> list[NDArray[Any]]:
         if len(batch) > 1:
             raise RuntimeError("CUDA failed with error out of memory")
-        return hear(self, batch, window_s)
+        return hear(self, batch, windows_s)
 
     monkeypatch.setattr(type(transcriber.hearing), "heard", small)
     waveforms = [clips()[0][: 16_000 + 100 * i] for i in range(5)]  # one window, one batch

@@ -273,7 +273,7 @@ def test_what_loops_in_one_window_is_heard_again_in_a_wider_one(
 
     monkeypatch.setattr(WindowOptions, "is_suspicious", once)
     transcript = one(tiny, speech(LOBSTERS))
-    assert doubted == [WindowOptions().max_tokens(window_s) for window_s in (3.5, 7.5)]
+    assert doubted == [WindowOptions().max_tokens(decoder_s) for decoder_s in (10.0, 14.0)]
     assert transcript.window_s == 7.5
     assert transcript.flags == ()
     assert transcript.text.lower().startswith("lobster")
@@ -326,7 +326,21 @@ def test_a_window_holds_the_speech_and_silence_after_it(num_samples: int) -> Non
     assert window_s % options.grid_s == 0
     assert options.min_s <= window_s <= FULL_WINDOW_S
     assert window_s >= min(num_samples / SAMPLE_RATE + options.pad_s, FULL_WINDOW_S) - 1e-6
-    assert window_s + options.silence_after_s(window_s) <= FULL_WINDOW_S
+    decoder_s = options.decoder_s(window_s)
+    assert decoder_s == FULL_WINDOW_S or decoder_s % options.decoder_grid_s == 0
+    assert decoder_s >= min(window_s + options.silence_s, FULL_WINDOW_S)
+    assert options.max_tokens(decoder_s) > options.tokens_per_s * min(window_s, 24)
+
+
+def test_a_text_that_does_not_end_is_not_believed(
+    tiny: WhisperTranscriber, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = one(opened("tiny.en", window="full"), speech(JFK))
+    less = WindowOptions(tokens_per_s=1.0, tokens_more=1)  # than he says
+    monkeypatch.setattr(tiny, "_windows", less)
+    transcript = one(tiny, speech(JFK))
+    assert transcript.text == expected.text
+    assert transcript.flags == ("window_fallback",)
 
 
 @pytest.mark.parametrize("window", ["adaptive", "full"])

@@ -18,6 +18,7 @@ import numpy as np
 from faster_whisper import WhisperModel
 from numpy.typing import NDArray
 
+from speechmill.allocator import keep_memory
 from speechmill.cores import num_cores
 from speechmill.errors import JobError, ModelError
 from speechmill.models import Model
@@ -178,6 +179,8 @@ def load(model: Model, placement: Placement) -> WhisperModel:
             **where,
         )
 
+    if placement.kind == "cpu":
+        keep_memory()
     try:
         whisper = WhisperModel(
             str(model.folder),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -98,25 +99,34 @@ class Hearing:
         """Whether there is a language to detect."""
         return self._language is None and bool(self._whisper.model.is_multilingual)
 
-    def encoded(self, batch: Sequence[Speech], window_s: float) -> NDArray[Any]:
-        """The encoder's output [batch, frames, width] for windows of ``window_s``, and silence."""
-        return self.with_silence(self.heard(batch, window_s), window_s)
+    def encoded(self, batch: Sequence[Speech], windows_s: Sequence[float]) -> NDArray[Any]:
+        """What the decoder is given of stretches whose windows make it equally long: the encoder's
+        output [batch, frames, width], and silence."""
+        return self.with_silence(self.heard(batch, windows_s), windows_s)
 
-    def heard(self, batch: Sequence[Speech], window_s: float) -> NDArray[Any]:
-        """The encoder's output [batch, 50 · window_s, width] for windows of ``window_s``."""
-        features = np.stack([self.features(one, window_s) for one in batch])
-        return ctranslate.encode(self._whisper.model, features)
+    def heard(self, batch: Sequence[Speech], windows_s: Sequence[float]) -> list[NDArray[Any]]:
+        """The encoder's output [50 · window, width] of each stretch in its window. Those that have
+        the same are computed together."""
+        groups: defaultdict[float, list[int]] = defaultdict(list)
+        for i, window_s in enumerate(windows_s):
+            groups[window_s].append(i)
+        heard: dict[int, NDArray[Any]] = {}
+        for window_s, indices in groups.items():
+            features = np.stack([self.features(batch[i], window_s) for i in indices])
+            heard |= zip(indices, ctranslate.encode(self._whisper.model, features), strict=True)
+        return [heard[i] for i in range(len(batch))]
 
-    def with_silence(self, heard: NDArray[Any], window_s: float) -> NDArray[Any]:
-        """What was heard in windows of ``window_s``, and what the encoder makes of silence."""
-        first = int(window_s * FRAME_RATE) // 2
-        last = first + int(self._windows.silence_after_s(window_s) * FRAME_RATE) // 2
-        if last == first:
-            return heard
-        silence = np.broadcast_to(
-            self.silence[first:last], (len(heard), last - first, heard.shape[2])
-        )
-        return np.concatenate([heard, silence], axis=1)
+    def with_silence(
+        self, heard: Sequence[NDArray[Any]], windows_s: Sequence[float]
+    ) -> NDArray[Any]:
+        """What was heard in windows, and what the encoder makes of silence behind them."""
+        frames_a_s = FRAME_RATE // 2
+        last = int(self._windows.decoder_s(windows_s[0]) * frames_a_s)
+        encoded = np.empty((len(heard), last, heard[0].shape[1]), heard[0].dtype)
+        for one, frames in zip(encoded, heard, strict=True):
+            one[: len(frames)] = frames
+            one[len(frames) :] = self.silence[len(frames) : last]
+        return encoded
 
     def features(self, speech: Speech, window_s: float) -> NDArray[np.float32]:
         """Log mel energies [mels, frames] of a stretch in a window, as Whisper scales them."""
@@ -133,7 +143,9 @@ class Hearing:
         encoded: NDArray[Any] = ctranslate.encode(self._whisper.model, level)[0]
         return encoded
 
-    def spoken(self, batch: Sequence[Speech], window_s: float, output: Any) -> list[Spoken]:
+    def spoken(
+        self, batch: Sequence[Speech], windows_s: Sequence[float], output: Any
+    ) -> list[Spoken]:
         """The language of each stretch: the told one, its recording's, or the detected one.
 
         ``output`` is the encoder's for these windows; None if it has not been computed.
@@ -143,19 +155,19 @@ class Hearing:
         spoken = [Spoken(one.language or "", one.language_probability) for one in batch]
         unknown = [i for i, one in enumerate(batch) if not one.language]
         if unknown and output is None:
-            output = ctranslate.stored(self.encoded(batch, window_s), self._placement)
+            output = ctranslate.stored(self.encoded(batch, windows_s), self._placement)
         found = self._whisper.model.detect_language(output) if unknown else []
         for i in unknown:
             probabilities = self._among_allowed(found[i])
             code, probability = best(probabilities)
-            if probability < self._windows.sure_language and window_s < FULL_WINDOW_S:
+            if probability < self._windows.sure_language and windows_s[i] < FULL_WINDOW_S:
                 code, probability = best(self.probabilities(batch[i], FULL_WINDOW_S))
             spoken[i] = Spoken(code, probability)
         return spoken
 
     def probabilities(self, speech: Speech, window_s: float) -> dict[str, float]:
         """Each language's probability, as heard in one stretch."""
-        output = ctranslate.stored(self.encoded([speech], window_s), self._placement)
+        output = ctranslate.stored(self.encoded([speech], [window_s]), self._placement)
         return self._among_allowed(self._whisper.model.detect_language(output)[0])
 
     def _among_allowed(self, found: Sequence[tuple[str, float]]) -> dict[str, float]:

@@ -37,7 +37,7 @@ from speechmill.transcribers.windows import FULL_WINDOW_S, Heard, WindowOptions
 
 __all__ = ["WhisperTranscriber", "resolve_compute_type"]
 
-VERSION: Final = 3
+VERSION: Final = 4
 """Raised by hand whenever this module gives other text or figures: it is part of the recipe."""
 
 MAX_TOKENS: Final = 448
@@ -196,35 +196,35 @@ class WhisperTranscriber:
         with self._call() as is_alone:
             is_lone = is_alone and len(speech) == 1
             if is_alone and len(batches) == 1:
-                batches = self._shared_out(*batches[0])
+                batches = self._shared_out(batches[0])
             compute = self._lone if is_lone else self._batch
             jobs: list[tuple[list[int], Future[list[Transcript]]]] = []
-            for window_s, chosen in batches:
+            for chosen in batches:
                 batch = [speech[i] for i in chosen]
                 heard = None if on_encoded is None else _numbered(on_encoded, chosen)
-                jobs.append((chosen, self._pool.submit(compute, batch, window_s, heard)))
+                jobs.append((chosen, self._pool.submit(compute, batch, heard)))
             if is_lone:
-                self._widen(speech[0], batches[0][0])
+                self._widen(speech[0])
             return self._collected(jobs, len(speech))
 
-    def _batches(self, speech: Sequence[Speech]) -> list[tuple[float, list[int]]]:
-        """Windows, and the numbers of the stretches that are computed together in them."""
+    def _batches(self, speech: Sequence[Speech]) -> list[list[int]]:
+        """The numbers of the stretches that are computed together: those of which the decoder is
+        given equally much, by length."""
         groups: defaultdict[float, list[int]] = defaultdict(list)
         for i, one in enumerate(speech):
-            groups[self._window_s(one)].append(i)
+            groups[self._windows.decoder_s(self._window_s(one))].append(i)
         batches = []
-        for window_s, indices in sorted(groups.items(), reverse=True):
-            size = 1 if self._is_full else self._batch_of(window_s)
-            batches += [
-                (window_s, indices[first : first + size]) for first in range(0, len(indices), size)
-            ]
+        for decoder_s, indices in sorted(groups.items(), reverse=True):
+            size = 1 if self._is_full else self._batch_of(decoder_s)
+            indices.sort(key=lambda i: len(speech[i].samples), reverse=True)
+            batches += [indices[first : first + size] for first in range(0, len(indices), size)]
         return batches
 
-    def _shared_out(self, window_s: float, indices: list[int]) -> list[tuple[float, list[int]]]:
+    def _shared_out(self, indices: list[int]) -> list[list[int]]:
         """A batch without company as one for each worker."""
         num_workers = self._placement.workers
         parts = [indices[first::num_workers] for first in range(num_workers)]
-        return [(window_s, part) for part in parts if part]
+        return [part for part in parts if part]
 
     @contextmanager
     def _call(self) -> Iterator[bool]:
@@ -238,16 +238,15 @@ class WhisperTranscriber:
             with self._lock:
                 self._num_calls -= 1
 
-    def _lone(
-        self, batch: Sequence[Speech], window_s: float, on_encoded: OnEncoded | None
-    ) -> list[Transcript]:
+    def _lone(self, batch: Sequence[Speech], on_encoded: OnEncoded | None) -> list[Transcript]:
         """Transcribe a stretch that is alone on this machine."""
         with self._ctranslate2.on_all_cores():
-            return self._batch(batch, window_s, on_encoded)
+            return self._batch(batch, on_encoded)
 
-    def _widen(self, speech: Speech, window_s: float) -> None:
+    def _widen(self, speech: Speech) -> None:
         """Have a model loaded for stretches that are alone, where they are not few; meanwhile this
         one is computed on one core."""
+        window_s = self._window_s(speech)
         self._lone_s += window_s
         if self._lone_s >= LONE_S and self._ctranslate2.may_widen:
             features = np.stack([self._hearing.features(speech, window_s)])
@@ -314,27 +313,27 @@ class WhisperTranscriber:
             self._placement, self._hearing.silence.shape[1], self._options.beam_size
         )
 
-    def _batch_of(self, window_s: float) -> int:
-        """How many such windows make a batch; a GPU takes more of short ones."""
-        if self._options.batch_size or self._placement.kind == "cpu":
+    def _batch_of(self, decoder_s: float) -> int:
+        """How many of which the decoder is given so much make a batch: more of short ones."""
+        if self._options.batch_size:
             return self._batch_size
-        return int(self._batch_size * min(4.0, FULL_WINDOW_S / window_s))
+        most = 2.0 if self._placement.kind == "cpu" else 4.0
+        return int(self._batch_size * min(most, FULL_WINDOW_S / decoder_s))
 
-    def _batch(
-        self, batch: Sequence[Speech], window_s: float, on_encoded: OnEncoded | None
-    ) -> list[Transcript]:
-        """Transcribe stretches that have the same window."""
+    def _batch(self, batch: Sequence[Speech], on_encoded: OnEncoded | None) -> list[Transcript]:
+        """Transcribe stretches of which the decoder is given equally much."""
         if self._is_full:
             return [self._in_full(one, fallback=False) for one in batch]
+        windows_s = [self._window_s(one) for one in batch]
 
         def adaptive(some: Sequence[int]) -> list[tuple[Spoken, Transcript | None]]:
             listening = None if on_encoded is None else _numbered(on_encoded, some)
-            return self._adaptive([batch[i] for i in some], window_s, listening)
+            return self._adaptive([batch[i] for i in some], [windows_s[i] for i in some], listening)
 
         heard = ctranslate.halving(adaptive, range(len(batch)))
         return [
             transcript or self._again(_known(one, spoken), window_s)
-            for one, (spoken, transcript) in zip(batch, heard, strict=True)
+            for one, window_s, (spoken, transcript) in zip(batch, windows_s, heard, strict=True)
         ]
 
     def _again(self, speech: Speech, window_s: float) -> Transcript:
@@ -342,41 +341,50 @@ class WhisperTranscriber:
         often will do and is cheap, and if that is no better in the full one."""
         wider_s = window_s + self._windows.wider_s
         if wider_s < FULL_WINDOW_S:
-            ((_, transcript),) = self._adaptive([speech], wider_s)
+            ((_, transcript),) = self._adaptive([speech], [wider_s])
             if transcript is not None:
                 return transcript
         return self._in_full(speech, fallback=True)
 
     def _adaptive(
-        self, batch: Sequence[Speech], window_s: float, on_encoded: OnEncoded | None = None
+        self,
+        batch: Sequence[Speech],
+        windows_s: Sequence[float],
+        on_encoded: OnEncoded | None = None,
     ) -> list[tuple[Spoken, Transcript | None]]:
         """The language of each stretch, and its transcript, None where it is suspicious."""
-        heard = self._hearing.heard(batch, window_s)
+        heard = self._hearing.heard(batch, windows_s)
         if on_encoded is not None:
             for i, one_heard in enumerate(heard):
                 on_encoded(i, one_heard)
-        encoded = self._hearing.with_silence(heard, window_s)
+        encoded = self._hearing.with_silence(heard, windows_s)
         output = ctranslate.stored(encoded, self._placement)
-        spoken = self._hearing.spoken(batch, window_s, output)
+        spoken = self._hearing.spoken(batch, windows_s, output)
         prompts = [self._prompt(one.language) for one in spoken]
-        room = min(MAX_TOKENS - len(prompts[0]), self._windows.max_tokens(window_s))
+        room = self._room(windows_s[0], len(prompts[0]))
         found = self._ctranslate2.generate(
             output,
             prompts,
             beam_size=self._options.beam_size,
             patience=results.DECODING["patience"],
-            max_length=len(prompts[0]) + room,
+            max_length=max(2 * room, len(prompts[0]) + room),  # the text gets half of it at most
             suppress_tokens=self._suppressed,
             return_scores=True,
             return_no_speech_prob=True,
         )
         transcripts = []
         for i, (one, said) in enumerate(zip(batch, spoken, strict=True)):
-            transcript = self._believed(one, said, found[i], window_s, room)
+            transcript = self._believed(one, said, found[i], windows_s[i], room)
             if transcript is not None and transcript.text and self._options.words:
                 transcript = self._with_words(transcript, found[i], encoded[i : i + 1], one)
             transcripts.append(transcript)
         return list(zip(spoken, transcripts, strict=True))
+
+    def _room(self, window_s: float, prompt: int) -> int:
+        """How many tokens the text may have that is heard in such a window, after a prompt of so
+        many: half of the decoder's places at most, as with Whisper itself."""
+        wanted = self._windows.max_tokens(self._windows.decoder_s(window_s))
+        return min(MAX_TOKENS // 2, MAX_TOKENS - prompt, wanted)
 
     def _believed(
         self, speech: Speech, spoken: Spoken, result: Any, window_s: float, room: int
@@ -457,7 +465,7 @@ class WhisperTranscriber:
 
     def _in_full(self, speech: Speech, *, fallback: bool) -> Transcript:
         """Transcribe a stretch in Whisper's own window of 30 s, as faster-whisper does."""
-        (spoken,) = self._hearing.spoken([speech], FULL_WINDOW_S, None)
+        (spoken,) = self._hearing.spoken([speech], [FULL_WINDOW_S], None)
         options = self._options
         samples = np.asarray(speech.samples, np.float32)
         self._ctranslate2.start(_seed(samples))

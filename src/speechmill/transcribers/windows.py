@@ -47,13 +47,16 @@ class WindowOptions:
     """Silence after the last sample, at least."""
     wider_s: float = 4.0
     """How much wider the window of the second try is."""
-    silence_s: float = 6.0
-    """Encoded silence that the decoder is given after the window."""
+    silence_s: float = 5.5
+    """Encoded silence that the decoder is given after the window, at least, and …"""
+    decoder_grid_s: float = 2.0
+    """… so much more that it and the window are a multiple of this: what the decoder hears in one
+    batch is equally long, and there are more such stretches than of one window."""
     silence_level: float = -0.7
     """The log mel energy of that silence, after Whisper's scaling: its median over recordings."""
-    tokens_per_s: float = 20.0
+    tokens_per_s: float = 12.0
     """More tokens than this a second of audio, and …"""
-    tokens_more: int = 30
+    tokens_more: int = 20
     """… these besides, are no speech."""
     sure_language: float = 0.6
     """A language that is detected with less is detected in the full window, too."""
@@ -79,13 +82,14 @@ class WindowOptions:
         steps = math.ceil(round((num_samples / sample_rate + self.pad_s) / self.grid_s, 6))
         return min(max(steps * self.grid_s, self.min_s), FULL_WINDOW_S)
 
-    def silence_after_s(self, window_s: float) -> float:
-        """Encoded silence that follows a window, in seconds."""
-        return min(self.silence_s, FULL_WINDOW_S - window_s)
+    def decoder_s(self, window_s: float) -> float:
+        """What the decoder is given for a window, silence and all, in seconds."""
+        steps = math.ceil(round((window_s + self.silence_s) / self.decoder_grid_s, 6))
+        return min(steps * self.decoder_grid_s, FULL_WINDOW_S)
 
-    def max_tokens(self, window_s: float) -> int:
-        """Tokens that a window may give before the decoder is stopped."""
-        return self.tokens_more + math.ceil(self.tokens_per_s * window_s)
+    def max_tokens(self, decoder_s: float) -> int:
+        """Tokens that a window may give before the decoder, which is given so much, is stopped."""
+        return self.tokens_more + math.ceil(self.tokens_per_s * (decoder_s - self.silence_s))
 
     def is_no_speech(self, heard: Heard) -> bool:
         """Whether these words of a crumb are made up."""

@@ -178,7 +178,7 @@ class WhisperFeatures:
         self, hearing: Hearing, batch: Sequence[Speech], window_s: float, each: Each
     ) -> list[NDArray[Any]]:
         def heard(some: Sequence[Speech]) -> list[NDArray[Any]]:
-            encoded = hearing.heard(some, window_s)
+            encoded = hearing.heard(some, [window_s] * len(some))
             return [
                 each(self.from_encoded(e, len(s.samples)).copy())
                 for e, s in zip(encoded, some, strict=True)
