@@ -7,15 +7,15 @@ import sys
 
 import pytest
 
-# Blocks of 8 MB, on a thread of its own, as a model's workers have them.
+# Blocks of 40 MB, on a thread of its own, as a model's workers have them.
 FAULTS = """
 import resource, threading, numpy as np
 if {kept}:
     from speechmill.allocator import keep_memory
     keep_memory()
 def work():
-    for _ in range(200):
-        np.empty(2**20).fill(1.0)
+    for _ in range(20):
+        np.empty(5 * 2**20).fill(1.0)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 thread = threading.Thread(target=work)
 thread.start()
