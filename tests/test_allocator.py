@@ -7,15 +7,24 @@ import sys
 
 import pytest
 
-# Blocks of 40 MB, on a thread of its own, as a model's workers have them.
+# Four blocks of 20 MB at a time, on a thread, as a model's workers have them.
 FAULTS = """
-import resource, threading, numpy as np
+import ctypes, resource, threading
 if {kept}:
     from speechmill.allocator import keep_memory
     keep_memory()
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+libc.malloc.argtypes = [ctypes.c_size_t]
+libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+libc.free.argtypes = [ctypes.c_void_p]
 def work():
     for _ in range(20):
-        np.empty(5 * 2**20).fill(1.0)
+        blocks = [libc.malloc(20 * 2**20) for _ in range(4)]
+        for block in blocks:
+            libc.memset(block, 1, 20 * 2**20)
+        for block in blocks:
+            libc.free(block)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 thread = threading.Thread(target=work)
 thread.start()
