@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import cycle, islice
 from pathlib import Path
 from uuid import uuid4
 
@@ -87,16 +88,18 @@ def run(*arguments: str) -> tuple[float, float]:
 
 def against_build(urls: dict[str, str], options: argparse.Namespace) -> None:
     """``work`` against ``build`` on the same clips."""
-    clips = [
+    paths = [
         path
         for path in sorted(options.corpus.rglob("*"))
         if path.suffix.lower().lstrip(".") in audio.EXTENSIONS
-    ][: options.limit]
+    ]
+    clips = list(islice(cycle(paths), options.limit or len(paths)))
     taken: dict[str, list[tuple[float, float]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "source"
-        for path in clips:
-            target = source / path.relative_to(options.corpus)
+        for number, path in enumerate(clips):
+            below = path.relative_to(options.corpus)
+            target = source / below.with_stem(f"{below.stem}-{number // len(paths)}")
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, target)
         told = ("--model", options.model, "--transcriber", options.transcriber)
@@ -177,7 +180,7 @@ def main() -> None:
     """Measure, and print."""
     parser = command("queues", __doc__, "--corpus ../speech --limit 200 --repeats 3")
     parser.add_argument("--corpus", type=Path, default=CORPUS, help="a folder of speech")
-    parser.add_argument("--limit", type=int, help="take so many recordings")
+    parser.add_argument("--limit", type=int, help="so many recordings, some again")
     parser.add_argument("--transcriber", default="whisper", help="whisper or fake")
     parser.add_argument("--model", default="base", help="base, tiny.en, or fake:SECONDS")
     parser.add_argument("--repeats", type=int, default=3, help="turns of each side")
