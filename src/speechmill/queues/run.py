@@ -183,9 +183,10 @@ def _with_source(
     if state is not None:
         source = str(state["source"])
     else:
-        # The model does not depend on it, and stays open for the process.
+        # Model and digests do not depend on it, and stay with the process.
+        anywhere = job.model_copy(update={"source": job.sink})
         with ThreadPoolExecutor(1, thread_name_prefix="load") as pool:
-            loaded = pool.submit(open_tools, job.model_copy(update={"source": job.sink}))
+            loaded = pool.submit(lambda: open_tools(anywhere).recipe)
             source, first = _first_source(consumer, options, stop)
             if source:
                 loaded.result()
