@@ -49,7 +49,7 @@ ENGINES: Final = (
 )
 
 WORKERS: Final[tuple[Worker, ...]] = (
-    Worker("2 x86 cores", "base, int8", 39.6, 0.0816, "measured, benchmarks.transcription"),
+    Worker("2 x86 cores", "base, int8", 41.7, 0.0816, "measured, benchmarks.transcription"),
     Worker("A10G", "large-v3, fp16", 13 * 60 / 52, 1.006, "published, RTX 2080 Ti"),
     Worker("A10G", "large-v3-turbo, fp16", 13 * 60 / 19.2, 1.006, "published, RTX 2080 Ti"),
 )
