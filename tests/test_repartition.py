@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import json
@@ -532,9 +533,13 @@ def on_disk(tmp_path: Path) -> str:
 
 
 def dask_workers() -> set[psutil.Process]:
-    """The worker processes that this one has started."""
-    family = psutil.Process().children(recursive=True)
-    return {one for one in family if "spawn_main" in " ".join(one.cmdline())}
+    """The worker processes of Dask below this one."""
+    found = set()
+    for one in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # one that has just ended
+            if "spawn_main" in " ".join(one.cmdline()):
+                found.add(one)
+    return found
 
 
 @pytest.mark.slow
