@@ -203,7 +203,6 @@ def test_a_newer_version_replaces_the_row_and_an_older_message_does_not(
 def test_attempts_are_counted_and_what_passes_is_made_good(
     job: Job, queue: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-
     from speechmill.storage.local import LocalStore
 
     failing = {"p01/p01_002.wav": 2, "p03/p03_001.wav": 99}

@@ -1,8 +1,7 @@
 """How the C library treats memory that is free: it is kept for the next batch.
 
-Whisper's and the codecs' buffers are some megabytes each. glibc gives such memory back to the
-system as soon as it is free, and gets it anew for the next layer: page faults, a tenth of the
-processor time of a build.
+Whisper's buffers are some megabytes each. glibc gives such memory back to the system as soon as it
+is free, and gets it anew for the next layer: page faults, some 7 % of the processor time.
 """
 
 from __future__ import annotations
@@ -23,9 +22,9 @@ LARGE_BYTES: Final = 2**28  # what is larger, such as a long recording, goes bac
 
 
 def keep_memory() -> None:
-    """Have free memory kept, up to a gigabyte, in one heap for all threads: those of threads are
-    of 64 MB at most, which is too little. Before there are many threads, and in processes of our
-    own: it is a setting of the process. Does nothing where the C library is not glibc."""
+    """Have free memory kept, up to a gigabyte, in one heap for all threads: heaps of threads are of
+    64 MB at most, which is too little. It is a setting of the whole process. Does nothing where the
+    C library is not glibc."""
     if sys.platform != "linux":
         return
     try:
