@@ -14,10 +14,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from speechmill.queues.base import DEAD_LETTERS
 from tests.services import DIE_WITH_PARENT, free_ports
 from tests.weights import missing
 
-__all__ = ["RabbitMQ", "Tansu", "need_rabbitmq", "need_tansu"]
+__all__ = ["KafkaMock", "RabbitMQ", "Tansu", "need_rabbitmq", "need_tansu"]
 
 START_TIMEOUT_S = 90.0
 RABBITMQ = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
@@ -117,6 +118,23 @@ class Tansu(_Server):
 
     def url(self, topic: str) -> str:
         return f"kafka://127.0.0.1:{self.port}/{topic}"
+
+
+class KafkaMock:
+    """librdkafka's own broker for tests, on loopback, within this process."""
+
+    def __init__(self) -> None:
+        from confluent_kafka import Producer
+
+        self._producer = Producer({"test.mock.num.brokers": 1})
+        (broker,) = self._producer.list_topics(timeout=START_TIMEOUT_S).brokers.values()
+        self._address = f"{broker.host}:{broker.port}"
+
+    def url(self, topic: str) -> str:
+        """A topic's URL. Topics are made by asking for them: it has no other way."""
+        for name in (topic, f"{topic}{DEAD_LETTERS}"):
+            self._producer.list_topics(name, timeout=START_TIMEOUT_S)
+        return f"kafka://{self._address}/{topic}"
 
 
 class RabbitMQ(_Server):

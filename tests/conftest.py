@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.brokers import RabbitMQ, Tansu
+from tests.brokers import KafkaMock, RabbitMQ, Tansu
 from tests.services import SeaweedFS, find_weed
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -41,6 +41,12 @@ def tansu() -> Iterator[Tansu]:
     """A real broker that speaks Kafka's protocol. Not to be killed."""
     with Tansu() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def kafka_mock() -> KafkaMock:
+    """librdkafka's mock of Kafka, which knows what waits better than Tansu."""
+    return KafkaMock()
 
 
 @pytest.fixture(scope="session")

@@ -21,13 +21,16 @@ BEHIND_S = 3.0
 Url = Callable[[str], str]
 
 
-@pytest.fixture(params=["memory", "kafka", "rabbitmq"])
+SERVERS = {"kafka": "tansu", "kafka's mock": "kafka_mock", "rabbitmq": "rabbitmq"}
+
+
+@pytest.fixture(params=["memory", *SERVERS])
 def url(request: pytest.FixtureRequest) -> str:
     """A queue that nobody has used."""
     name = f"q{uuid.uuid4().hex[:8]}"
     if request.param == "memory":
         return f"memory://{name}/recordings"
-    server: Any = request.getfixturevalue("tansu" if request.param == "kafka" else "rabbitmq")
+    server: Any = request.getfixturevalue(SERVERS[request.param])
     return str(server.url(name))
 
 
