@@ -160,6 +160,18 @@ def test_large_numbers_are_confirmed(broker: Broker) -> None:
     consumer.close()
 
 
+def test_lag_is_what_is_not_settled(broker: Broker, request: pytest.FixtureRequest) -> None:
+    if request.node.callspec.id == "kafka":
+        pytest.skip("Tansu does not say where a partition ends")
+    broker.publish(messages(30))
+    consumer = broker.consume(GROUP)
+    taken = take(consumer, 30)
+    assert consumer.lag() == 30
+    consumer.ack(taken[:5])
+    assert consumer.lag() == 25
+    consumer.close()
+
+
 def test_dead_letters_have_a_queue_of_their_own(broker: Broker) -> None:
     dead = broker.dead_letters()
     dead.prepare()

@@ -89,7 +89,7 @@ class Consumer(Protocol):
         """
 
     def lag(self) -> int | None:
-        """How many messages wait for us, as far as the broker says."""
+        """How many messages wait for us or are held by us, as far as the broker says."""
 
     def is_empty(self) -> bool:
         """Whether nothing waits, and nothing is held by us or, where the broker tells, by others

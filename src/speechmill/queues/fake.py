@@ -123,7 +123,7 @@ class MemoryConsumer:
 
     def lag(self) -> int | None:
         """See ``Consumer``."""
-        return len(self._queue.waiting)
+        return len(self._queue.waiting) + len(self._held)
 
     def is_empty(self) -> bool:
         """See ``Consumer``."""
