@@ -110,7 +110,7 @@ def test_adaptive_windows_say_much_the_same() -> None:
 def test_text_and_figures_do_not_depend_on_the_company(chosen: list[int], size: int) -> None:
     alone = _alone()
     transcriber = opened("tiny.en", words=True, batch_size=size)
-    # Cut to two lengths, so that whole batches share a window.
+    # Cut to two lengths: two windows, of which the decoder is given equally much, in one batch.
     got = transcriber.transcribe([Speech(_cut(i)) for i in chosen])
     assert got == [alone[i] for i in chosen]
 
