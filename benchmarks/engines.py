@@ -1,11 +1,13 @@
 """What an engine takes beyond the work itself, and what a second worker brings.
 
-Each worker has one core. One worker of each engine is set against a local build that has one core,
-and two workers against one. They take turns, on the same recordings: the corpus, several times
-over. Starting processes and loading models is left out on all sides: the clock runs from the first
-shard that a worker begins with its model loaded, to the end of the last one. Processor time is the
-workers' own; "between shards" is the share of the time in which a worker had ended a shard and not
-yet begun the next: both suffer less from what else the machine does.
+Each worker has one core, and is kept to it: its other threads would take a twentieth of a second
+one, which two workers on two cores do not have. One worker of each engine is set against a local
+build that has one core, and two workers against one. They take turns, on the same recordings: the
+corpus, several times over; an engine runs in its own turn only, for an idle one takes some of a
+core, too. Starting processes and loading models is left out on all sides: the clock runs from the
+first shard that a worker begins with its model loaded, to the end of the last one. Processor time
+is the workers' own; "between shards" is the share of the time in which a worker had ended a shard
+and not yet begun the next: both suffer less from what else the machine does.
 """
 
 from __future__ import annotations
@@ -19,10 +21,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,7 @@ class Timed:
     def __call__(self, task: Task, **more: Any) -> ShardReport:
         """Do a task."""
         limit_cores(CORES_A_WORKER)
+        take_core(self.folder)
         warm(task.job)
         begun, cpu_s = time.time(), time.process_time()
         report = run_task(task, **more)
@@ -57,6 +60,19 @@ class Timed:
         note = Path(self.folder, f"{task.shard.index}-{task.attempt}")
         note.write_text(f"{os.getpid()} {begun} {time.time()} {cpu_s}")
         return report
+
+
+def take_core(folder: str) -> None:
+    """Keep this process to a core that no other has taken, if there is one; ``folder`` knows."""
+    pid = str(os.getpid())
+    for core in range(os.cpu_count() or 1):
+        taken = Path(folder, f"core-{core}")
+        with suppress(FileExistsError):
+            taken.symlink_to(pid)
+        if str(taken.readlink()) == pid:
+            for thread in Path("/proc/self/task").iterdir():
+                os.sched_setaffinity(int(thread.name), {core})
+            return
 
 
 @dataclass(frozen=True)
@@ -107,7 +123,11 @@ def on_engine(job: Job, runner: Callable[[Timed], Runner]) -> Cost:
     """A build on an engine."""
     with tempfile.TemporaryDirectory() as notes:
         build(job, runner=runner(Timed(notes)))
-        spans = sorted(tuple(map(float, n.read_text().split())) for n in Path(notes).iterdir())
+        spans = sorted(
+            tuple(map(float, note.read_text().split()))
+            for note in Path(notes).iterdir()
+            if not note.is_symlink()
+        )
     waiting_s = sum(
         begun - ended
         for (pid, _, ended, _), (other, begun, _, _) in pairwise(spans)
@@ -173,21 +193,21 @@ def take_turns(
     job: Job, engines: Sequence[str], workers: int, repeats: int, folder: Path
 ) -> dict[tuple[str, int], list[Cost]]:
     """What each side cost, one a turn."""
-    with ExitStack() as stack:
-        runners = {name: start(name, workers, stack) for name in engines}
-        sides: dict[tuple[str, int], Callable[[Job], Cost]] = {LOCAL: local}
-        for name, runner in runners.items():
-            for count in (1, workers):
-                sides[name, count] = partial(on_engine, runner=runner)
-        took: dict[tuple[str, int], list[Cost]] = {side: [] for side in sides}
-        for turn in range(repeats):
-            for side, measure in list(sides.items())[:: -1 if turn % 2 else 1]:
-                sink = folder / f"{turn}-{side[0]}-{side[1]}"
-                took[side].append(
-                    measure(job.model_copy(update={"sink": str(sink), "workers": side[1]}))
-                )
-                shutil.rmtree(sink)
-                print(f"turn {turn}: {side[0]}, {side[1]}: {took[side][-1]}", file=sys.stderr)
+    sides = [LOCAL, *((name, count) for name in engines for count in (1, workers))]
+    took: dict[tuple[str, int], list[Cost]] = {side: [] for side in sides}
+    for turn in range(repeats):
+        for name, of_name in groupby(sides[:: -1 if turn % 2 else 1], key=lambda side: side[0]):
+            with ExitStack() as stack:
+                measure: Callable[[Job], Cost] = local
+                if name != LOCAL[0]:
+                    measure = partial(on_engine, runner=start(name, workers, stack))
+                for side in of_name:
+                    sink = folder / f"{turn}-{side[0]}-{side[1]}"
+                    took[side].append(
+                        measure(job.model_copy(update={"sink": str(sink), "workers": side[1]}))
+                    )
+                    shutil.rmtree(sink)
+                    print(f"turn {turn}: {side[0]}, {side[1]}: {took[side][-1]}", file=sys.stderr)
     return took
 
 
