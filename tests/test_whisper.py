@@ -13,10 +13,12 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
+import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from speechmill import Job, build, open_dataset
 from speechmill.errors import JobError, ModelError
 from speechmill.records import Speech, Transcript
 from speechmill.transcribers import (
@@ -308,9 +310,58 @@ def test_suspicious_is_what_repeats_or_is_too_long_or_too_short(
     assert WindowOptions().is_suspicious(heard) == suspicious
 
 
+def chime(seed: int) -> NDArray[np.float32]:
+    """Bells, float32 [num_samples] at 16 kHz."""
+    rng = np.random.default_rng(seed)
+    at_s = np.arange(int(rng.uniform(2, 6) * SAMPLE_RATE)) / SAMPLE_RATE
+    samples = np.zeros_like(at_s)
+    for _ in range(rng.integers(1, 6)):
+        since_s = at_s - rng.uniform(0, 0.7) * at_s[-1]
+        pitch_hz = 262 * 2 ** (rng.integers(0, 20) / 12)
+        for harmonic, level in ((1, 1), (2, 0.5), (2.76, 0.35), (4.2, 0.2), (5.4, 0.1)):
+            ring = np.exp(-3 * since_s.clip(0) * harmonic**0.5) * (since_s >= 0)
+            samples += level * ring * np.sin(2 * np.pi * pitch_hz * harmonic * since_s)
+    return np.asarray(0.5 * samples / np.abs(samples).max(), np.float32)
+
+
+def test_bells_that_are_like_a_voice_say_nothing(tmp_path: Path) -> None:
+    seeds = (19, 29, 43, 99)  # bare Whisper makes "You" of the first three, and dots of the last
+    whisper("base")
+    for seed in seeds:
+        path = tmp_path / "bells" / f"{seed}.wav"
+        path.parent.mkdir(exist_ok=True)
+        soundfile.write(path, chime(seed), SAMPLE_RATE)
+    sink = str(tmp_path / "sink")
+    build(Job(source=str(tmp_path / "bells"), sink=sink, model="base", language="en"))
+    rows = open_dataset(sink).to_table().to_pylist()
+    assert [row["transcription"] for row in rows] == [""] * len(seeds)
+    assert all("no_words" in row["flags"] for row in rows)  # a voice was heard
+
+
+@pytest.mark.parametrize(
+    ("voiced_s", "avg_logprob", "no_speech_prob", "made_up"),
+    [
+        (0.6, -1.1, 0.5, True),
+        (1.6, -1.1, 0.5, False),
+        (None, -1.1, 0.5, False),
+        (0.6, -0.9, 0.5, False),
+        (0.6, -1.1, 0.3, False),
+        (0.15, -0.6, 0.7, True),
+        (0.15, -0.4, 0.7, False),
+        (0.15, -0.6, 0.5, False),
+        (0.25, -0.6, 0.7, False),
+    ],
+)
+def test_words_are_made_up_that_whisper_doubts_twice_where_there_is_little_voice(
+    voiced_s: float | None, avg_logprob: float, no_speech_prob: float, made_up: bool
+) -> None:
+    heard = Heard("you", avg_logprob, 1, 4.0, voiced_s, no_speech_prob)
+    assert WindowOptions().is_no_speech(heard) == made_up
+
+
 def test_words_of_a_crumb_are_made_up_where_whisper_says_so_twice() -> None:
     def is_no_speech(*, avg_logprob: float, no_speech_prob: float, duration_s: float) -> bool:
-        heard = Heard("you", avg_logprob, 1, duration_s, 0.4, no_speech_prob)
+        heard = Heard("you", avg_logprob, 1, duration_s, duration_s, no_speech_prob)
         return WindowOptions().is_no_speech(heard)
 
     assert is_no_speech(avg_logprob=-1.2, no_speech_prob=0.8, duration_s=1.0)

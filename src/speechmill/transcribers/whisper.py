@@ -37,7 +37,7 @@ from speechmill.transcribers.windows import FULL_WINDOW_S, Heard, WindowOptions
 
 __all__ = ["WhisperTranscriber", "resolve_compute_type"]
 
-VERSION: Final = 4
+VERSION: Final = 5
 """Raised by hand whenever this module gives other text or figures: it is part of the recipe."""
 
 MAX_TOKENS: Final = 448
@@ -192,20 +192,28 @@ class WhisperTranscriber:
         Raises:
             ModelError: the engine cannot run the model, as for want of memory.
         """
+        try:
+            with self._call() as is_alone:
+                return self._transcribed(speech, on_encoded, is_alone=is_alone)
+        except (RuntimeError, MemoryError) as error:
+            raise self._cannot_run(error) from error
+
+    def _transcribed(
+        self, speech: Sequence[Speech], on_encoded: OnEncoded | None, *, is_alone: bool
+    ) -> list[Transcript]:
         batches = self._batches(speech)
-        with self._call() as is_alone:
-            is_lone = is_alone and len(speech) == 1
-            if is_alone and len(batches) == 1:
-                batches = self._shared_out(batches[0])
-            compute = self._lone if is_lone else self._batch
-            jobs: list[tuple[list[int], Future[list[Transcript]]]] = []
-            for chosen in batches:
-                batch = [speech[i] for i in chosen]
-                heard = None if on_encoded is None else _numbered(on_encoded, chosen)
-                jobs.append((chosen, self._pool.submit(compute, batch, heard)))
-            if is_lone:
-                self._widen(speech[0])
-            return self._collected(jobs, len(speech))
+        is_lone = is_alone and len(speech) == 1
+        if is_alone and len(batches) == 1:
+            batches = self._shared_out(batches[0])
+        compute = self._lone if is_lone else self._batch
+        jobs: list[tuple[list[int], Future[list[Transcript]]]] = []
+        for chosen in batches:
+            batch = [speech[i] for i in chosen]
+            heard = None if on_encoded is None else _numbered(on_encoded, chosen)
+            jobs.append((chosen, self._pool.submit(compute, batch, heard)))
+        if is_lone:
+            self._widen(speech[0])
+        return _collected(jobs, len(speech))
 
     def _batches(self, speech: Sequence[Speech]) -> list[list[int]]:
         """The numbers of the stretches that are computed together: those of which the decoder is
@@ -251,21 +259,6 @@ class WhisperTranscriber:
         if self._lone_s >= LONE_S and self._ctranslate2.may_widen:
             features = np.stack([self._hearing.features(speech, window_s)])
             self._pool.submit(self._ctranslate2.widen, features)
-
-    def _collected(
-        self, jobs: Sequence[tuple[list[int], Future[list[Transcript]]]], count: int
-    ) -> list[Transcript]:
-        transcripts: list[Transcript | None] = [None] * count
-        try:
-            for chosen, job in jobs:
-                for i, transcript in zip(chosen, job.result(), strict=True):
-                    transcripts[i] = transcript
-        except (RuntimeError, MemoryError) as error:
-            raise self._cannot_run(error) from error
-        finally:
-            for _, job in jobs:
-                job.cancel()
-        return [transcript for transcript in transcripts if transcript is not None]
 
     def detect_language(self, speech: Sequence[Speech]) -> tuple[str, float] | None:
         """The language of one recording, by its mean probability over the stretches.
@@ -407,7 +400,7 @@ class WhisperTranscriber:
         )
         if self._windows.is_suspicious(heard):
             return None
-        if not text or self._windows.is_no_speech(heard):
+        if not _has_words(text) or self._windows.is_no_speech(heard):
             return self._no_words(result.no_speech_prob, window_s)
         start_s, end_s = 0.0, duration_s
         if speech.voiced:
@@ -486,13 +479,27 @@ class WhisperTranscriber:
         finally:
             no_speech_probs = self._ctranslate2.finish()
         flags = ("window_fallback",) if fallback else ()
-        if not heard or not "".join(segment.text for segment in heard).strip():
+        if not _has_words("".join(segment.text for segment in heard)):
             no_speech_prob = results.mean(no_speech_probs) if no_speech_probs else 1.0
             return self._no_words(no_speech_prob, FULL_WINDOW_S, *flags)
         transcript = results.transcript(
             heard, len(samples) / SAMPLE_RATE, spoken, words=options.words
         )
+        if fallback and self._is_no_speech(transcript, speech):
+            return self._no_words(transcript.no_speech_prob or 0.0, FULL_WINDOW_S, *flags)
         return replace(transcript, flags=tuple(sorted((*transcript.flags, *flags))))
+
+    def _is_no_speech(self, transcript: Transcript, speech: Speech) -> bool:
+        """Whether the words of the full window are made up."""
+        heard = Heard(
+            transcript.text,
+            transcript.avg_logprob or 0.0,
+            0,
+            len(speech.samples) / SAMPLE_RATE,
+            speech.voiced_s,
+            transcript.no_speech_prob or 0.0,
+        )
+        return self._windows.is_no_speech(heard)
 
     def _tokenizer(self, language: str) -> Tokenizer:
         multilingual = self._ctranslate2.is_multilingual
@@ -537,6 +544,25 @@ def resolve_compute_type(device: str, compute_type: str) -> tuple[str, str]:
     """
     placement = ctranslate.place(device, compute_type)
     return placement.device, placement.compute_type
+
+
+def _collected(
+    jobs: Sequence[tuple[list[int], Future[list[Transcript]]]], count: int
+) -> list[Transcript]:
+    """The outcome of each stretch, in order; what is not begun is given up if one fails."""
+    transcripts: dict[int, Transcript] = {}
+    try:
+        for chosen, job in jobs:
+            transcripts.update(zip(chosen, job.result(), strict=True))
+    finally:
+        for _, job in jobs:
+            job.cancel()
+    return [transcripts[i] for i in range(count)]
+
+
+def _has_words(text: str) -> bool:
+    """Whether it has a letter or a digit of any script."""
+    return any(character.isalnum() for character in text)
 
 
 def _numbered(on_encoded: OnEncoded, numbers: Sequence[int]) -> OnEncoded:

@@ -68,6 +68,15 @@ class WindowOptions:
     """In less speech than this, no words and low confidence are believed: the full window is not
     surer of it, and is more given to loops. Whisper's own rule for silence is applied to it here,
     as the full window would."""
+    little_voice: float = 0.3
+    """Where less of a stretch than this is voice, …"""
+    little_voice_no_speech_prob: float = 0.4
+    """… words of low confidence are made up above this: of chimes and tunes, in which a tone or two
+    is like a voice. Speech in noise is doubted as much, but most of it is voice."""
+    brief_voice_s: float = 0.2
+    brief_voice_logprob: float = -0.5
+    """Less voice than this is less than a word: it is not heard where Whisper, below this, hears no
+    speech either."""
     max_chars_per_s: float = 30.0
     min_chars_per_s: float = 2.0
     """Characters a second of voice; the least is asked of two seconds and more only."""
@@ -92,10 +101,23 @@ class WindowOptions:
         return self.tokens_more + math.ceil(self.tokens_per_s * (decoder_s - self.silence_s))
 
     def is_no_speech(self, heard: Heard) -> bool:
-        """Whether these words of a crumb are made up."""
-        return (
-            heard.duration_s < self.crumb_s
+        """Whether these words are made up."""
+        if heard.duration_s < self.crumb_s:
+            return (
+                heard.no_speech_prob > self.max_no_speech_prob
+                and heard.avg_logprob < self.min_logprob
+            )
+        if heard.voiced_s is None:
+            return False
+        if (
+            heard.voiced_s < self.brief_voice_s
             and heard.no_speech_prob > self.max_no_speech_prob
+            and heard.avg_logprob < self.brief_voice_logprob
+        ):
+            return True
+        return (
+            heard.voiced_s < self.little_voice * heard.duration_s
+            and heard.no_speech_prob > self.little_voice_no_speech_prob
             and heard.avg_logprob < self.min_logprob
         )
 
