@@ -339,23 +339,26 @@ def test_bells_that_are_like_a_voice_say_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("voiced_s", "avg_logprob", "no_speech_prob", "made_up"),
+    ("text", "voiced_s", "avg_logprob", "no_speech_prob", "made_up"),
     [
-        (0.6, -1.1, 0.5, True),
-        (1.6, -1.1, 0.5, False),
-        (None, -1.1, 0.5, False),
-        (0.6, -0.9, 0.5, False),
-        (0.6, -1.1, 0.3, False),
-        (0.15, -0.6, 0.7, True),
-        (0.15, -0.4, 0.7, False),
-        (0.15, -0.6, 0.5, False),
-        (0.25, -0.6, 0.7, False),
+        ("you", 0.6, -1.1, 0.5, True),
+        ("you", 1.6, -1.1, 0.5, False),
+        ("you", None, -1.1, 0.5, False),
+        ("you", 0.6, -0.9, 0.5, False),
+        ("you", 0.6, -1.1, 0.3, False),
+        ("oh, oh, oh, oh, oh", 0.6, -0.9, 0.5, True),
+        ("oh, oh, oh, oh, oh", 1.6, -0.9, 0.5, False),
+        ("oh, oh, oh, oh, oh", 0.6, -0.9, 0.3, False),
+        ("you", 0.15, -0.6, 0.7, True),
+        ("you", 0.15, -0.4, 0.7, False),
+        ("you", 0.15, -0.6, 0.5, False),
+        ("you", 0.25, -0.6, 0.7, False),
     ],
 )
 def test_words_are_made_up_that_whisper_doubts_twice_where_there_is_little_voice(
-    voiced_s: float | None, avg_logprob: float, no_speech_prob: float, made_up: bool
+    text: str, voiced_s: float | None, avg_logprob: float, no_speech_prob: float, made_up: bool
 ) -> None:
-    heard = Heard("you", avg_logprob, 1, 4.0, voiced_s, no_speech_prob)
+    heard = Heard(text, avg_logprob, 1, 4.0, voiced_s, no_speech_prob)
     assert WindowOptions().is_no_speech(heard) == made_up
 
 

@@ -71,8 +71,9 @@ class WindowOptions:
     little_voice: float = 0.3
     """Where less of a stretch than this is voice, …"""
     little_voice_no_speech_prob: float = 0.4
-    """… words of low confidence are made up above this: of chimes and tunes, in which a tone or two
-    is like a voice. Speech in noise is doubted as much, but most of it is voice."""
+    """… words of low confidence, or said again and again, are made up above this: of chimes and
+    tunes, in which a tone or two is like a voice. Speech in noise is doubted as much, but most of
+    it is voice."""
     brief_voice_s: float = 0.2
     brief_voice_logprob: float = -0.5
     """Less voice than this is less than a word: it is not heard where Whisper, below this, hears no
@@ -118,7 +119,10 @@ class WindowOptions:
         return (
             heard.voiced_s < self.little_voice * heard.duration_s
             and heard.no_speech_prob > self.little_voice_no_speech_prob
-            and heard.avg_logprob < self.min_logprob
+            and (
+                heard.avg_logprob < self.min_logprob
+                or repetition(heard.text) >= self.max_repetition
+            )
         )
 
     def is_suspicious(self, heard: Heard) -> bool:
