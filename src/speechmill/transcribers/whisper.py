@@ -479,7 +479,8 @@ class WhisperTranscriber:
         finally:
             no_speech_probs = self._ctranslate2.finish()
         flags = ("window_fallback",) if fallback else ()
-        if not _has_words("".join(segment.text for segment in heard)):
+        text = "".join(segment.text for segment in heard).strip()
+        if not text or (fallback and not _has_words(text)):
             no_speech_prob = results.mean(no_speech_probs) if no_speech_probs else 1.0
             return self._no_words(no_speech_prob, FULL_WINDOW_S, *flags)
         transcript = results.transcript(
