@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import random
 import struct
 from functools import cache
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile as sf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -24,6 +26,16 @@ from speechmill.errors import (
 from tests.audio_files import ENCODED, encoded, mp4_with_video, pcm_wav, remuxed, sf_bytes, speech
 
 FRAME_S = 0.13  # the longest codec frame here: 4,096 samples of ALAC or FLAC are more, but exact
+
+
+def ogg_checksum(page: bytearray) -> int:
+    """Ogg's CRC of a page whose own is zero (RFC 3533, section 6): bit by bit, as it is written."""
+    crc = 0
+    for byte in page:
+        crc ^= byte << 24
+        for _ in range(8):
+            crc = (crc << 1 ^ (0x04C11DB7 if crc >> 31 else 0)) & 0xFFFFFFFF
+    return crc
 
 
 @cache
@@ -154,6 +166,34 @@ def test_missing_ogg_pages_are_damage() -> None:
     assert len(pages) >= 5
     with pytest.raises(DamagedError, match="missing"):
         decode(data[: pages[2]] + data[pages[3] :])
+
+
+@pytest.mark.parametrize("own_page", [False, True])
+@pytest.mark.parametrize("padding", [0, 384])
+def test_an_empty_packet_at_the_end_of_vorbis_is_no_damage(own_page: bool, padding: int) -> None:
+    data = whole("OGG:VORBIS")
+    at = data.rindex(b"OggS")
+    end = bytearray(data[at:])
+    granule, _, sequence = struct.unpack_from("<QII", end, 6)
+    struct.pack_into("<Q", end, 6, granule + 384 - padding)  # the last packet holds so many more
+    pages = [end]
+    if own_page:
+        empty = end[:26] + b"\x01\x00"
+        struct.pack_into("<I", empty, 18, sequence + 1)
+        end[5] = 0  # not the last page any more
+        pages.append(empty)
+    else:
+        end[26] += 1
+        end.insert(26 + end[26], 0)
+    for page in pages:
+        page[22:26] = bytes(4)
+        page[22:26] = ogg_checksum(page).to_bytes(4, "little")
+    ended = data[:at] + b"".join(pages)
+    found = decode(ended)
+    assert found.flags == ()
+    expected, _ = sf.read(io.BytesIO(ended), dtype="float32")
+    assert len(expected) == granule + 384 - padding
+    np.testing.assert_allclose(found.waveform.samples, expected, atol=1e-4)
 
 
 def test_missing_flac_frames_are_found_without_md5_and_length() -> None:

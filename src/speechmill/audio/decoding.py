@@ -241,6 +241,8 @@ def _without_padding(anatomy: Anatomy, tally: Tally) -> int | None:
     declared = anatomy.padded_samples
     if anatomy.name == "MP4" and tally.stream_s is not None:
         declared = round(tally.stream_s * tally.mixers[0].sample_rate)
+    if len(tally.starts) == 1 and tally.stated_samples is not None:
+        declared = tally.stated_samples
     # Padding is at most a frame or two: a wrong number must not cut sound away.
     return declared if declared and 0 < tally.samples - declared < _MAX_PADDING else None
 
@@ -253,10 +255,19 @@ def _decode_packets(
     check: flac.FlacCheck | None,
 ) -> None:
     first_pts: int | None = None
+    first_sample: int | None = None
     end_pts = 0
     for packet in container.demux(stream):
+        if tally.codec == "vorbis" and not packet.size and packet.buffer_ptr:
+            # Some encoders end with an empty packet, which FFmpeg refuses: it only says where the
+            # sound ends (what is negative of its duration comes without the sign).
+            if packet.pts is not None:
+                shortened = 2**32 - packet.duration if packet.duration else 0
+                tally.stated_samples = packet.pts - shortened - (first_sample or 0)
+            continue
         if packet.size:
             tally.packets += 1
+            tally.stated_samples = None
             pts = packet.pts
             if pts is not None:
                 first_pts = pts if first_pts is None else first_pts
@@ -270,6 +281,7 @@ def _decode_packets(
             continue
         if frames:
             tally.last_good = tally.packets
+            first_sample = frames[0].pts if first_sample is None else first_sample
         elif packet.size:
             tally.barren.append(tally.packets)
         for frame in frames:

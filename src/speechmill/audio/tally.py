@@ -37,6 +37,7 @@ class Tally:
     barren: list[int] = field(default_factory=list)  # packets that gave no frame
     end_s: float = 0.0  # of the last packet, by its own time
     span_s: float = 0.0  # from the start of the first packet to there
+    stated_samples: int | None = None  # what the last piece's last packet says, without sound
     stream_s: float | None = None  # length of the track, as FFmpeg has read it
     codec: str = ""
     alone: bool = True  # the file holds nothing but this one track
