@@ -259,11 +259,8 @@ def _decode_packets(
     end_pts = 0
     for packet in container.demux(stream):
         if tally.codec == "vorbis" and not packet.size and packet.buffer_ptr:
-            # Some encoders end with an empty packet, which FFmpeg refuses: it only says where the
-            # sound ends (what is negative of its duration comes without the sign).
-            if packet.pts is not None:
-                shortened = 2**32 - packet.duration if packet.duration else 0
-                tally.stated_samples = packet.pts - shortened - (first_sample or 0)
+            # Some encoders end with an empty packet, which FFmpeg refuses.
+            tally.stated_samples = _stated_samples(packet, first_sample or 0)
             continue
         if packet.size:
             tally.packets += 1
@@ -291,6 +288,15 @@ def _decode_packets(
     if first_pts is not None and stream.time_base is not None:
         tally.end_s = float(end_pts * stream.time_base)
         tally.span_s = float((end_pts - first_pts) * stream.time_base)
+
+
+def _stated_samples(packet: Any, first_sample: int) -> int | None:
+    """How many samples an empty packet says that there are, if it does: its time is where they end,
+    less what is beyond, which it has as a negative duration, without the sign."""
+    if packet.pts is None:
+        return None
+    beyond = 2**32 - packet.duration if packet.duration else 0
+    return int(packet.pts) - beyond - first_sample
 
 
 def _take(

@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from typing import Any, Final
@@ -26,18 +26,20 @@ from faster_whisper.transcribe import get_suppressed_tokens
 from numpy.typing import NDArray
 
 from speechmill.errors import JobError, ModelError
+from speechmill.merging import join_transcripts
 from speechmill.models import resolve_whisper
 from speechmill.quality import compression_ratio
 from speechmill.records import Segment, Speech, Transcript
 from speechmill.transcribers import ctranslate, results
 from speechmill.transcribers.base import TranscriberOptions
+from speechmill.transcribers.coverage import divided, longest_pause, longest_untold
 from speechmill.transcribers.hearing import FRAME_RATE, SAMPLE_RATE, Hearing, Spoken, best
 from speechmill.transcribers.languages import LANGUAGES, language_code
 from speechmill.transcribers.windows import FULL_WINDOW_S, Heard, WindowOptions
 
 __all__ = ["WhisperTranscriber", "resolve_compute_type"]
 
-VERSION: Final = 5
+VERSION: Final = 6
 """Raised by hand whenever this module gives other text or figures: it is part of the recipe."""
 
 MAX_TOKENS: Final = 448
@@ -55,6 +57,16 @@ end of a build is not."""
 
 
 OnEncoded = Callable[[int, NDArray[Any]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What an adaptive window gave: ``transcript`` is None if it is suspicious; ``untold`` is where
+    it leaves out voice, (start_s, end_s) from the first sample."""
+
+    spoken: Spoken
+    transcript: Transcript | None
+    untold: tuple[float, float] | None = None
 
 
 class WhisperTranscriber:
@@ -319,33 +331,58 @@ class WhisperTranscriber:
             return [self._in_full(one, fallback=False) for one in batch]
         windows_s = [self._window_s(one) for one in batch]
 
-        def adaptive(some: Sequence[int]) -> list[tuple[Spoken, Transcript | None]]:
+        def adaptive(some: Sequence[int]) -> list[Outcome]:
             listening = None if on_encoded is None else _numbered(on_encoded, some)
             return self._adaptive([batch[i] for i in some], [windows_s[i] for i in some], listening)
 
-        heard = ctranslate.halving(adaptive, range(len(batch)))
+        outcomes = ctranslate.halving(adaptive, range(len(batch)))
         return [
-            transcript or self._again(_known(one, spoken), window_s)
-            for one, window_s, (spoken, transcript) in zip(batch, windows_s, heard, strict=True)
+            self._settled(one, window_s, outcome)
+            for one, window_s, outcome in zip(batch, windows_s, outcomes, strict=True)
         ]
+
+    def _settled(self, speech: Speech, window_s: float, outcome: Outcome) -> Transcript:
+        """What an adaptive window gave, or what is heard instead where that cannot be believed."""
+        known = _known(speech, outcome.spoken)
+        if outcome.transcript is None:
+            return self._again(known, window_s)
+        if outcome.untold is None:
+            return outcome.transcript
+        return self._in_parts(known, outcome.transcript, outcome.untold)
 
     def _again(self, speech: Speech, window_s: float) -> Transcript:
         """Transcribe a stretch whose window gave something suspicious: in a wider one, which most
         often will do and is cheap, and if that is no better in the full one."""
         wider_s = window_s + self._windows.wider_s
         if wider_s < FULL_WINDOW_S:
-            ((_, transcript),) = self._adaptive([speech], [wider_s])
-            if transcript is not None:
-                return transcript
+            (outcome,) = self._adaptive([speech], [wider_s])
+            if outcome.transcript is not None:
+                return self._settled(speech, wider_s, outcome)
         return self._in_full(speech, fallback=True)
+
+    def _in_parts(
+        self, speech: Speech, transcript: Transcript, untold: tuple[float, float]
+    ) -> Transcript:
+        """Transcribe a stretch as two, parted at a pause where its transcript leaves out voice;
+        that stands if they say no more."""
+        pause = longest_pause(speech.voiced or (), untold)
+        if pause is None:
+            return transcript
+        middle_s = sum(pause) / 2
+        parts = divided(speech, middle_s, SAMPLE_RATE)
+        told = [self._batch([part], None)[0] for part in parts]
+        joined = join_transcripts([0.0, middle_s], told)
+        if len(joined.text) <= len(transcript.text):
+            return transcript
+        return replace(joined, flags=tuple(sorted({*joined.flags, "heard_in_parts"})))
 
     def _adaptive(
         self,
         batch: Sequence[Speech],
         windows_s: Sequence[float],
         on_encoded: OnEncoded | None = None,
-    ) -> list[tuple[Spoken, Transcript | None]]:
-        """The language of each stretch, and its transcript, None where it is suspicious."""
+    ) -> list[Outcome]:
+        """What each stretch gives in its window."""
         heard = self._hearing.heard(batch, windows_s)
         if on_encoded is not None:
             for i, one_heard in enumerate(heard):
@@ -365,13 +402,16 @@ class WhisperTranscriber:
             return_scores=True,
             return_no_speech_prob=True,
         )
-        transcripts = []
+        outcomes = []
         for i, (one, said) in enumerate(zip(batch, spoken, strict=True)):
             transcript = self._believed(one, said, found[i], windows_s[i], room)
-            if transcript is not None and transcript.text and self._options.words:
-                transcript = self._with_words(transcript, found[i], encoded[i : i + 1], one)
-            transcripts.append(transcript)
-        return list(zip(spoken, transcripts, strict=True))
+            untold = None
+            if transcript is not None and transcript.text:
+                untold = self._untold(one, said, found[i], encoded[i : i + 1])
+                if self._options.words:
+                    transcript = self._with_words(transcript, found[i], encoded[i : i + 1], one)
+            outcomes.append(Outcome(said, transcript, untold))
+        return outcomes
 
     def _room(self, window_s: float, prompt: int) -> int:
         """How many tokens the text may have that is heard in such a window, after a prompt of so
@@ -420,6 +460,26 @@ class WhisperTranscriber:
                 low_confidence=avg_logprob < results.DECODING["log_prob_threshold"],
             ),
         )
+
+    def _untold(
+        self, speech: Speech, spoken: Spoken, result: Any, encoded: NDArray[Any]
+    ) -> tuple[float, float] | None:
+        """Where the text leaves out voice; only stretches with a pause are searched for it."""
+        windows, voiced = self._windows, speech.voiced or ()
+        pause = longest_pause(voiced)
+        if pause is None or pause[1] - pause[0] < windows.untold_pause_s:
+            return None
+        duration_s = len(speech.samples) / SAMPLE_RATE
+        (aligned,) = self._ctranslate2.align(
+            ctranslate.stored(encoded, self._placement),
+            self._tokenizer(spoken.language).sot_sequence,
+            [result.sequences_ids[0]],
+            [max(2, round(duration_s * FRAME_RATE))],
+        )
+        starts = dict(reversed(aligned.alignments))
+        starts_s = [2 * starts[token] / FRAME_RATE for token in sorted(starts)]
+        voice_s, span = longest_untold(starts_s, voiced, duration_s)
+        return span if voice_s > windows.max_untold_s else None
 
     def _no_words(self, no_speech_prob: float, window_s: float, *flags: str) -> Transcript:
         return Transcript(

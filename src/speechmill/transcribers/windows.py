@@ -78,6 +78,10 @@ class WindowOptions:
     brief_voice_logprob: float = -0.5
     """Less voice than this is less than a word: it is not heard where Whisper, below this, hears no
     speech either."""
+    untold_pause_s: float = 0.2
+    """A stretch with a pause at least as long is searched for voice that its text leaves out …"""
+    max_untold_s: float = 1.3
+    """… and where that is more, it is divided at a pause, and each part heard by itself."""
     max_chars_per_s: float = 30.0
     min_chars_per_s: float = 2.0
     """Characters a second of voice; the least is asked of two seconds and more only."""
