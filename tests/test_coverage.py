@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import re
-from functools import cache
-
-import jiwer
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from speechmill.records import Speech
+from speechmill.records import Speech, Transcript
+from speechmill.segmentation import SegmentOptions, segment
 from speechmill.transcribers import TranscriberOptions
-from speechmill.transcribers.coverage import Span, divided, longest_pause, longest_untold
+from speechmill.transcribers.coverage import Span, cuts_around, divided, longest_untold, pauses
 from speechmill.transcribers.whisper import WhisperTranscriber
-from speechmill.voice import Voice, VoiceOptions, listen
+from speechmill.transcribers.windows import WindowOptions
+from speechmill.voice import VoiceOptions, listen
 from tests.weights import SAMPLE_RATE, speech, whisper
 
 
@@ -42,28 +40,68 @@ def test_the_most_that_is_left_out_is_no_less_than_any_other(
 
 def test_voice_before_the_first_token_and_after_the_last_counts() -> None:
     voiced = ((0.0, 2.0), (3.0, 4.0), (5.0, 8.0))
-    assert longest_untold([0.1, 3.1, 5.2], voiced, 8.5) == (pytest.approx(2.8), (5.2, 8.5))
+    most_s, span = longest_untold([0.1, 3.1, 5.2], voiced, 8.5)
+    assert (round(most_s, 6), span) == (2.8, (5.2, 8.5))
     assert longest_untold([1.9, 3.1, 5.2, 6.0, 7.0], voiced, 8.5) == (1.9, (0.0, 1.9))
 
 
-def test_the_longest_pause_is_of_those_that_are_asked_for() -> None:
-    voiced = ((0.0, 1.0), (2.0, 3.0), (3.2, 4.0), (4.5, 5.0))
-    assert longest_pause(voiced) == (1.0, 2.0)
-    assert longest_pause(voiced, (2.5, 4.2)) == (4.0, 4.5)
-    assert longest_pause(voiced, (2.1, 2.9)) is None
-    assert longest_pause(voiced[:1]) is None
+def test_what_is_left_out_is_parted_from_what_is_told_around_it() -> None:
+    voiced = ((0.0, 1.0), (2.0, 3.0), (3.1, 4.0), (4.5, 5.0), (6.0, 7.0))
+    there = pauses(voiced, 0.2)
+    assert there == [(1.0, 2.0), (4.0, 4.5), (5.0, 6.0)]
+    assert cuts_around((0.9, 8.0), voiced, there) == [1.5]  # nothing is told after it
+    assert cuts_around((0.0, 6.1), voiced, there) == [5.5]  # nor before it
+    assert cuts_around((0.9, 6.1), voiced, there) == [1.5, 5.5]
+    assert cuts_around((0.9, 4.1), voiced, there) == [1.5, 4.25]
+    assert cuts_around((0.9, 3.5), voiced, there) == [1.5]
+    assert cuts_around((2.1, 3.9), voiced, there) == []
+    assert cuts_around((0.0, 8.0), voiced, there) == []
 
 
-@given(voiced=voices(), at=st.integers(0, 3000))
-def test_two_parts_are_all_of_it(voiced: tuple[Span, ...], at: int) -> None:
+@given(voiced=voices(), cuts=st.lists(st.integers(1, 2999), max_size=3, unique=True))
+def test_the_parts_are_all_of_it(voiced: tuple[Span, ...], cuts: list[int]) -> None:
     samples = np.arange(3000, dtype=np.float32)
-    before, after = divided(Speech(samples, voiced, "de", 0.9), at / 100, 100)
-    assert np.array_equal(np.concatenate([before.samples, after.samples]), samples)
-    assert before.voiced_s is not None
-    assert after.voiced_s is not None
-    assert before.voiced_s + after.voiced_s == pytest.approx(sum(b - a for a, b in voiced))
-    for part in (before, after):
+    parts = divided(Speech(samples, voiced, "de", 0.9), [cut / 100 for cut in sorted(cuts)], 100)
+    assert np.array_equal(np.concatenate([part.samples for _, part in parts]), samples)
+    assert [start_s for start_s, _ in parts] == [0.0, *(cut / 100 for cut in sorted(cuts))]
+    told_s = sum(part.voiced_s or 0.0 for _, part in parts)
+    assert told_s == pytest.approx(sum(b - a for a, b in voiced))
+    for _, part in parts:
         assert (part.language, part.language_probability) == ("de", 0.9)
         edges = [edge for span in part.voiced or () for edge in span]
         assert edges == sorted(edges)
-        assert all(0 <= edge <= len(part.samples) / 100 + 1e-9 for edge in edges)
+        assert all(-1e-9 <= edge <= len(part.samples) / 100 + 1e-9 for edge in edges)
+
+
+def heard_together(transcriber: WhisperTranscriber, *paths: str) -> Transcript:
+    """What is heard of recordings with half a second between them."""
+    pause = np.zeros(SAMPLE_RATE // 2, np.float32)
+    samples = np.concatenate([one for path in paths for one in (speech(path), pause)])
+    voice = listen(lambda a, b: samples[a:b], len(samples), VoiceOptions())
+    (row,) = segment(voice, "none", SegmentOptions(), VoiceOptions()).rows
+    (piece,) = row.pieces
+    (transcript,) = transcriber.transcribe([Speech(samples, piece.voiced)])
+    return transcript
+
+
+@pytest.mark.parametrize("words", [False, True])
+def test_a_sentence_that_the_decoder_leaves_out_is_heard(
+    words: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whisper("tiny.en")
+    options = TranscriberOptions(device="cpu", cpu_threads=2, words=words)
+    transcriber = WhisperTranscriber("tiny.en", options)
+    both = "speech/p225/p225_016.wav", "speech/367/367-130732-0000.flac"
+    transcript = heard_together(transcriber, *both)
+    assert transcript.text.endswith("home in the sky. Lobsters and lobsters.")
+    assert transcript.flags == ("heard_in_parts",)
+    first, second = transcript.segments
+    assert second.text == "Lobsters and lobsters."
+    assert first.end_s <= second.start_s
+    if words:
+        assert transcript.words is not None
+        assert [w.word for w in transcript.words[-3:]] == ["Lobsters", "and", "lobsters."]
+        times = [t for w in transcript.words for t in (w.start_s, w.end_s)]
+        assert times == sorted(times)
+    monkeypatch.setattr(transcriber, "_windows", WindowOptions(max_untold_s=30.0))
+    assert heard_together(transcriber, *both).text.endswith("home in the sky.")

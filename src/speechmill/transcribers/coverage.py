@@ -14,7 +14,7 @@ from itertools import pairwise
 
 from speechmill.records import Speech
 
-__all__ = ["divided", "longest_pause", "longest_untold"]
+__all__ = ["cuts_around", "divided", "longest_untold", "pauses"]
 
 Span = tuple[float, float]
 
@@ -37,23 +37,40 @@ def longest_untold(
     return voices[most], spans[most]
 
 
-def longest_pause(voiced: Sequence[Span], within: Span | None = None) -> Span | None:
-    """The longest pause between two stretches of voice, of those that reach into ``within``; None
-    if there is none."""
-    start_s, end_s = within or (float("-inf"), float("inf"))
-    pauses = [
-        (end, start) for (_, end), (start, _) in pairwise(voiced) if end < end_s and start > start_s
+def pauses(voiced: Sequence[Span], at_least_s: float = 0.0) -> list[Span]:
+    """The pauses between stretches of voice, in order."""
+    between = [(end_s, start_s) for (_, end_s), (start_s, _) in pairwise(voiced)]
+    return [(a, b) for a, b in between if b - a >= at_least_s]
+
+
+def cuts_around(untold: Span, voiced: Sequence[Span], pauses: Sequence[Span]) -> list[float]:
+    """Where to part what was left out from what is told before and after it: in the middle of the
+    first and of the last of the pauses that reach into it, at least one, if there is any."""
+    start_s, end_s = untold
+    inside = [(a + b) / 2 for a, b in pauses if a < end_s and b > start_s]
+    if not inside:
+        return []
+    is_first, is_last = start_s <= voiced[0][0], end_s >= voiced[-1][1]
+    return sorted({*([] if is_first else inside[:1]), *([] if is_last else inside[-1:])})
+
+
+def divided(
+    speech: Speech, cuts_s: Sequence[float], sample_rate: int
+) -> list[tuple[float, Speech]]:
+    """The parts of a stretch that is cut at these seconds, which are in order: when each begins,
+    and the part."""
+    edges_s = [0.0, *cuts_s, len(speech.samples) / sample_rate]
+    return [
+        (start_s, _part(speech, start_s, end_s, sample_rate))
+        for start_s, end_s in pairwise(edges_s)
     ]
-    return max(pauses, key=lambda pause: pause[1] - pause[0], default=None)
 
 
-def divided(speech: Speech, at_s: float, sample_rate: int) -> tuple[Speech, Speech]:
-    """A stretch of speech as two, the second of which begins at ``at_s``."""
-    at = round(at_s * sample_rate)
-    voiced = speech.voiced or ()
-    before = tuple((a, min(b, at_s)) for a, b in voiced if a < at_s)
-    after = tuple((max(a - at_s, 0.0), b - at_s) for a, b in voiced if b > at_s)
-    return (
-        replace(speech, samples=speech.samples[:at], voiced=before),
-        replace(speech, samples=speech.samples[at:], voiced=after),
+def _part(speech: Speech, start_s: float, end_s: float, sample_rate: int) -> Speech:
+    voiced = tuple(
+        (max(a, start_s) - start_s, min(b, end_s) - start_s)
+        for a, b in speech.voiced or ()
+        if a < end_s and b > start_s
     )
+    samples = speech.samples[round(start_s * sample_rate) : round(end_s * sample_rate)]
+    return replace(speech, samples=samples, voiced=voiced)

@@ -32,7 +32,7 @@ from speechmill.quality import compression_ratio
 from speechmill.records import Segment, Speech, Transcript
 from speechmill.transcribers import ctranslate, results
 from speechmill.transcribers.base import TranscriberOptions
-from speechmill.transcribers.coverage import divided, longest_pause, longest_untold
+from speechmill.transcribers.coverage import cuts_around, divided, longest_untold, pauses
 from speechmill.transcribers.hearing import FRAME_RATE, SAMPLE_RATE, Hearing, Spoken, best
 from speechmill.transcribers.languages import LANGUAGES, language_code
 from speechmill.transcribers.windows import FULL_WINDOW_S, Heard, WindowOptions
@@ -363,15 +363,15 @@ class WhisperTranscriber:
     def _in_parts(
         self, speech: Speech, transcript: Transcript, untold: tuple[float, float]
     ) -> Transcript:
-        """Transcribe a stretch as two, parted at a pause where its transcript leaves out voice;
-        that stands if they say no more."""
-        pause = longest_pause(speech.voiced or (), untold)
-        if pause is None:
+        """Transcribe a stretch in parts, so that what its transcript leaves out is one of them; the
+        transcript stands if they say no more."""
+        voiced = speech.voiced or ()
+        cuts_s = cuts_around(untold, voiced, pauses(voiced, self._windows.untold_pause_s))
+        if not cuts_s:
             return transcript
-        middle_s = sum(pause) / 2
-        parts = divided(speech, middle_s, SAMPLE_RATE)
-        told = [self._batch([part], None)[0] for part in parts]
-        joined = join_transcripts([0.0, middle_s], told)
+        parts = divided(speech, cuts_s, SAMPLE_RATE)
+        told = [self._batch([part], None)[0] for _, part in parts]
+        joined = join_transcripts([start_s for start_s, _ in parts], told)
         if len(joined.text) <= len(transcript.text):
             return transcript
         return replace(joined, flags=tuple(sorted({*joined.flags, "heard_in_parts"})))
@@ -466,8 +466,7 @@ class WhisperTranscriber:
     ) -> tuple[float, float] | None:
         """Where the text leaves out voice; only stretches with a pause are searched for it."""
         windows, voiced = self._windows, speech.voiced or ()
-        pause = longest_pause(voiced)
-        if pause is None or pause[1] - pause[0] < windows.untold_pause_s:
+        if not pauses(voiced, windows.untold_pause_s):
             return None
         duration_s = len(speech.samples) / SAMPLE_RATE
         (aligned,) = self._ctranslate2.align(
