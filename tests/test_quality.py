@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from speechmill import quality
-from speechmill.quality import compression_ratio, repetition, speech_rate
+from speechmill.quality import compression_ratio, is_said_again, repetition, speech_rate
 
 SENTENCE = "The norsemen considered the rainbow as a bridge over which the gods passed."
 
@@ -24,6 +24,13 @@ def test_what_is_said_once_does_not_repeat() -> None:
 def test_a_sentence_said_twice_repeats_by_half() -> None:
     assert repetition(f"{SENTENCE} {SENTENCE.upper()}") == 0.5
     assert repetition("Lobsters and lobsters. Lobsters and lobsters.") == 0.5
+
+
+def test_a_word_or_a_sentence_and_nothing_else_is_said_again() -> None:
+    for text in ("July. July", "lower case lower case", "8 8 8", f"{SENTENCE} {SENTENCE.upper()}"):
+        assert is_said_again(text), text
+    for text in ("", "July", "no, no, not at all", "Lower case, upper case", SENTENCE, "…"):
+        assert not is_said_again(text), text
 
 
 def test_scripts_without_spaces_are_told_by_their_characters() -> None:

@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["compression_ratio", "doubts", "mismatch", "repetition", "speech_rate"]
+__all__ = ["compression_ratio", "doubts", "is_said_again", "mismatch", "repetition", "speech_rate"]
 
 PHRASE_WORDS: Final = 3
 PHRASE_CHARACTERS: Final = 6
@@ -65,6 +65,15 @@ def repetition(text: str) -> float:
             repeats[i : i + length] = [True] * length
         seen.add(phrase)
     return sum(repeats) / len(words) if words else 0.0
+
+
+def is_said_again(text: str) -> bool:
+    """Whether a text is nothing but one word or phrase, twice or more: "July. July"."""
+    words = re.findall(r"\w+", text.lower())
+    return any(
+        len(words) % length == 0 and words == words[:length] * (len(words) // length)
+        for length in range(1, len(words) // 2 + 1)
+    )
 
 
 def speech_rate(text: str, voiced_s: float | None) -> float | None:

@@ -31,8 +31,9 @@ from speechmill.models import resolve_whisper
 from speechmill.quality import compression_ratio
 from speechmill.records import Segment, Speech, Transcript
 from speechmill.transcribers import ctranslate, results
+from speechmill.transcribers.attention import Attention
 from speechmill.transcribers.base import TranscriberOptions
-from speechmill.transcribers.coverage import cuts_around, divided, longest_untold, pauses
+from speechmill.transcribers.coverage import cuts_around, divided, pauses
 from speechmill.transcribers.hearing import FRAME_RATE, SAMPLE_RATE, Hearing, Spoken, best
 from speechmill.transcribers.languages import LANGUAGES, language_code
 from speechmill.transcribers.windows import FULL_WINDOW_S, Heard, WindowOptions
@@ -113,6 +114,7 @@ class WhisperTranscriber:
         self._hearing = Hearing(
             self._whisper, self._placement, self._windows, self._language, self._allowed
         )
+        self._attention = Attention(self._ctranslate2, self._hearing, self._tokenizer)
         self._pool = ThreadPoolExecutor(self._placement.callers, thread_name_prefix="whisper")
         self._lock = threading.Lock()
         self._num_calls = 0
@@ -404,10 +406,12 @@ class WhisperTranscriber:
         )
         outcomes = []
         for i, (one, said) in enumerate(zip(batch, spoken, strict=True)):
-            transcript = self._believed(one, said, found[i], windows_s[i], room)
+            transcript = self._believed(one, said, found[i], windows_s[i], room, encoded[i : i + 1])
             untold = None
             if transcript is not None and transcript.text:
-                untold = self._untold(one, said, found[i], encoded[i : i + 1])
+                untold = self._attention.untold(
+                    one, found[i].sequences_ids[0], said.language, encoded[i : i + 1]
+                )
                 if self._options.words:
                     transcript = self._with_words(transcript, found[i], encoded[i : i + 1], one)
             outcomes.append(Outcome(said, transcript, untold))
@@ -420,10 +424,16 @@ class WhisperTranscriber:
         return min(MAX_TOKENS // 2, MAX_TOKENS - prompt, wanted)
 
     def _believed(
-        self, speech: Speech, spoken: Spoken, result: Any, window_s: float, room: int
+        self,
+        speech: Speech,
+        spoken: Spoken,
+        result: Any,
+        window_s: float,
+        room: int,
+        encoded: NDArray[Any],
     ) -> Transcript | None:
         """What the decoder gave for a stretch, None where it is suspicious; ``room`` is how many
-        tokens it could give."""
+        tokens it could give, of what ``encoded`` holds."""
         tokens = result.sequences_ids[0]
         # As Whisper counts it: the mean over the tokens and the one that ends the text.
         avg_logprob = result.scores[0] * len(tokens) / (len(tokens) + 1)
@@ -440,7 +450,7 @@ class WhisperTranscriber:
         )
         if self._windows.is_suspicious(heard):
             return None
-        if not _has_words(text) or self._windows.is_no_speech(heard):
+        if not _has_words(text) or self._is_made_up(heard, spoken.language, encoded):
             return self._no_words(result.no_speech_prob, window_s)
         start_s, end_s = 0.0, duration_s
         if speech.voiced:
@@ -460,25 +470,6 @@ class WhisperTranscriber:
                 low_confidence=avg_logprob < results.DECODING["log_prob_threshold"],
             ),
         )
-
-    def _untold(
-        self, speech: Speech, spoken: Spoken, result: Any, encoded: NDArray[Any]
-    ) -> tuple[float, float] | None:
-        """Where the text leaves out voice; only stretches with a pause are searched for it."""
-        windows, voiced = self._windows, speech.voiced or ()
-        if not pauses(voiced, windows.untold_pause_s):
-            return None
-        duration_s = len(speech.samples) / SAMPLE_RATE
-        (aligned,) = self._ctranslate2.align(
-            ctranslate.stored(encoded, self._placement),
-            self._tokenizer(spoken.language).sot_sequence,
-            [result.sequences_ids[0]],
-            [max(2, round(duration_s * FRAME_RATE))],
-        )
-        starts = dict(reversed(aligned.alignments))
-        starts_s = [2 * starts[token] / FRAME_RATE for token in sorted(starts)]
-        voice_s, span = longest_untold(starts_s, voiced, duration_s)
-        return span if voice_s > windows.max_untold_s else None
 
     def _no_words(self, no_speech_prob: float, window_s: float, *flags: str) -> Transcript:
         return Transcript(
@@ -545,11 +536,11 @@ class WhisperTranscriber:
         transcript = results.transcript(
             heard, len(samples) / SAMPLE_RATE, spoken, words=options.words
         )
-        if fallback and self._is_no_speech(transcript, speech):
+        if fallback and self._is_made_up_in_full(transcript, speech):
             return self._no_words(transcript.no_speech_prob or 0.0, FULL_WINDOW_S, *flags)
         return replace(transcript, flags=tuple(sorted((*transcript.flags, *flags))))
 
-    def _is_no_speech(self, transcript: Transcript, speech: Speech) -> bool:
+    def _is_made_up_in_full(self, transcript: Transcript, speech: Speech) -> bool:
         """Whether the words of the full window are made up."""
         heard = Heard(
             transcript.text,
@@ -559,7 +550,21 @@ class WhisperTranscriber:
             speech.voiced_s,
             transcript.no_speech_prob or 0.0,
         )
-        return self._windows.is_no_speech(heard)
+        window_s = self._windows.window_s(len(speech.samples), SAMPLE_RATE)
+        return self._is_made_up(
+            heard,
+            transcript.language or "en",
+            self._hearing.encoded([speech], [window_s]),
+        )
+
+    def _is_made_up(self, heard: Heard, language: str, encoded: NDArray[Any]) -> bool:
+        """Whether nobody says these words."""
+        if self._windows.is_no_speech(heard):
+            return True
+        if not self._windows.is_doubtful(heard):
+            return False
+        gain = self._attention.gain(heard.text, language, encoded, heard.duration_s)
+        return gain < self._windows.min_gain
 
     def _tokenizer(self, language: str) -> Tokenizer:
         multilingual = self._ctranslate2.is_multilingual

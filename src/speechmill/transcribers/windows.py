@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Final
 
-from speechmill.quality import compression_ratio, repetition
+from speechmill.quality import compression_ratio, is_said_again, repetition
 
 __all__ = ["FULL_WINDOW_S", "Heard", "WindowOptions"]
 
@@ -78,6 +78,13 @@ class WindowOptions:
     brief_voice_logprob: float = -0.5
     """Less voice than this is less than a word: it is not heard where Whisper, below this, hears no
     speech either."""
+    doubted_no_speech_prob: float = 0.25
+    doubted_voice: float = 0.75
+    """Words above this probability of no speech, where less of the stretch is voice, are compared
+    with silence …"""
+    min_gain: float = 1.0
+    """… and made up if the speech makes them likelier than silence does by less than this, in nats
+    a token: "you" and "Thank you." are what Whisper hears in nothing at all."""
     untold_pause_s: float = 0.2
     """A stretch with a pause at least as long is searched for voice that its text leaves out …"""
     max_untold_s: float = 1.3
@@ -107,11 +114,12 @@ class WindowOptions:
 
     def is_no_speech(self, heard: Heard) -> bool:
         """Whether these words are made up."""
-        if heard.duration_s < self.crumb_s:
-            return (
-                heard.no_speech_prob > self.max_no_speech_prob
-                and heard.avg_logprob < self.min_logprob
-            )
+        if (
+            heard.duration_s < self.crumb_s
+            and heard.no_speech_prob > self.max_no_speech_prob
+            and heard.avg_logprob < self.min_logprob
+        ):
+            return True
         if heard.voiced_s is None:
             return False
         if (
@@ -129,6 +137,14 @@ class WindowOptions:
             )
         )
 
+    def is_doubtful(self, heard: Heard) -> bool:
+        """Whether words that may be said should be compared with what silence gives."""
+        voiced_s = heard.duration_s if heard.voiced_s is None else heard.voiced_s
+        return (
+            heard.no_speech_prob > self.doubted_no_speech_prob
+            and voiced_s < self.doubted_voice * heard.duration_s
+        )
+
     def is_suspicious(self, heard: Heard) -> bool:
         """Whether a wider window should be asked."""
         is_crumb = heard.duration_s < self.crumb_s
@@ -141,6 +157,7 @@ class WindowOptions:
             or (heard.avg_logprob < self.min_logprob and not is_crumb)
             or compression_ratio(heard.text) > self.max_compression_ratio
             or repetition(heard.text) >= self.max_repetition
+            or is_said_again(heard.text)
             or num_chars > self.max_chars_per_s * max(voiced_s, 1.0)
             or (voiced_s >= 2.0 and num_chars < self.min_chars_per_s * voiced_s)
         )

@@ -1,0 +1,82 @@
+"""What Whisper's decoder tells of a text that it is given back together with the audio: when each
+token is said, and how likely it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import numpy as np
+from faster_whisper.tokenizer import Tokenizer
+from numpy.typing import NDArray
+
+from speechmill.records import Speech
+from speechmill.transcribers import ctranslate
+from speechmill.transcribers.coverage import Span, longest_untold, pauses
+from speechmill.transcribers.hearing import FRAME_RATE, SAMPLE_RATE, Hearing
+
+__all__ = ["Attention"]
+
+LEAST: Final = 1e-10
+"""No token counts as less likely."""
+
+
+class Attention:
+    """Asks the decoder. One stretch at a time, so that no answer depends on others.
+
+    Args:
+        model: CTranslate2's.
+        hearing: the encoder that is before it.
+        tokenizer: of a language.
+    """
+
+    def __init__(self, model: Any, hearing: Hearing, tokenizer: Callable[[str], Tokenizer]) -> None:
+        self._model = model
+        self._hearing = hearing
+        self._tokenizer = tokenizer
+
+    def untold(
+        self, speech: Speech, tokens: Sequence[int], language: str, encoded: NDArray[Any]
+    ) -> Span | None:
+        """Where a text leaves out voice, (start_s, end_s) from the first sample; None if it does
+        not, or where there is no pause, after which that happens.
+
+        Args:
+            speech: the stretch.
+            tokens: the text's.
+            language: its code.
+            encoded: what the decoder was given, [1, frames, width].
+        """
+        windows, voiced = self._hearing.windows, speech.voiced or ()
+        if not pauses(voiced, windows.untold_pause_s):
+            return None
+        duration_s = len(speech.samples) / SAMPLE_RATE
+        aligned = self._aligned(tokens, language, encoded, duration_s)
+        starts = dict(reversed(aligned.alignments))  # the first frame of each token
+        starts_s = [2 * starts[token] / FRAME_RATE for token in sorted(starts)]
+        voice_s, span = longest_untold(starts_s, voiced, duration_s)
+        return span if voice_s > windows.max_untold_s else None
+
+    def gain(self, text: str, language: str, encoded: NDArray[Any], duration_s: float) -> float:
+        """How much likelier the audio makes a text than silence does, in nats a token.
+
+        The text is not empty; the other arguments are those of ``untold``.
+        """
+        tokens = self._tokenizer(language).encode(f" {text}")
+        silence = self._hearing.silence[None, : encoded.shape[1]]
+        here, nowhere = (
+            self._aligned(tokens, language, given, duration_s).text_token_probs
+            for given in (encoded, silence)
+        )
+        return float(np.mean(np.log(np.maximum(here, LEAST)) - np.log(np.maximum(nowhere, LEAST))))
+
+    def _aligned(
+        self, tokens: Sequence[int], language: str, encoded: NDArray[Any], duration_s: float
+    ) -> Any:
+        (aligned,) = self._model.align(
+            ctranslate.stored(encoded, self._hearing.placement),
+            self._tokenizer(language).sot_sequence,
+            [list(tokens)],
+            [max(2, round(duration_s * FRAME_RATE))],
+        )
+        return aligned
