@@ -87,7 +87,8 @@ def speechmill(setting: Setting, clock: Clock, window: str = "adaptive") -> Tran
     ctranslate.encode = clock.timed("encoder", ctranslate.encode)
     hearing = transcriber._hearing
     hearing.features = clock.timed("features", hearing.features)
-    transcriber._in_full = clock.timed("full window", transcriber._in_full)
+    full = transcriber._full
+    full.transcribe = clock.timed("full window", full.transcribe)
     inner = transcriber._ctranslate2
     inner.generate = clock.timed("decoder (with the fallback's)", inner.generate)
 

@@ -260,7 +260,7 @@ def test_what_loops_is_heard_again_in_the_full_window(
 ) -> None:
     expected = one(opened("tiny.en", window="full"), speech(JFK))
     # As if the decoder were given no silence: then it says things twice.
-    monkeypatch.setattr(tiny, "_windows", WindowOptions(max_compression_ratio=0.1))
+    monkeypatch.setattr(tiny._adaptive, "_windows", WindowOptions(max_compression_ratio=0.1))
     transcript = one(tiny, speech(JFK))
     assert (transcript.text, transcript.segments) == (expected.text, expected.segments)
     assert transcript.flags == ("window_fallback",)
@@ -375,7 +375,7 @@ def test_speech_makes_words_likelier_than_silence_does_and_bells_do_not(model: s
         duration_s = len(samples) / SAMPLE_RATE
         window_s = WindowOptions().window_s(len(samples), SAMPLE_RATE)
         heard = encoded([Speech(samples)], [window_s])
-        return transcriber._attention.gain(text, "en", heard, duration_s)
+        return transcriber._adaptive._attention.gain(text, "en", heard, duration_s)
 
     assert gain(speech(LOBSTERS), "Lobsters and lobsters.") > 2
     assert gain(speech(CHURCHYARDS), "When churchyards yawn.") > 2
@@ -424,7 +424,7 @@ def test_a_text_that_does_not_end_is_not_believed(
 ) -> None:
     expected = one(opened("tiny.en", window="full"), speech(JFK))
     less = WindowOptions(tokens_per_s=1.0, tokens_more=1)  # than he says
-    monkeypatch.setattr(tiny, "_windows", less)
+    monkeypatch.setattr(tiny._adaptive, "_windows", less)
     transcript = one(tiny, speech(JFK))
     assert transcript.text == expected.text
     assert transcript.flags == ("window_fallback",)
@@ -565,7 +565,7 @@ def test_prompts_and_hotwords_of_any_length_leave_room_for_the_text(window: str)
     whisper = opened(
         "tiny.en", initial_prompt=told, hotwords=told, window=window, temperature=(0.0,)
     )
-    assert len(whisper._prompt("en")) <= 223 + 3
+    assert len(whisper._adaptive._wording.prompt("en")) <= 223 + 3
     assert one(whisper, speech(CHURCHYARDS)).text
 
 

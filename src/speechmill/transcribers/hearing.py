@@ -95,6 +95,11 @@ class Hearing:
         return self._windows
 
     @property
+    def language(self) -> str | None:
+        """The code of the language, if it was told."""
+        return self._language
+
+    @property
     def detects(self) -> bool:
         """Whether there is a language to detect."""
         return self._language is None and bool(self._whisper.model.is_multilingual)

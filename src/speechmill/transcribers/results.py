@@ -12,7 +12,7 @@ from speechmill.records import Segment, Transcript, Word
 from speechmill.transcribers.hearing import Spoken
 from speechmill.transcribers.windows import FULL_WINDOW_S
 
-__all__ = ["DECODING", "flags", "mean", "transcript", "words_in_order"]
+__all__ = ["DECODING", "flags", "mean", "no_words", "transcript", "words_in_order"]
 
 # Whisper's own defaults, spelt out because they shape the text: see openai/whisper, transcribe.py.
 DECODING: Final[Mapping[str, Any]] = {
@@ -32,6 +32,17 @@ def flags(language_probability: float | None, **seen: bool) -> tuple[str, ...]:
     uncertain = language_probability is not None and language_probability < UNCERTAIN_LANGUAGE
     signs = {**seen, "uncertain_language": uncertain}
     return tuple(flag for flag, found in signs.items() if found)
+
+
+def no_words(language: str | None, no_speech_prob: float, window_s: float) -> Transcript:
+    """The transcript of a stretch in which there are none."""
+    return Transcript(
+        "",
+        language=language,
+        no_speech_prob=no_speech_prob,
+        window_s=window_s,
+        flags=("no_words",),
+    )
 
 
 def words_in_order(found: Sequence[Any], duration_s: float) -> tuple[Word, ...]:

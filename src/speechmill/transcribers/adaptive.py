@@ -1,0 +1,285 @@
+"""Whisper in windows as long as the speech needs: batches of them, and what becomes of outcomes
+that cannot be believed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from numpy.typing import NDArray
+
+from speechmill.merging import join_transcripts
+from speechmill.quality import compression_ratio
+from speechmill.records import Segment, Speech, Transcript
+from speechmill.transcribers import ctranslate, results
+from speechmill.transcribers.attention import Attention
+from speechmill.transcribers.base import TranscriberOptions
+from speechmill.transcribers.coverage import cuts_around, divided, pauses
+from speechmill.transcribers.full_window import FullWindow
+from speechmill.transcribers.hearing import FRAME_RATE, SAMPLE_RATE, Hearing, Spoken
+from speechmill.transcribers.windows import FULL_WINDOW_S, Heard
+from speechmill.transcribers.wording import Wording
+
+__all__ = ["AdaptiveWindows", "OnEncoded"]
+
+MAX_TOKENS: Final = 448
+"""Prompt and text together: what Whisper's decoder has places for."""
+
+PREPENDED: Final = "\"'“¿([{-"
+APPENDED: Final = "\"'.。,，!！?？:：”)]}、"
+
+OnEncoded = Callable[[int, NDArray[Any]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What an adaptive window gave: ``transcript`` is None if it is suspicious; ``untold`` is where
+    it leaves out voice, (start_s, end_s) from the first sample."""
+
+    spoken: Spoken
+    transcript: Transcript | None
+    untold: tuple[float, float] | None = None
+
+
+class AdaptiveWindows:
+    """Transcribes batches of stretches of speech.
+
+    Args:
+        whisper: faster-whisper's model.
+        hearing: its encoder, and the rule for windows.
+        wording: its tokens.
+        full: the full window, for what no other gives.
+        options: what the transcriber was told.
+    """
+
+    def __init__(
+        self,
+        whisper: Any,
+        hearing: Hearing,
+        wording: Wording,
+        full: FullWindow,
+        options: TranscriberOptions,
+    ) -> None:
+        self._whisper = whisper
+        self._hearing = hearing
+        self._windows = hearing.windows
+        self._placement = hearing.placement
+        self._wording = wording
+        self._full = full
+        self._options = options
+        self._attention = Attention(whisper.model, hearing, wording.tokenizer)
+
+    def transcribe(
+        self, batch: Sequence[Speech], on_encoded: OnEncoded | None = None
+    ) -> list[Transcript]:
+        """Transcribe stretches of which the decoder is given equally much, none longer than 30 s.
+
+        ``on_encoded`` is called with the number of a stretch and what the encoder made of it in
+        its first window, [50 · window_s, width].
+        """
+        windows_s = [self._window_s(one) for one in batch]
+
+        def outcomes_of(some: Sequence[int]) -> list[Outcome]:
+            listening = on_encoded and (lambda i, heard: on_encoded(some[i], heard))
+            return self._heard([batch[i] for i in some], [windows_s[i] for i in some], listening)
+
+        outcomes = ctranslate.halving(outcomes_of, range(len(batch)))
+        return [
+            self._settled(one, window_s, outcome)
+            for one, window_s, outcome in zip(batch, windows_s, outcomes, strict=True)
+        ]
+
+    def _settled(self, speech: Speech, window_s: float, outcome: Outcome) -> Transcript:
+        """What an adaptive window gave, or what is heard instead where that cannot be believed."""
+        known = _known(speech, outcome.spoken)
+        if outcome.transcript is None:
+            return self._again(known, window_s)
+        if outcome.untold is None:
+            return outcome.transcript
+        return self._in_parts(known, outcome.transcript, outcome.untold)
+
+    def _again(self, speech: Speech, window_s: float) -> Transcript:
+        """Transcribe a stretch whose window gave something suspicious: in a wider one, which most
+        often will do and is cheap, and if that is no better in the full one."""
+        wider_s = window_s + self._windows.wider_s
+        if wider_s < FULL_WINDOW_S:
+            (outcome,) = self._heard([speech], [wider_s])
+            if outcome.transcript is not None:
+                return self._settled(speech, wider_s, outcome)
+        return self._in_full(speech)
+
+    def _in_parts(
+        self, speech: Speech, transcript: Transcript, untold: tuple[float, float]
+    ) -> Transcript:
+        """Transcribe a stretch in parts, so that what its transcript leaves out is one of them; the
+        transcript stands if they say no more."""
+        voiced = speech.voiced or ()
+        cuts_s = cuts_around(untold, voiced, pauses(voiced, self._windows.untold_pause_s))
+        if not cuts_s:
+            return transcript
+        parts = divided(speech, cuts_s, SAMPLE_RATE)
+        told = [self.transcribe([part])[0] for _, part in parts]
+        joined = join_transcripts([start_s for start_s, _ in parts], told)
+        if len(joined.text) <= len(transcript.text):
+            return transcript
+        return replace(joined, flags=tuple(sorted({*joined.flags, "heard_in_parts"})))
+
+    def _window_s(self, speech: Speech) -> float:
+        return self._windows.window_s(len(speech.samples), SAMPLE_RATE)
+
+    def _heard(
+        self,
+        batch: Sequence[Speech],
+        windows_s: Sequence[float],
+        on_encoded: OnEncoded | None = None,
+    ) -> list[Outcome]:
+        """What each stretch gives in its window."""
+        seen = self._hearing.heard(batch, windows_s)
+        if on_encoded is not None:
+            for i, one_heard in enumerate(seen):
+                on_encoded(i, one_heard)
+        encoded = self._hearing.with_silence(seen, windows_s)
+        output = ctranslate.stored(encoded, self._placement)
+        spoken = self._hearing.spoken(batch, windows_s, output)
+        prompts = [self._wording.prompt(one.language) for one in spoken]
+        room = self._room(windows_s[0], len(prompts[0]))
+        found = self._whisper.model.generate(
+            output,
+            prompts,
+            beam_size=self._options.beam_size,
+            patience=results.DECODING["patience"],
+            max_length=max(2 * room, len(prompts[0]) + room),  # the text gets half of it at most
+            suppress_tokens=self._wording.suppressed,
+            return_scores=True,
+            return_no_speech_prob=True,
+        )
+        outcomes = []
+        for i, (one, said) in enumerate(zip(batch, spoken, strict=True)):
+            transcript = self._believed(one, said, found[i], windows_s[i], room, encoded[i : i + 1])
+            untold = None
+            if transcript is not None and transcript.text:
+                untold = self._attention.untold(
+                    one, found[i].sequences_ids[0], said.language, encoded[i : i + 1]
+                )
+                if self._options.words:
+                    transcript = self._with_words(transcript, found[i], encoded[i : i + 1], one)
+            outcomes.append(Outcome(said, transcript, untold))
+        return outcomes
+
+    def _room(self, window_s: float, prompt: int) -> int:
+        """How many tokens the text may have that is heard in such a window, after a prompt of so
+        many: half of the decoder's places at most, as with Whisper itself."""
+        wanted = self._windows.max_tokens(self._windows.decoder_s(window_s))
+        return min(MAX_TOKENS // 2, MAX_TOKENS - prompt, wanted)
+
+    def _believed(
+        self,
+        speech: Speech,
+        spoken: Spoken,
+        result: Any,
+        window_s: float,
+        room: int,
+        encoded: NDArray[Any],
+    ) -> Transcript | None:
+        """What the decoder gave for a stretch, None where it is suspicious; ``room`` is how many
+        tokens it could give, of what ``encoded`` holds."""
+        tokens = result.sequences_ids[0]
+        # As Whisper counts it: the mean over the tokens and the one that ends the text.
+        avg_logprob = result.scores[0] * len(tokens) / (len(tokens) + 1)
+        text = self._wording.tokenizer(spoken.language).decode(tokens).strip()
+        duration_s = len(speech.samples) / SAMPLE_RATE
+        heard = Heard(
+            text,
+            avg_logprob,
+            len(tokens),
+            duration_s,
+            speech.voiced_s,
+            result.no_speech_prob,
+            room,
+        )
+        if self._windows.is_suspicious(heard):
+            return None
+        if self._is_made_up(heard, spoken.language, encoded):
+            return results.no_words(self._hearing.language, result.no_speech_prob, window_s)
+        start_s, end_s = 0.0, duration_s
+        if speech.voiced:
+            start_s, end_s = speech.voiced[0][0], min(speech.voiced[-1][1], duration_s)
+        return Transcript(
+            text,
+            language=spoken.language,
+            language_probability=spoken.probability,
+            avg_logprob=avg_logprob,
+            no_speech_prob=result.no_speech_prob,
+            compression_ratio=compression_ratio(text),
+            segments=(Segment(start_s, end_s, text, avg_logprob, result.no_speech_prob),),
+            temperature=0.0,
+            window_s=window_s,
+            flags=results.flags(
+                spoken.probability,
+                low_confidence=avg_logprob < results.DECODING["log_prob_threshold"],
+            ),
+        )
+
+    def _is_made_up(self, heard: Heard, language: str, encoded: NDArray[Any]) -> bool:
+        """Whether nobody says these words."""
+        if not any(character.isalnum() for character in heard.text):
+            return True
+        if self._windows.is_no_speech(heard):
+            return True
+        if not self._windows.is_doubtful(heard):
+            return False
+        gain = self._attention.gain(heard.text, language, encoded, heard.duration_s)
+        return gain < self._windows.min_gain
+
+    def _in_full(self, speech: Speech) -> Transcript:
+        """Transcribe a stretch in the full window, which is not believed in everything either."""
+        transcript = self._full.transcribe(speech)
+        if transcript.text and self._is_made_up_in_full(transcript, speech):
+            transcript = results.no_words(
+                self._hearing.language, transcript.no_speech_prob or 0.0, FULL_WINDOW_S
+            )
+        return replace(transcript, flags=tuple(sorted((*transcript.flags, "window_fallback"))))
+
+    def _is_made_up_in_full(self, transcript: Transcript, speech: Speech) -> bool:
+        """Whether the words of the full window are made up."""
+        heard = Heard(
+            transcript.text,
+            transcript.avg_logprob or 0.0,
+            0,
+            len(speech.samples) / SAMPLE_RATE,
+            speech.voiced_s,
+            transcript.no_speech_prob or 0.0,
+        )
+        encoded = self._hearing.encoded([speech], [self._window_s(speech)])
+        return self._is_made_up(heard, transcript.language or "en", encoded)
+
+    def _with_words(
+        self, transcript: Transcript, result: Any, encoded: NDArray[Any], speech: Speech
+    ) -> Transcript:
+        """The transcript with its words' times, by faster-whisper's alignment (cross-attention)."""
+        duration_s = len(speech.samples) / SAMPLE_RATE
+        (whole,) = transcript.segments
+        segment = {
+            "tokens": result.sequences_ids[0],
+            "start": whole.start_s,
+            "end": whole.end_s,
+            "seek": 0,
+        }
+        self._whisper.add_word_timestamps(
+            [[segment]],
+            self._wording.tokenizer(transcript.language or "en"),
+            ctranslate.stored(encoded, self._placement),
+            max(2, round(duration_s * FRAME_RATE)),
+            PREPENDED,
+            APPENDED,
+            0.0,
+        )
+        words = results.words_in_order(segment["words"], duration_s)
+        if words:
+            whole = replace(whole, start_s=words[0].start_s, end_s=words[-1].end_s)
+        return replace(transcript, words=words, segments=(whole,))
+
+
+def _known(speech: Speech, spoken: Spoken) -> Speech:
+    return replace(speech, language=spoken.language, language_probability=spoken.probability)
