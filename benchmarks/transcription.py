@@ -360,6 +360,27 @@ def cut_anew(clips: Sequence[Clip], seconds: float, count: int) -> list[Clip]:
     return pieces[:: max(1, len(pieces) // count)][:count]
 
 
+def joined(clips: Sequence[Clip], times: int) -> list[Clip]:
+    """The recordings of each language as one, in so many orders, with pauses of 0.2 to 1.5 s."""
+    rng = np.random.default_rng(0)
+    long = []
+    for language in sorted({clip.language for clip in clips}):
+        some = [clip for clip in clips if clip.language == language]
+        for number in range(times):
+            order = [some[i] for i in rng.permutation(len(some))]
+            pauses = [round(s * SAMPLE_RATE) for s in rng.uniform(0.2, 1.5, len(some))]
+            faint = [1e-3 * rng.standard_normal(length) for length in pauses]
+            samples = [
+                x for clip, pause in zip(order, faint, strict=True) for x in (clip.samples, pause)
+            ]
+            text = " ".join(clip.reference for clip in order)
+            name = f"{language}-{number}"
+            long.append(
+                Clip(name, "joined", np.concatenate(samples, dtype=np.float32), text, language)
+            )
+    return long
+
+
 def plot(path: Path, outcomes: dict[str, Outcome], clips: Sequence[Clip]) -> None:
     """Real-time factor and WER of each system, as a picture."""
     import matplotlib as mpl
@@ -403,6 +424,7 @@ def main() -> None:
     parser.add_argument("--noise", type=float, help="each recording again, at this SNR in dB")
     parser.add_argument("--cut", type=float, help="the speech in pieces of so many seconds, no WER")
     parser.add_argument("--pieces", type=int, default=200, help="of --cut, at most")
+    parser.add_argument("--join", type=int, help="each language's recordings in one, so many times")
     parser.add_argument("--portion", type=int, default=48, help="recordings handed out at once")
     parser.add_argument("--plot", type=Path, help="draw speed against WER into this file")
     arguments: argparse.Namespace = parser.parse_args()
@@ -415,6 +437,8 @@ def main() -> None:
     )[:: arguments.every]
     if arguments.cut is not None:
         clips = cut_anew(clips, arguments.cut, arguments.pieces)
+    if arguments.join is not None:
+        clips = joined(clips, arguments.join)
     if arguments.noise is not None:
         clips += with_noise(clips, arguments.noise)
     installed = [name for name in SYSTEMS if name != "openai-whisper" or find_spec("whisper")]
