@@ -446,7 +446,8 @@ def test_words_have_times_in_order_and_within_the_recording(window: str) -> None
 
 def test_words_lie_where_the_full_window_has_them() -> None:
     differences: list[float] = []
-    samples = [Speech(speech(path)) for path in CLIPS]
+    more = "speech/p225/p225_002_mic1.flac", "speech/p226/p226_003.wav"
+    samples = [Speech(speech(path)) for path in (*CLIPS, *more)]
     both = zip(
         opened("tiny.en", words=True).transcribe(samples),
         opened("tiny.en", words=True, window="full").transcribe(samples),
@@ -456,7 +457,7 @@ def test_words_lie_where_the_full_window_has_them() -> None:
         if [w.word for w in adaptive.words or ()] == [w.word for w in full.words or ()]:
             for a, b in zip(adaptive.words or (), full.words or (), strict=True):
                 differences += [abs(a.start_s - b.start_s), abs(a.end_s - b.end_s)]
-    assert len(differences) >= 30  # which texts are the same depends on the processor
+    assert len(differences) > 40
     assert np.mean(differences) < 0.05
 
 
