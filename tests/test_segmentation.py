@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from speechmill.segmentation import (
     must_listen,
     segment,
 )
+from speechmill.speakers import NUM_CEPSTRA
 from speechmill.voice import SAMPLE_RATE, Voice, VoiceOptions, listen
 from tests.weights import speech
 
@@ -43,7 +45,8 @@ def track(*lengths_and_probabilities: tuple[float, float], levels: float = 0.0) 
 
 def heard(probabilities: NDArray[np.float32], levels: NDArray[np.float32] | None = None) -> Voice:
     levels = np.zeros_like(probabilities) if levels is None else levels
-    return Voice(probabilities, levels, len(probabilities) * FRAME_S)
+    timbre = np.zeros((len(probabilities), NUM_CEPSTRA), np.float16)
+    return Voice(probabilities, levels, timbre, len(probabilities) * FRAME_S)
 
 
 def cut(voice: Voice, mode: str = "vad", options: SegmentOptions = OPTIONS) -> Segmentation:
@@ -153,6 +156,18 @@ def test_a_short_utterance_goes_to_its_nearer_neighbour() -> None:
     assert rows[2] == pytest.approx((24.9, 26.5), abs=0.05)  # alone, so it stays short
 
 
+def test_a_short_utterance_is_not_joined_with_another_speakers() -> None:
+    """Of three short utterances, two of one speaker are joined, though the third is nearer."""
+    voice = track((4, 0.9), (1.5, 0), (4, 0.9), (0.7, 0), (4, 0.9))
+    rng = np.random.default_rng(0)
+    timbre = rng.standard_normal((len(voice.probabilities), NUM_CEPSTRA)).astype(np.float16)
+    timbre[round(9.8 / FRAME_S) :] += 2
+    rows = bounds(cut(replace(voice, cepstra=timbre)).rows)
+    assert rows[0] == pytest.approx((0, 9.8), abs=0.05)
+    assert rows[1] == pytest.approx((9.9, 14.2), abs=0.05)
+    assert len(cut(voice).rows) == 1  # of one speaker, all three
+
+
 def test_what_is_nowhere_surely_a_voice_is_no_row() -> None:
     voice = track((5, 0.9), (9, 0), (1, 0.3), (9, 0), (5, 0.9))
     assert len(cut(voice).rows) == 2
@@ -173,7 +188,7 @@ def test_where_the_voice_is_even_the_cut_is_where_it_is_quietest() -> None:
     voice = track((40, 0.9))
     levels = np.full(len(voice.probabilities), -20, np.float32)
     levels[round(22 / FRAME_S) : round(22.3 / FRAME_S)] = -50
-    first, second = cut(Voice(voice.probabilities, levels, voice.duration_s)).rows
+    first, second = cut(replace(voice, levels_db=levels)).rows
     assert first.end_s == pytest.approx(22.15, abs=0.1)
     assert first.end_s == second.start_s
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from speechmill import voice as voice_module
 from speechmill.audio import resample
 from speechmill.records import Waveform
+from speechmill.speakers import NUM_CEPSTRA, cepstra
 from speechmill.voice import (
     FRAME,
     SAMPLE_RATE,
@@ -127,6 +128,20 @@ def test_a_quiet_speaker_beside_a_loud_one_is_heard() -> None:
     assert found[1][0] > len(loud) / SAMPLE_RATE + 6
 
 
+def test_a_quiet_speaker_between_two_loud_ones_is_heard_from_the_first_word() -> None:
+    """A long recording of several people has them 40 dB apart; what is amplified by the peak of
+    its neighbours would not be heard."""
+    loud, quiet = speech(CHURCHYARDS), speech(LOBSTERS) * np.float32(0.01)
+    alone = heard(quiet).probabilities >= OPTIONS.threshold
+    beside = len(loud) // FRAME * FRAME
+    pause = zeros(32 * FRAME / SAMPLE_RATE)
+    waveform = np.concatenate([loud[:beside], pause, quiet, pause, loud])
+    first = (beside + len(pause)) // FRAME
+    found = heard(waveform).probabilities[first : first + len(alone)]
+    assert alone.sum() > 20
+    assert np.mean(found[alone] >= OPTIONS.span_threshold) >= 0.95
+
+
 def test_what_is_heard_does_not_depend_on_how_much_is_read_at_a_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -139,6 +154,17 @@ def test_what_is_heard_does_not_depend_on_how_much_is_read_at_a_time(
     # The model's sums are not rounded alike for other numbers of frames.
     np.testing.assert_allclose(pieces.probabilities, whole.probabilities, atol=1e-3)
     np.testing.assert_allclose(pieces.levels_db, whole.levels_db, atol=1e-3)
+    np.testing.assert_array_equal(pieces.cepstra, whole.cepstra)
+
+
+def test_the_timbre_is_that_of_the_voice_as_loud_as_it_was() -> None:
+    waveform = speech(CHURCHYARDS)
+    quiet = heard(waveform * np.float32(0.01)).cepstra.astype(np.float64)
+    loud = heard(waveform).cepstra.astype(np.float64)
+    assert np.median(loud[:, 0] - quiet[:, 0]) == pytest.approx(np.log(1e4) * 24**0.5, rel=0.05)
+    frames = np.pad(waveform, (0, -len(waveform) % FRAME)).reshape(-1, FRAME)
+    plain = cepstra(frames).astype(np.float64)  # but for what is filtered out above 7 kHz
+    assert np.median(np.abs(plain - loud)) < 0.05
 
 
 def test_long_recordings_are_read_a_stretch_at_a_time() -> None:
@@ -180,7 +206,8 @@ def test_spans_are_apart_and_hold_every_voice(
     options = VoiceOptions(min_gap_s=min_gap_s, pad_s=1.0)
     duration_s = ((len(voiced) - 1) * FRAME + tail) / SAMPLE_RATE
     probabilities = np.asarray(voiced, np.float32)
-    found = voice_spans(Voice(probabilities, probabilities, duration_s), options)
+    timbre = np.zeros((len(voiced), NUM_CEPSTRA), np.float16)
+    found = voice_spans(Voice(probabilities, probabilities, timbre, duration_s), options)
     edges = [edge for span in found for edge in span]
     assert edges == sorted(edges)
     assert edges[0] >= 0

@@ -16,6 +16,7 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from speechmill.speakers import Sums, change
 from speechmill.voice import FRAME, SAMPLE_RATE, Voice, VoiceOptions, voice_spans
 
 __all__ = ["Piece", "Row", "SegmentOptions", "Segmentation", "keep_whole", "must_listen", "segment"]
@@ -34,7 +35,9 @@ class SegmentOptions:
     """An utterance that is shorter is joined with its nearest neighbour: Whisper understands a
     sentence or two better than a few words …"""
     join_s: float = 2.0
-    """… unless the pause between them is longer than this."""
+    """… unless the pause between them is longer than this, …"""
+    max_change: float = 0.85
+    """… or another speaker begins: the criterion of ``speakers.change``."""
     min_s: float = 2.0
     """What has to be cut leaves no end that is shorter."""
     max_s: float = 30.0
@@ -167,7 +170,7 @@ def _utterances(
     inner_s = longest_s - 2 * min(options.pad_s, longest_s / 8)
     spans = [
         span
-        for first, end in _joined(voiced, int(inner_s / FRAME_S), options)
+        for first, end in _joined(voiced, int(inner_s / FRAME_S), voice, options, voice_options)
         if voice.probabilities[first:end].max() >= voice_options.threshold
         for span in _split((first * FRAME_S, end * FRAME_S), inner_s, voice, options)
     ]
@@ -175,7 +178,11 @@ def _utterances(
 
 
 def _joined(
-    runs: NDArray[np.int64], longest: int, options: SegmentOptions
+    runs: NDArray[np.int64],
+    longest: int,
+    voice: Voice,
+    options: SegmentOptions,
+    voice_options: VoiceOptions,
 ) -> list[tuple[int, int]]:
     """Runs joined across short pauses, and then short ones with their nearest neighbour; in
     frames, as ``_runs``. Nothing within ``longest`` comes to be longer by what is joined to it."""
@@ -186,6 +193,7 @@ def _joined(
             spans[-1] = spans[-1][0], end
         else:
             spans.append((first, end))
+    speakers = [_speaker(first, end, voice, voice_options) for first, end in spans]
     before, after = list(range(-1, len(spans) - 1)), list(range(1, len(spans) + 1))
     pairs: list[tuple[int, int, int, int]] = []  # pause, length together, both indices
 
@@ -196,7 +204,12 @@ def _joined(
         pause, together = next_first - middle, end - first
         lengths = middle - first, end - next_first
         fits = together <= longest or max(lengths) > longest  # which is cut in any case
-        if pause <= reach and min(lengths) < least and fits:
+        if (
+            pause <= reach
+            and min(lengths) < least
+            and fits
+            and change(speakers[left], speakers[right]) <= options.max_change
+        ):
             heapq.heappush(pairs, (pause, together, left, right))
 
     for left in range(len(spans) - 1):
@@ -206,12 +219,19 @@ def _joined(
         if after[left] != right or spans[right][1] - spans[left][0] != together:
             continue  # one of them has been joined with another meanwhile
         spans[left] = spans[left][0], spans[right][1]
+        speakers[left] += speakers[right]
         after[left], after[right] = after[right], -1
         if after[left] < len(spans):
             before[after[left]] = left
         weigh(before[left], left)
         weigh(left, after[left])
     return [spans[i] for i in range(len(spans)) if after[i] >= 0]
+
+
+def _speaker(first: int, end: int, voice: Voice, options: VoiceOptions) -> Sums:
+    """What the voice of some frames is like."""
+    is_voice = voice.probabilities[first:end] >= options.threshold
+    return Sums.of(voice.cepstra[first:end][is_voice])
 
 
 def _split(span: Span, longest_s: float, voice: Voice, options: SegmentOptions) -> list[Span]:

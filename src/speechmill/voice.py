@@ -18,6 +18,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from speechmill.speakers import NUM_CEPSTRA, cepstra
+
 __all__ = [
     "FRAME",
     "SAMPLE_RATE",
@@ -61,7 +63,7 @@ class VoiceOptions:
     """Stretches without voice are left out if they are at least as long as this."""
     pad_s: float = 1.0
     """What is kept of them on either side."""
-    level_window_s: int = 7
+    level_window_s: int = 3
     """Each second is amplified by the peak of so many around it …"""
     level_floor: float = 1e-4
     """… but no peak counts as smaller than this (−80 dB): what is below is taken for silence."""
@@ -80,11 +82,13 @@ class Voice:
     """What was heard in a waveform of ``duration_s``, frame by frame.
 
     ``probabilities`` of a voice, 0 to 1, and ``levels_db`` (of the amplified copy; 0 is full
-    scale) are float32 [num_frames]; a frame is 32 ms, the last one may be cut short.
+    scale) are float32 [num_frames], ``cepstra`` (``speakers.cepstra``, as loud as it was)
+    [num_frames, 13]; a frame is 32 ms, the last one may be cut short.
     """
 
     probabilities: NDArray[np.float32]
     levels_db: NDArray[np.float32]
+    cepstra: NDArray[np.float16]
     duration_s: float
 
     @property
@@ -113,14 +117,17 @@ def listen(
     """
     silero = _Silero()
     probabilities, levels = [np.zeros(0, np.float32)], [np.zeros(0, np.float32)]
+    timbres = [np.zeros((0, NUM_CEPSTRA), np.float16)]
     for start in range(0, num_samples, PIECE):
-        piece = _levelled(read, start, num_samples, options)
-        frames = np.pad(piece, (0, -len(piece) % FRAME)).reshape(-1, FRAME)
+        piece, gains = _low_passed_with_gains(read, start, num_samples, options)
+        timbres.append(cepstra(_frames(piece)))
+        frames = _frames(piece * gains)
         levels.append(10 * np.log10(np.maximum(np.mean(np.square(frames), axis=1), 1e-10)))
         probabilities.append(silero.hear(frames))
     return Voice(
         _smooth(np.concatenate(probabilities)),
         np.concatenate(levels).astype(np.float32),
+        np.concatenate(timbres),
         num_samples / SAMPLE_RATE if duration_s is None else duration_s,
     )
 
@@ -168,10 +175,15 @@ class _Silero:
         return np.asarray(np.ravel(heard), np.float32)
 
 
-def _levelled(
+def _frames(piece: NDArray[np.float32]) -> NDArray[np.float32]:
+    """[num_samples] → [num_frames, 512]; the last one ends in zeros."""
+    return np.pad(piece, (0, -len(piece) % FRAME)).reshape(-1, FRAME)
+
+
+def _low_passed_with_gains(
     read: Read, start: int, num_samples: int, options: VoiceOptions
-) -> NDArray[np.float32]:
-    """The piece at ``start``, each second amplified.
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """The piece at ``start``, and how much each of its samples is to be amplified.
 
     The gains are those of the whole waveform: enough is read around the piece to know its peaks.
     """
@@ -179,13 +191,12 @@ def _levelled(
     around = (options.level_window_s // 2 + 2) * SAMPLE_RATE
     begin = max(0, start - around) // SAMPLE_RATE * SAMPLE_RATE
     samples = _low_passed(read(begin, min(last + around, num_samples)), options.cutoff_hz)
-    gains = _gains(samples, options)
+    seconds = _gains(samples, options)
     positions = np.arange(start, last, dtype=np.float64)
     positions -= begin + SAMPLE_RATE // 2
     positions /= SAMPLE_RATE
-    level = np.interp(positions, np.arange(len(gains)), gains)
-    level *= samples[start - begin : last - begin]
-    return level.astype(np.float32)
+    gains = np.interp(positions, np.arange(len(seconds)), seconds)
+    return samples[start - begin : last - begin], gains.astype(np.float32)
 
 
 def _low_passed(samples: NDArray[np.float32], cutoff_hz: float) -> NDArray[np.float32]:
