@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -105,3 +108,32 @@ def test_a_sentence_that_the_decoder_leaves_out_is_heard(
         assert times == sorted(times)
     monkeypatch.setattr(transcriber.hearing, "_windows", WindowOptions(max_untold_s=30.0))
     assert heard_together(transcriber, *both).text.endswith("home in the sky.")
+
+
+def test_next_to_nothing_of_much_speech_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One word of two sentences is heard in parts, as their pause allows; where there is none, in
+    a wider window."""
+    whisper("tiny.en")
+    transcriber = WhisperTranscriber("tiny.en", TranscriberOptions(device="cpu", cpu_threads=2))
+    model = transcriber._ctranslate2
+    (well,) = transcriber._adaptive._wording.tokenizer("en").encode(" Well")
+    generate, calls = model.generate, []
+
+    def at_first_nothing(*args: Any, **kwargs: Any) -> Any:
+        calls.append(args)
+        if len(calls) > 1:
+            return generate(*args, **kwargs)
+        return [SimpleNamespace(sequences_ids=[[well]], scores=[-0.1], no_speech_prob=0.01)]
+
+    monkeypatch.setattr(model, "generate", at_first_nothing)
+    both = "speech/p225/p225_016.wav", "speech/367/367-130732-0000.flac"
+    transcript = heard_together(transcriber, *both)
+    assert transcript.text.endswith("home in the sky. Lobsters and lobsters.")
+    assert transcript.flags == ("heard_in_parts",)
+    calls.clear()
+    samples = speech(both[0])
+    (alone,) = transcriber.transcribe([Speech(samples, ((0.1, 5.5),))])
+    assert alone.text.endswith("home in the sky.")
+    assert alone.flags == ()
+    options = WindowOptions()
+    assert alone.window_s == options.window_s(len(samples), SAMPLE_RATE) + options.wider_s

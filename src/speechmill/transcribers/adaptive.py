@@ -97,7 +97,12 @@ class AdaptiveWindows:
             return self._again(known, window_s)
         if outcome.untold is None:
             return outcome.transcript
-        return self._in_parts(known, outcome.transcript, outcome.untold)
+        told = self._in_parts(known, outcome.untold)
+        if len(told.text) > len(outcome.transcript.text):
+            return told
+        if self._says_too_little(outcome.transcript, known):
+            return self._again(known, window_s)
+        return outcome.transcript
 
     def _again(self, speech: Speech, window_s: float) -> Transcript:
         """Transcribe a stretch whose window gave something suspicious: in a wider one, which most
@@ -105,25 +110,27 @@ class AdaptiveWindows:
         wider_s = window_s + self._windows.wider_s
         if wider_s < FULL_WINDOW_S:
             (outcome,) = self._heard([speech], [wider_s])
-            if outcome.transcript is not None:
+            wider = outcome.transcript
+            if wider is not None and not self._says_too_little(wider, speech):
                 return self._settled(speech, wider_s, outcome)
         return self._in_full(speech)
 
-    def _in_parts(
-        self, speech: Speech, transcript: Transcript, untold: tuple[float, float]
-    ) -> Transcript:
-        """Transcribe a stretch in parts, so that what its transcript leaves out is one of them; the
-        transcript stands if they say no more."""
+    def _in_parts(self, speech: Speech, untold: tuple[float, float]) -> Transcript:
+        """Transcribe a stretch in parts, so that what a transcript of it leaves out is one of them;
+        "" where it cannot be parted."""
         voiced = speech.voiced or ()
         cuts_s = cuts_around(untold, voiced, pauses(voiced, self._windows.untold_pause_s))
         if not cuts_s:
-            return transcript
+            return Transcript("")
         parts = divided(speech, cuts_s, SAMPLE_RATE)
         told = [self.transcribe([part])[0] for _, part in parts]
         joined = join_transcripts([start_s for start_s, _ in parts], told)
-        if len(joined.text) <= len(transcript.text):
-            return transcript
         return replace(joined, flags=tuple(sorted({*joined.flags, "heard_in_parts"})))
+
+    def _says_too_little(self, transcript: Transcript, speech: Speech) -> bool:
+        return bool(transcript.text) and self._windows.says_too_little(
+            transcript.text, _voiced_s(speech)
+        )
 
     def _window_s(self, speech: Speech) -> float:
         return self._windows.window_s(len(speech.samples), SAMPLE_RATE)
@@ -162,7 +169,9 @@ class AdaptiveWindows:
                 untold = self._attention.untold(
                     one, found[i].sequences_ids[0], said.language, encoded[i : i + 1]
                 )
-                if self._options.words:
+                if untold is None and self._says_too_little(transcript, one):
+                    transcript = None
+                elif self._options.words:
                     transcript = self._with_words(transcript, found[i], encoded[i : i + 1], one)
             outcomes.append(Outcome(said, transcript, untold))
         return outcomes
@@ -279,6 +288,13 @@ class AdaptiveWindows:
         if words:
             whole = replace(whole, start_s=words[0].start_s, end_s=words[-1].end_s)
         return replace(transcript, words=words, segments=(whole,))
+
+
+def _voiced_s(speech: Speech) -> float:
+    """Seconds of voice; all of it where nothing listened."""
+    if speech.voiced_s is None:
+        return len(speech.samples) / SAMPLE_RATE
+    return speech.voiced_s
 
 
 def _known(speech: Speech, spoken: Spoken) -> Speech:

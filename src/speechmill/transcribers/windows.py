@@ -90,8 +90,11 @@ class WindowOptions:
     max_untold_s: float = 1.3
     """… and where that is more, it is divided at a pause, and each part heard by itself."""
     max_chars_per_s: float = 30.0
+    """Characters a second of voice, at most, …"""
     min_chars_per_s: float = 2.0
-    """Characters a second of voice; the least is asked of two seconds and more only."""
+    """… and at least, …"""
+    min_chars_of_s: float = 2.0
+    """… which is asked of so much voice and more."""
 
     @property
     def recipe(self) -> Mapping[str, object]:
@@ -159,5 +162,8 @@ class WindowOptions:
             or repetition(heard.text) >= self.max_repetition
             or is_said_again(heard.text)
             or num_chars > self.max_chars_per_s * max(voiced_s, 1.0)
-            or (voiced_s >= 2.0 and num_chars < self.min_chars_per_s * voiced_s)
         )
+
+    def says_too_little(self, text: str, voiced_s: float) -> bool:
+        """Whether most of what was said must be missing, in so many seconds of voice."""
+        return voiced_s >= self.min_chars_of_s and len(text) < self.min_chars_per_s * voiced_s
