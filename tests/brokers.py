@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -120,21 +121,39 @@ class Tansu(_Server):
         return f"kafka://127.0.0.1:{self.port}/{topic}"
 
 
-class KafkaMock:
-    """librdkafka's own broker for tests, on loopback, within this process."""
+class KafkaMock(_Server):
+    """librdkafka's own broker for tests, on loopback. It is in a process of its own because its end
+    may never come: a client that is destroyed while the broker answers it waits for good."""
 
-    def __init__(self) -> None:
-        from confluent_kafka import Producer
+    CODE = """
+import signal, sys
+from confluent_kafka import Producer
+producer = Producer({"test.mock.num.brokers": 1})
+(broker,) = producer.list_topics(timeout=float(sys.argv[2])).brokers.values()
+with open(sys.argv[1], "w") as file:
+    file.write(f"{broker.host}:{broker.port}\\n")
+signal.pause()
+"""
 
-        self._producer = Producer({"test.mock.num.brokers": 1})
-        (broker,) = self._producer.list_topics(timeout=START_TIMEOUT_S).brokers.values()
-        self._address = f"{broker.host}:{broker.port}"
+    def command(self) -> list[str]:
+        return [sys.executable, "-c", self.CODE, str(self._address), str(START_TIMEOUT_S)]
+
+    @property
+    def _address(self) -> Path:
+        return self.folder / "address"
+
+    def is_ready(self) -> bool:
+        return self._address.exists() and self._address.read_text().endswith("\n")
 
     def url(self, topic: str) -> str:
         """A topic's URL. Topics are made by asking for them: it has no other way."""
+        from confluent_kafka import Producer
+
+        address = self._address.read_text().strip()
+        client = Producer({"bootstrap.servers": address})
         for name in (topic, f"{topic}{DEAD_LETTERS}"):
-            self._producer.list_topics(name, timeout=START_TIMEOUT_S)
-        return f"kafka://{self._address}/{topic}"
+            client.list_topics(name, timeout=START_TIMEOUT_S)
+        return f"kafka://{address}/{topic}"
 
 
 class RabbitMQ(_Server):

@@ -44,9 +44,10 @@ def tansu() -> Iterator[Tansu]:
 
 
 @pytest.fixture(scope="session")
-def kafka_mock() -> KafkaMock:
+def kafka_mock() -> Iterator[KafkaMock]:
     """librdkafka's mock of Kafka, which knows what waits better than Tansu."""
-    return KafkaMock()
+    with KafkaMock() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +14,9 @@ from hypothesis import strategies as st
 from speechmill.records import Speech, Transcript
 from speechmill.segmentation import SegmentOptions, segment
 from speechmill.transcribers import TranscriberOptions
+from speechmill.transcribers.adaptive import Outcome
 from speechmill.transcribers.coverage import Span, cuts_around, divided, longest_untold, pauses
+from speechmill.transcribers.hearing import Spoken
 from speechmill.transcribers.whisper import WhisperTranscriber
 from speechmill.transcribers.windows import WindowOptions
 from speechmill.voice import VoiceOptions, listen
@@ -137,3 +140,89 @@ def test_next_to_nothing_of_much_speech_is_not_believed(monkeypatch: pytest.Monk
     assert alone.flags == ()
     options = WindowOptions()
     assert alone.window_s == options.window_s(len(samples), SAMPLE_RATE) + options.wider_s
+
+
+WHOLE = ((0.2, 5.0), (6.0, 11.0))
+"""Two sentences with a second between them."""
+
+
+class Stubbed:
+    """Adaptive windows whose outcomes are made up: ``says`` gives the text of a stretch of so many
+    seconds in a window of so many, "" for a suspicious one, and whether it leaves the rest out."""
+
+    def __init__(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        says: Callable[[float, float], tuple[str, bool]],
+        in_full: str = "",
+    ) -> None:
+        whisper("tiny.en")
+        self.asked: list[tuple[float, float]] = []
+        transcriber = WhisperTranscriber("tiny.en", TranscriberOptions(device="cpu"))
+        self._adaptive = transcriber._adaptive
+
+        def heard(batch: Sequence[Speech], windows_s: Sequence[float], _: Any = None) -> Any:
+            return [outcome(one, window_s) for one, window_s in zip(batch, windows_s, strict=True)]
+
+        def outcome(one: Speech, window_s: float) -> Outcome:
+            duration_s = len(one.samples) / SAMPLE_RATE
+            self.asked.append((duration_s, window_s))
+            text, leaves_out = says(duration_s, window_s)
+            untold = (5.0, duration_s) if leaves_out else None
+            return Outcome(Spoken("en", None), Transcript(text) if text else None, untold)
+
+        monkeypatch.setattr(self._adaptive, "_heard", heard)
+        monkeypatch.setattr(self._adaptive, "_in_full", lambda _: Transcript(in_full))
+
+    def text(self) -> str:
+        samples = np.zeros(round(11.5 * SAMPLE_RATE), np.float32)
+        (transcript,) = self._adaptive.transcribe([Speech(samples, WHOLE)])
+        return transcript.text
+
+
+SENTENCE = "And one more sentence."
+
+
+def test_a_suspicious_window_and_a_wider_one_that_leaves_out_are_heard_in_parts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def says(duration_s: float, window_s: float) -> tuple[str, bool]:
+        if duration_s < 11:
+            return (SENTENCE if duration_s > 5.8 else "This is the first.", False)
+        return ("", False) if window_s < 15 else ("Well.", True)
+
+    stubbed = Stubbed(monkeypatch, says, in_full="Well.")
+    assert stubbed.text() == f"This is the first. {SENTENCE}"
+    assert [duration_s for duration_s, _ in stubbed.asked] == [11.5, 11.5, 5.5, 6.0]
+
+
+def test_a_text_is_not_given_up_for_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    for leaves_out in (False, True):
+        stubbed = Stubbed(monkeypatch, lambda *_, out=leaves_out: ("He said.", out), in_full="")
+        assert stubbed.text() == "He said. He said." if leaves_out else "He said."
+    silent = Stubbed(monkeypatch, lambda *_: ("", False), in_full="He said so in full.")
+    assert silent.text() == "He said so in full."
+
+
+@pytest.mark.parametrize("loop", ["ha " * 80, "and more of it, " * 9, "word" * 200])
+def test_parts_that_loop_are_not_taken_for_more(loop: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def says(duration_s: float, _: float) -> tuple[str, bool]:
+        if duration_s > 11:
+            return "Good morning everyone, and welcome.", True
+        return (SENTENCE, False) if duration_s < 5.8 else (loop, False)
+
+    assert Stubbed(monkeypatch, says).text() == "Good morning everyone, and welcome."
+
+
+def test_silence_is_asked_about_texts_of_any_length() -> None:
+    """The full window may say more than the decoder has places for."""
+    whisper("tiny.en")
+    transcriber = WhisperTranscriber("tiny.en", TranscriberOptions(device="cpu"))
+    encoded = transcriber.hearing.encoded([Speech(speech("speech/p225/p225_016.wav"))], [7.0])
+    told = "The Norsemen considered the rainbow as a bridge."
+    gains = [
+        transcriber._adaptive._attention.gain(told + more, "en", encoded, 5.6)
+        for more in ("", " and so on" * 300)
+    ]
+    assert gains[0] > 1
+    assert np.isfinite(gains[1])

@@ -6,7 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from speechmill import quality
-from speechmill.quality import compression_ratio, is_said_again, repetition, speech_rate
+from speechmill.quality import (
+    compression_ratio,
+    is_said_again,
+    letter_compression_ratio,
+    repetition,
+    speech_rate,
+)
 
 SENTENCE = "The norsemen considered the rainbow as a bridge over which the gods passed."
 
@@ -31,6 +37,26 @@ def test_a_word_or_a_sentence_and_nothing_else_is_said_again() -> None:
         assert is_said_again(text), text
     for text in ("", "July", "no, no, not at all", "Lower case, upper case", SENTENCE, "…"):
         assert not is_said_again(text), text
+
+
+def test_vowel_signs_are_of_their_word() -> None:
+    for word in ("दादा", "पापा", "दीदी।", "বাবা", "தாத்தா", "की के"):
+        assert not is_said_again(word), word
+    assert is_said_again("दादा दादा")
+    hindi = "की के को का कि कू कृ"  # one consonant, seven words
+    assert repetition(hindi) == 0
+    assert repetition(f"{hindi} {hindi}") == 0.5
+
+
+def test_what_compresses_is_the_text_and_not_how_its_letters_are_written() -> None:
+    tamil = (
+        "மனிதப் பிறவியினர் சகலரும் சுதந்திரமாகவே பிறக்கின்றனர்; அவர்கள் மதிப்பிலும் உரிமைகளிலும் "
+        "சமமானவர்கள். அவர்கள் நியாயத்தையும் மனச்சாட்சியையும் இயற்பண்பாகப் பெற்றவர்கள்."
+    )
+    assert compression_ratio(tamil) > 2.4  # Whisper's own limit
+    assert letter_compression_ratio(tamil) < 1.6
+    assert letter_compression_ratio(tamil * 4) > 2.4
+    assert letter_compression_ratio(SENTENCE) == compression_ratio(SENTENCE)
 
 
 def test_scripts_without_spaces_are_told_by_their_characters() -> None:

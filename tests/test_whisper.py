@@ -524,6 +524,78 @@ def test_the_language_of_a_recording_is_heard_in_several_stretches() -> None:
     assert opened("tiny.en").detect_language(german) is None
 
 
+def test_a_recording_whose_language_is_uncertain_is_heard_in_the_full_window(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    transcriber = opened("base")
+    asked: list[float] = []
+    surest = 0.0
+
+    def probabilities(_: Speech, window_s: float) -> dict[str, float]:
+        asked.append(window_s)
+        return {"nn": surest, "de": 0.0} if window_s < FULL_WINDOW_S else {"nn": 0.0, "de": 0.9}
+
+    monkeypatch.setattr(transcriber.hearing, "probabilities", probabilities)
+    stretches = [Speech(zeros(2)), Speech(zeros(4))]
+    surest = 0.5
+    assert transcriber.detect_language(stretches) == ("de", 0.9)
+    assert sorted(asked) == [3.0, 5.0, FULL_WINDOW_S, FULL_WINDOW_S]
+    asked.clear()
+    surest = 0.7
+    assert transcriber.detect_language(stretches) == ("nn", 0.7)
+    assert sorted(asked) == [3.0, 5.0]
+
+
+def test_scripts_that_take_many_tokens_have_room_for_them_beside_others() -> None:
+    """In Georgian a second of speech takes 30 tokens; and a batch of several languages gives each
+    what it gives alone."""
+    options = WindowOptions()
+    assert options.max_tokens(12.0, "ka") > 448 > options.max_tokens(12.0, "de")
+    transcriber = opened("base")
+    batch = [
+        Speech(speech(path), language=language, language_probability=1.0)
+        for path in (LOBSTERS, CHURCHYARDS)
+        for language in ("en", "hi", "ka")
+    ]
+    together = transcriber.transcribe(batch)
+    assert together == [transcriber.transcribe([one])[0] for one in batch]
+    assert [t.language for t in together] == ["en", "hi", "ka"] * 2
+
+
+@given(st.integers(1, 400))
+def test_no_more_cores_are_idle_than_one_worker_would_take(cores: int) -> None:
+    placement = ctranslate.place("cpu", "int8", cores)
+    assert 1 <= placement.workers <= 16
+    assert placement.threads >= 1
+    assert 0 <= cores - placement.workers * placement.threads < placement.threads
+    if cores <= 16:
+        assert placement.threads == 1
+
+
+@pytest.mark.parametrize(
+    ("visible", "asked"),
+    [
+        (None, ["0", "1"]),
+        ("", ["0", "1"]),
+        ("3,5", ["3", "5"]),
+        ("GPU-a1, GPU-b2", ["GPU-a1", "GPU-b2"]),
+    ],
+)
+def test_the_memory_of_the_gpus_that_are_visible_is_asked_for(
+    visible: str | None, asked: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text(f'#!/bin/sh\necho "$1" >> {tmp_path}/asked\necho "12000 MiB"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    placement = ctranslate.Placement("cuda", (0, 1), "float16", 1, 0)
+    assert ctranslate.choose_batch_size(placement, 512, 5) == 64
+    assert (tmp_path / "asked").read_text().split() == [f"--id={name}" for name in asked]
+
+
 def test_only_languages_that_are_allowed_are_detected() -> None:
     german = speech("speech/fleurs_de/fleurs-de-004.ogg")
     transcript = one(opened("base", languages=("nl", "German")), german)

@@ -193,6 +193,8 @@ def _joined(
             spans[-1] = spans[-1][0], end
         else:
             spans.append((first, end))
+    if len(spans) < 2:
+        return spans
     speakers = [_speaker(first, end, voice, voice_options) for first, end in spans]
     before, after = list(range(-1, len(spans) - 1)), list(range(1, len(spans) + 1))
     pairs: list[tuple[int, int, int, int]] = []  # pause, length together, both indices

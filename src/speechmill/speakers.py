@@ -24,6 +24,8 @@ NUM_BANDS: Final = 24
 LOWEST_HZ: Final = 100.0
 HIGHEST_HZ: Final = 7000.0
 MIN_POWER: Final = 1e-9
+BLOCK: Final = 4096
+"""Frames that are summed at once in double precision."""
 MIN_VARIANCE: Final = 0.01
 """Added to the variance of each cepstrum: of silence and of a pure tone it would be 0."""
 
@@ -66,8 +68,12 @@ class Sums:
     @classmethod
     def of(cls, vectors: NDArray[np.float16]) -> Sums:
         """Those of cepstra, [num_frames, 13]."""
-        exact = vectors.astype(np.float64)
-        return cls(len(exact), exact.sum(axis=0), exact.T @ exact)
+        total, products = np.zeros(NUM_CEPSTRA), np.zeros((NUM_CEPSTRA, NUM_CEPSTRA))
+        for first in range(0, len(vectors), BLOCK):
+            exact = vectors[first : first + BLOCK].astype(np.float64)
+            total += exact.sum(axis=0)
+            products += exact.T @ exact
+        return cls(len(vectors), total, products)
 
     def __add__(self, other: Sums) -> Sums:
         return Sums(

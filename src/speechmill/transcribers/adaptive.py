@@ -10,7 +10,7 @@ from typing import Any, Final
 from numpy.typing import NDArray
 
 from speechmill.merging import join_transcripts
-from speechmill.quality import compression_ratio
+from speechmill.quality import compression_ratio, repetition
 from speechmill.records import Segment, Speech, Transcript
 from speechmill.transcribers import ctranslate, results
 from speechmill.transcribers.attention import Attention
@@ -93,16 +93,12 @@ class AdaptiveWindows:
     def _settled(self, speech: Speech, window_s: float, outcome: Outcome) -> Transcript:
         """What an adaptive window gave, or what is heard instead where that cannot be believed."""
         known = _known(speech, outcome.spoken)
-        if outcome.transcript is None:
-            return self._again(known, window_s)
-        if outcome.untold is None:
-            return outcome.transcript
-        told = self._in_parts(known, outcome.untold)
-        if len(told.text) > len(outcome.transcript.text):
+        told = self._told(known, outcome)
+        if told is not None:
             return told
-        if self._says_too_little(outcome.transcript, known):
-            return self._again(known, window_s)
-        return outcome.transcript
+        again = self._again(known, window_s)
+        little = outcome.transcript  # which is better than less
+        return little if little is not None and len(again.text) < len(little.text) else again
 
     def _again(self, speech: Speech, window_s: float) -> Transcript:
         """Transcribe a stretch whose window gave something suspicious: in a wider one, which most
@@ -110,27 +106,44 @@ class AdaptiveWindows:
         wider_s = window_s + self._windows.wider_s
         if wider_s < FULL_WINDOW_S:
             (outcome,) = self._heard([speech], [wider_s])
-            wider = outcome.transcript
-            if wider is not None and not self._says_too_little(wider, speech):
-                return self._settled(speech, wider_s, outcome)
+            told = self._told(speech, outcome)
+            if told is not None:
+                return told
         return self._in_full(speech)
 
-    def _in_parts(self, speech: Speech, untold: tuple[float, float]) -> Transcript:
+    def _told(self, speech: Speech, outcome: Outcome) -> Transcript | None:
+        """What a window gave, or the parts of its stretch where it leaves something out; None where
+        that is suspicious, or next to nothing."""
+        transcript = outcome.transcript
+        if transcript is None:
+            return None
+        if outcome.untold is not None:
+            parts = self._in_parts(speech, outcome.untold)
+            if parts is not None and self._say_more(parts, transcript, speech):
+                return parts
+        voiced_s = _voiced_s(speech)
+        if transcript.text and self._windows.says_too_little(transcript.text, voiced_s):
+            return None
+        return transcript
+
+    def _in_parts(self, speech: Speech, untold: tuple[float, float]) -> Transcript | None:
         """Transcribe a stretch in parts, so that what a transcript of it leaves out is one of them;
-        "" where it cannot be parted."""
+        None where it cannot be parted."""
         voiced = speech.voiced or ()
         cuts_s = cuts_around(untold, voiced, pauses(voiced, self._windows.untold_pause_s))
         if not cuts_s:
-            return Transcript("")
+            return None
         parts = divided(speech, cuts_s, SAMPLE_RATE)
         told = [self.transcribe([part])[0] for _, part in parts]
         joined = join_transcripts([start_s for start_s, _ in parts], told)
         return replace(joined, flags=tuple(sorted({*joined.flags, "heard_in_parts"})))
 
-    def _says_too_little(self, transcript: Transcript, speech: Speech) -> bool:
-        return bool(transcript.text) and self._windows.says_too_little(
-            transcript.text, _voiced_s(speech)
-        )
+    def _say_more(self, parts: Transcript, whole: Transcript, speech: Speech) -> bool:
+        """Whether parts say more than the whole, and do not loop: the full window, which one may
+        have come to, is not asked again."""
+        most = self._windows.max_chars_per_s * max(_voiced_s(speech), 1.0)
+        loops = repetition(parts.text) >= self._windows.max_repetition
+        return len(whole.text) < len(parts.text) <= most and not loops
 
     def _window_s(self, speech: Speech) -> float:
         return self._windows.window_s(len(speech.samples), SAMPLE_RATE)
@@ -150,36 +163,54 @@ class AdaptiveWindows:
         output = ctranslate.stored(encoded, self._placement)
         spoken = self._hearing.spoken(batch, windows_s, output)
         prompts = [self._wording.prompt(one.language) for one in spoken]
-        room = self._room(windows_s[0], len(prompts[0]))
-        found = self._whisper.model.generate(
-            output,
-            prompts,
-            beam_size=self._options.beam_size,
-            patience=results.DECODING["patience"],
-            max_length=max(2 * room, len(prompts[0]) + room),  # the text gets half of it at most
-            suppress_tokens=self._wording.suppressed,
-            return_scores=True,
-            return_no_speech_prob=True,
-        )
+        rooms = [self._room(windows_s[0], len(prompts[0]), one.language) for one in spoken]
+        found = self._generated(encoded, output, prompts, rooms)
         outcomes = []
         for i, (one, said) in enumerate(zip(batch, spoken, strict=True)):
-            transcript = self._believed(one, said, found[i], windows_s[i], room, encoded[i : i + 1])
+            transcript = self._believed(
+                one, said, found[i], windows_s[i], rooms[i], encoded[i : i + 1]
+            )
             untold = None
             if transcript is not None and transcript.text:
                 untold = self._attention.untold(
                     one, found[i].sequences_ids[0], said.language, encoded[i : i + 1]
                 )
-                if untold is None and self._says_too_little(transcript, one):
-                    transcript = None
-                elif self._options.words:
+                if self._options.words:
                     transcript = self._with_words(transcript, found[i], encoded[i : i + 1], one)
             outcomes.append(Outcome(said, transcript, untold))
         return outcomes
 
-    def _room(self, window_s: float, prompt: int) -> int:
+    def _generated(
+        self,
+        encoded: NDArray[Any],
+        output: Any,
+        prompts: Sequence[list[int]],
+        rooms: Sequence[int],
+    ) -> list[Any]:
+        """What the decoder makes of each stretch. Those that have as much room, most often all, are
+        computed together; ``output`` is all that is encoded, stored on the device."""
+        found: dict[int, Any] = {}
+        for room in sorted(set(rooms)):
+            some = [i for i, one in enumerate(rooms) if one == room]
+            if len(some) < len(rooms):
+                output = ctranslate.stored(encoded[some], self._placement)
+            results_of_some = self._whisper.model.generate(
+                output,
+                [prompts[i] for i in some],
+                beam_size=self._options.beam_size,
+                patience=results.DECODING["patience"],
+                max_length=max(2 * room, len(prompts[0]) + room),  # the text gets half at most
+                suppress_tokens=self._wording.suppressed,
+                return_scores=True,
+                return_no_speech_prob=True,
+            )
+            found |= zip(some, results_of_some, strict=True)
+        return [found[i] for i in range(len(rooms))]
+
+    def _room(self, window_s: float, prompt: int, language: str) -> int:
         """How many tokens the text may have that is heard in such a window, after a prompt of so
         many: half of the decoder's places at most, as with Whisper itself."""
-        wanted = self._windows.max_tokens(self._windows.decoder_s(window_s))
+        wanted = self._windows.max_tokens(self._windows.decoder_s(window_s), language)
         return min(MAX_TOKENS // 2, MAX_TOKENS - prompt, wanted)
 
     def _believed(

@@ -20,6 +20,10 @@ __all__ = ["Attention"]
 LEAST: Final = 1e-10
 """No token counts as less likely."""
 
+MOST: Final = 224
+"""Tokens that are given back to the decoder: half of its places, as it has for a text. The full
+window may give more, as it goes on with the rest of the audio."""
+
 
 class Attention:
     """Asks the decoder. One stretch at a time, so that no answer depends on others.
@@ -60,9 +64,10 @@ class Attention:
     def gain(self, text: str, language: str, encoded: NDArray[Any], duration_s: float) -> float:
         """How much likelier the audio makes a text than silence does, in nats a token.
 
-        The text is not empty; the other arguments are those of ``untold``.
+        The text is not empty, and its beginning will do; the other arguments are those of
+        ``untold``.
         """
-        tokens = self._tokenizer(language).encode(f" {text}")
+        tokens = self._tokenizer(language).encode(f" {text}")[:MOST]
         silence = self._hearing.silence[None, : encoded.shape[1]]
         here, nowhere = (
             self._aligned(tokens, language, given, duration_s).text_token_probs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import subprocess
 import threading
@@ -110,14 +111,10 @@ def place(device: str, compute_type: str, cpu_threads: int = 0) -> Placement:
         )
     devices = (int(index),) if index else tuple(range(num_gpus if kind == "cuda" else 1))
     cores = cpu_threads or num_cores()
-    workers = min(cores, MAX_WORKERS) if kind == "cpu" else 1
-    return Placement(
-        kind,
-        devices,
-        _compute_type(device, kind, devices, compute_type),
-        workers,
-        max(1, cores // workers) if kind == "cpu" else 0,
-    )
+    threads = -(-cores // MAX_WORKERS) if kind == "cpu" else 0
+    workers = cores // threads if kind == "cpu" else 1
+    compute_type = _compute_type(device, kind, devices, compute_type)
+    return Placement(kind, devices, compute_type, workers, threads)
 
 
 def _compute_type(device: str, kind: str, devices: Sequence[int], compute_type: str) -> str:
@@ -148,8 +145,13 @@ def choose_batch_size(placement: Placement, width: int, beam_size: int) -> int:
 
 
 def _free_gpu_memory(index: int) -> int:
-    """Free memory of a GPU in bytes, as its driver says; 4 GB if it does not say."""
-    query = ["nvidia-smi", f"--id={index}", "--query-gpu=memory.free", "--format=csv,noheader"]
+    """Free memory of a GPU in bytes, as its driver says; 4 GB if it does not say.
+
+    The driver counts all GPUs, CTranslate2 those that this process may see.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    name = visible[index].strip() if index < len(visible) and visible[index] else str(index)
+    query = ["nvidia-smi", f"--id={name}", "--query-gpu=memory.free", "--format=csv,noheader"]
     try:
         said = subprocess.run(  # noqa: S603 - fixed arguments
             query, capture_output=True, check=True, text=True, timeout=10

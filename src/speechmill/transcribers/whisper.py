@@ -244,19 +244,24 @@ class WhisperTranscriber:
             return None
         try:
             with self._call():
-                heard = [
-                    self._pool.submit(self._hearing.probabilities, one, self._window_s(one))
-                    for one in speech
-                ]
-                probabilities = [job.result() for job in heard]
+                windows_s = [self._window_s(one) for one in speech]
+                found = self._mean_language(speech, windows_s)
+                if found[1] < self._windows.sure_language and min(windows_s) < FULL_WINDOW_S:
+                    found = self._mean_language(speech, [FULL_WINDOW_S] * len(speech))
         except (RuntimeError, MemoryError) as error:
             raise self._cannot_run(error) from error
-        return best(
-            {
-                code: sum(p[code] for p in probabilities) / len(probabilities)
-                for code in probabilities[0]
-            }
-        )
+        return found
+
+    def _mean_language(
+        self, speech: Sequence[Speech], windows_s: Sequence[float]
+    ) -> tuple[str, float]:
+        """The language of highest mean probability over stretches in such windows."""
+        jobs = [
+            self._pool.submit(self._hearing.probabilities, one, window_s)
+            for one, window_s in zip(speech, windows_s, strict=True)
+        ]
+        heard = [job.result() for job in jobs]
+        return best({code: sum(one[code] for one in heard) / len(heard) for code in heard[0]})
 
     def _cannot_run(self, error: BaseException) -> ModelError:
         return ModelError(

@@ -14,11 +14,17 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Final
 
-from speechmill.quality import compression_ratio, is_said_again, repetition
+from speechmill.quality import is_said_again, letter_compression_ratio, repetition
 
 __all__ = ["FULL_WINDOW_S", "Heard", "WindowOptions"]
 
 FULL_WINDOW_S: Final = 30.0
+
+SPELLED_OUT: Final = frozenset(
+    "am as bn bo gu hi hy ka km kn lo ml mr my ne pa sa si ta te th".split()  # noqa: SIM905 - short
+)
+"""Languages in whose scripts a letter takes Whisper a token and up to three: Ethiopic, Georgian,
+those of India and around. English has a fifth of a token a letter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +63,7 @@ class WindowOptions:
     tokens_per_s: float = 12.0
     """More tokens than this a second of audio, and …"""
     tokens_more: int = 20
-    """… these besides, are no speech."""
+    """… these besides, are no speech, but in languages that are ``SPELLED_OUT``."""
     sure_language: float = 0.6
     """A language that is detected with less is detected in the full window, too."""
     max_repetition: float = 0.3
@@ -111,8 +117,10 @@ class WindowOptions:
         steps = math.ceil(round((window_s + self.silence_s) / self.decoder_grid_s, 6))
         return min(steps * self.decoder_grid_s, FULL_WINDOW_S)
 
-    def max_tokens(self, decoder_s: float) -> int:
+    def max_tokens(self, decoder_s: float, language: str = "en") -> int:
         """Tokens that a window may give before the decoder, which is given so much, is stopped."""
+        if language in SPELLED_OUT:
+            return 10**6
         return self.tokens_more + math.ceil(self.tokens_per_s * (decoder_s - self.silence_s))
 
     def is_no_speech(self, heard: Heard) -> bool:
@@ -158,7 +166,7 @@ class WindowOptions:
         return (
             heard.num_tokens >= heard.max_tokens
             or (heard.avg_logprob < self.min_logprob and not is_crumb)
-            or compression_ratio(heard.text) > self.max_compression_ratio
+            or letter_compression_ratio(heard.text) > self.max_compression_ratio
             or repetition(heard.text) >= self.max_repetition
             or is_said_again(heard.text)
             or num_chars > self.max_chars_per_s * max(voiced_s, 1.0)
