@@ -51,7 +51,7 @@ def joined(speakers: tuple[str, ...], gap_s: float = 0.8) -> bytes:
     return buffer.getvalue()
 
 
-LONG = ("p901", "p902", "p906")
+LONG = ("p901", "p902", "p903", "p906")
 
 
 def rows_of(sink: str, **columns: Any) -> list[dict[str, Any]]:
@@ -97,6 +97,22 @@ def test_a_long_recording_becomes_a_row_for_each_utterance() -> None:
     assert (again.recordings, again.already_done) == (0, 2)
     assert summarize(open_store(sink)).rows == len(rows) + 1
     assert len(summarize(open_store(sink)).slowest) == 2
+
+
+def test_no_row_is_of_two_speakers() -> None:
+    speakers = ("p901", "p902", "p903", "p904", "p905", "p906")
+    turns_s = [0.0]
+    for speaker in speakers:
+        lengths = [soundfile.info(path).duration + 0.8 for path in clips(speaker)]
+        turns_s.append(turns_s[-1] + sum(lengths))
+    sink = memory()
+    build(memory({"talks/all.flac": joined(speakers)}), sink)
+    rows = rows_of(sink)
+    assert len(rows) >= len(speakers)
+    for row in rows:
+        middle_s = (row["start_s"] + row["end_s"]) / 2
+        (turn,) = [k for k in range(len(speakers)) if turns_s[k] <= middle_s < turns_s[k + 1]]
+        assert turns_s[turn] - 0.5 < row["start_s"] < row["end_s"] < turns_s[turn + 1] + 0.1
 
 
 def test_what_a_recording_cost_is_shared_by_its_rows() -> None:
