@@ -14,6 +14,11 @@ from tests.services import SeaweedFS, find_weed
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What waits for minutes comes first, so that there is something beside it to be done."""
+    items.sort(key=lambda item: item.path.stem != "test_queue_chaos")
+
+
 @pytest.fixture(autouse=True)
 def _no_own_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test uses, or depends on, the AWS set-up of whoever runs it."""
