@@ -123,7 +123,7 @@ class Tansu(_Server):
 
 class KafkaMock(_Server):
     """librdkafka's own broker for tests, on loopback. It is in a process of its own because its end
-    may never come: a client that is destroyed while the broker answers it waits for good."""
+    may never come: destroyed within that of the tests, it once hung the whole run."""
 
     CODE = """
 import signal, sys

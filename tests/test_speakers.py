@@ -90,7 +90,8 @@ def test_who_is_first_makes_no_difference_and_nothing_is_nobody(
 
 
 def test_cepstra_are_those_of_the_definition() -> None:
-    """A tone has its energy in the band where it lies; a louder one has only another c0."""
+    """What is louder by a factor has another c0 and nothing else; other bands, other cepstra; and
+    what is silent, the least power in each band."""
     time_s = np.arange(512) / 16_000
     frames = (0.1 * np.sin(2 * np.pi * np.outer([1000.0, 1000.0, 4000.0], time_s))).astype(
         np.float32
@@ -99,6 +100,9 @@ def test_cepstra_are_those_of_the_definition() -> None:
     noise = np.random.default_rng(0).standard_normal((1, 512)).astype(np.float32)
     tone, louder, other = cepstra(frames + 0.01 * noise).astype(np.float64)
     assert louder[0] > tone[0] + 1
+    loud = cepstra(10 * noise).astype(np.float64) - cepstra(noise).astype(np.float64)
+    assert loud[0, 0] == pytest.approx(np.log(100) * np.sqrt(24), abs=0.1)  # of power, by the DCT
+    np.testing.assert_allclose(loud[0, 1:], 0, atol=0.05)
     assert np.abs(tone[1:] - other[1:]).max() > 3
     silence = cepstra(np.zeros((2, 512), np.float32))
     assert silence.shape == (2, NUM_CEPSTRA)
