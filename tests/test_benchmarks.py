@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 from benchmarks.references import bootstrap
 
 from tests.services import find_weed
-from tests.weights import whisper
+from tests.weights import SAMPLE_RATE, whisper
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = sorted(
@@ -97,6 +98,19 @@ def test_overhead_sets_a_build_against_a_loop() -> None:
     )
     assert_names_the_machine(printed)
     assert [row[0] for row in table(printed)] == ["wall time", "processor time"]
+
+
+def test_no_speech_counts_the_texts_of_what_nobody_says(tmp_path: Path) -> None:
+    whisper("base")
+    noise = np.random.default_rng(0).standard_normal((4, SAMPLE_RATE)).astype(np.float32)
+    for number, samples in enumerate(0.1 * noise):
+        soundfile.write(tmp_path / f"{number}.wav", samples, SAMPLE_RATE)
+    (tmp_path / "broken.wav").write_bytes(b"RIFF")
+    printed = run("no_speech", "--corpus", str(tmp_path), "--system", "speechmill", "--show")
+    assert_names_the_machine(printed)
+    assert "left out: broken.wav: " in printed
+    assert "; 4 recordings and excerpts, 4 s" in printed
+    assert table(printed)[0][:4] == ["speechmill", "0", "0.0 %", "0"]
 
 
 def test_reading_sets_arrays_against_lists_and_goes_through_epochs() -> None:

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from speechmill import quality
 from speechmill.quality import (
+    can_be_said,
     compression_ratio,
     is_said_again,
     letter_compression_ratio,
@@ -30,6 +31,13 @@ def test_what_is_said_once_does_not_repeat() -> None:
 def test_a_sentence_said_twice_repeats_by_half() -> None:
     assert repetition(f"{SENTENCE} {SENTENCE.upper()}") == 0.5
     assert repetition("Lobsters and lobsters. Lobsters and lobsters.") == 0.5
+
+
+def test_signs_can_be_said_and_dots_and_notes_cannot() -> None:
+    for text in ("no", "3", "$", "% %", "€.", "はい", "नहीं"):
+        assert can_be_said(text), text
+    for text in ("", " ", ". . .", "…", "♪♪", "- -", "¿?", "!"):
+        assert not can_be_said(text), text
 
 
 def test_a_word_or_a_sentence_and_nothing_else_is_said_again() -> None:

@@ -27,6 +27,7 @@ from speechmill.transcribers import (
     resolve_compute_type,
 )
 from speechmill.transcribers import results as results_module
+from speechmill.transcribers.attention import Attention
 from speechmill.transcribers.hearing import MelFilters
 from speechmill.transcribers.languages import LANGUAGES, language_code
 from speechmill.transcribers.whisper import WhisperTranscriber
@@ -348,27 +349,30 @@ def test_bells_that_are_like_a_voice_say_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "voiced_s", "avg_logprob", "no_speech_prob", "made_up"),
+    ("gain", "voiced_s", "avg_logprob", "no_speech_prob", "made_up"),
     [
-        ("you", 0.6, -1.1, 0.5, True),
-        ("you", 1.6, -1.1, 0.5, False),
-        ("you", None, -1.1, 0.5, False),
-        ("you", 0.6, -0.9, 0.5, False),
-        ("you", 0.6, -1.1, 0.3, False),
-        ("oh, oh, oh, oh, oh", 0.6, -0.9, 0.5, True),
-        ("oh, oh, oh, oh, oh", 1.6, -0.9, 0.5, False),
-        ("oh, oh, oh, oh, oh", 0.6, -0.9, 0.3, False),
-        ("you", 0.15, -0.6, 0.7, True),
-        ("you", 0.15, -0.4, 0.7, False),
-        ("you", 0.15, -0.6, 0.5, False),
-        ("you", 0.25, -0.6, 0.7, False),
+        (0.4, 3.9, -0.1, 0.1, True),  # silence says it as well
+        (0.6, 3.9, -0.1, 0.1, False),  # noise as loud as the voice
+        (0.6, None, -0.1, 0.1, False),
+        (0.9, 2.9, -0.1, 0.1, True),  # music
+        (1.1, 2.9, -0.1, 0.1, False),
+        (2.9, 1.4, -1.0, 0.3, True),  # a chime or two
+        (3.1, 1.4, -1.0, 0.3, False),  # "Golf."
+        (2.9, 1.6, -1.0, 0.3, False),
+        (2.9, 1.4, -0.8, 0.3, False),  # "Vendredi."
+        (2.9, 1.4, -1.0, 0.2, False),
+        (2.1, 2.1, -1.0, 0.3, False),
     ],
 )
-def test_words_are_made_up_that_whisper_doubts_twice_where_there_is_little_voice(
-    text: str, voiced_s: float | None, avg_logprob: float, no_speech_prob: float, made_up: bool
+def test_words_are_made_up_that_silence_would_give_as_well(
+    gain: float,
+    voiced_s: float | None,
+    avg_logprob: float,
+    no_speech_prob: float,
+    made_up: bool,
 ) -> None:
-    heard = Heard(text, avg_logprob, 1, 4.0, voiced_s, no_speech_prob)
-    assert WindowOptions().is_no_speech(heard) == made_up
+    heard = Heard("you", avg_logprob, 1, 4.0, voiced_s, no_speech_prob)
+    assert WindowOptions().is_made_up(heard, gain) == made_up
 
 
 @pytest.mark.parametrize("model", ["tiny.en", "base"])
@@ -388,27 +392,69 @@ def test_speech_makes_words_likelier_than_silence_does_and_bells_do_not(model: s
     bells = [chime(seed) for seed in (19, 29, 43)]
     for samples in (*bells, zeros(3.0)):
         for text in ("you", "You", "Thank you."):
-            assert gain(samples, text) < WindowOptions().min_gain, text
+            assert gain(samples, text) < WindowOptions().least_gain, text
+
+
+@pytest.mark.parametrize(
+    ("gain", "voiced_s", "made_up"),
+    [(2.9, 0.4, True), (2.1, 0.6, False), (1.9, 0.6, True), (1.9, 1.0, True)],
+)
+def test_a_brief_stretch_that_is_voice_needs_less_gain(
+    gain: float, voiced_s: float, made_up: bool
+) -> None:
+    heard = Heard("Para", -1.0, 1, 1.0, voiced_s, 0.4)
+    assert WindowOptions().is_made_up(heard, gain) == made_up
+
+
+def test_words_of_a_crumb_are_made_up_where_whisper_says_so_twice() -> None:
+    def is_made_up(*, avg_logprob: float, no_speech_prob: float, duration_s: float) -> bool:
+        heard = Heard("you", avg_logprob, 1, duration_s, duration_s, no_speech_prob)
+        return WindowOptions().is_made_up(heard, 9.0)
+
+    assert is_made_up(avg_logprob=-1.2, no_speech_prob=0.8, duration_s=1.0)
+    assert not is_made_up(avg_logprob=-0.8, no_speech_prob=0.8, duration_s=1.0)
+    assert not is_made_up(avg_logprob=-1.2, no_speech_prob=0.5, duration_s=1.0)
+    assert not is_made_up(avg_logprob=-1.2, no_speech_prob=0.8, duration_s=2.0)
+
+
+@pytest.mark.parametrize(
+    ("voiced_s", "no_speech_prob", "made_up"),
+    [(0.15, 0.7, True), (0.15, 0.5, False), (0.26, 0.7, False), (None, 0.7, False)],
+)
+def test_less_voice_than_a_word_needs_to_be_speech(
+    voiced_s: float | None, no_speech_prob: float, made_up: bool
+) -> None:
+    heard = Heard("you", -0.4, 1, 4.0, voiced_s, no_speech_prob)
+    assert WindowOptions().is_made_up(heard, 9.0) == made_up
 
 
 def test_only_doubtful_words_are_compared_with_silence() -> None:
     windows = WindowOptions()
     assert windows.is_doubtful(Heard("you", -0.8, 1, 4.0, 0.6, 0.4))
-    assert windows.is_doubtful(Heard("you", -0.8, 1, 1.0, 0.6, 0.4))
-    assert not windows.is_doubtful(Heard("you", -0.8, 1, 4.0, 0.6, 0.2))
-    assert not windows.is_doubtful(Heard("you", -0.8, 1, 4.0, 3.5, 0.4))
-    assert not windows.is_doubtful(Heard("you", -0.8, 1, 4.0, None, 0.4))
+    assert windows.is_doubtful(Heard("you", -0.8, 1, 4.0, 3.9, 0.4))
+    assert windows.is_doubtful(Heard("you", -0.8, 1, 4.0, 0.6, 0.1))
+    assert windows.is_doubtful(Heard("you", -1.0, 1, 4.0, 3.9, 0.1))
+    assert windows.is_doubtful(Heard("you", -0.8, 1, 4.0, None, 0.4))
+    assert not windows.is_doubtful(Heard("you", -0.8, 1, 4.0, 3.9, 0.1))
+    assert not windows.is_doubtful(Heard("you", -0.8, 1, 4.0, None, 0.1))
 
 
-def test_words_of_a_crumb_are_made_up_where_whisper_says_so_twice() -> None:
-    def is_no_speech(*, avg_logprob: float, no_speech_prob: float, duration_s: float) -> bool:
-        heard = Heard("you", avg_logprob, 1, duration_s, duration_s, no_speech_prob)
-        return WindowOptions().is_no_speech(heard)
-
-    assert is_no_speech(avg_logprob=-1.2, no_speech_prob=0.8, duration_s=1.0)
-    assert not is_no_speech(avg_logprob=-0.8, no_speech_prob=0.8, duration_s=1.0)
-    assert not is_no_speech(avg_logprob=-1.2, no_speech_prob=0.5, duration_s=1.0)
-    assert not is_no_speech(avg_logprob=-1.2, no_speech_prob=0.8, duration_s=2.0)
+@pytest.mark.parametrize(
+    ("gain", "flags"),
+    [(0.3, {"no_words"}), (1.5, {"low_confidence", "maybe_made_up"}), (4.0, {"low_confidence"})],
+)
+def test_what_hardly_gains_is_flagged_and_what_does_not_is_none(
+    tiny: WhisperTranscriber, monkeypatch: pytest.MonkeyPatch, gain: float, flags: set[str]
+) -> None:
+    adaptive = tiny._adaptive
+    monkeypatch.setattr(Attention, "gain", lambda *_: gain)
+    samples = speech(LOBSTERS)
+    heard = Heard("Lobsters.", -1.1, 3, len(samples) / SAMPLE_RATE, None, 0.1)
+    told = Transcript("Lobsters.", language="en", window_s=5.0, flags=("low_confidence",))
+    transcript = adaptive._weighed(told, heard, np.zeros((1, 500, 384), np.float32))
+    assert set(transcript.flags) == flags
+    assert transcript.text == ("" if gain < 0.5 else "Lobsters.")
+    assert transcript.window_s == 5.0
 
 
 @given(num_samples=st.integers(0, 30 * SAMPLE_RATE))

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "can_be_said",
     "compression_ratio",
     "doubts",
     "is_said_again",
@@ -39,6 +40,9 @@ SLOWEST_OF_S: Final = 3.0
 """… where there are so many seconds of voice."""
 LEAST_VOICE_S: Final = 0.25
 """Of less voice no rate is to be told."""
+
+SPOKEN_SIGNS: Final = "%&@#+"
+"""Besides currencies. Whisper writes them for a word alone."""
 
 RATHER_NO_SPEECH: Final = 0.6
 """Whisper's own threshold, above which it holds a window for one without speech. It believes words
@@ -101,6 +105,15 @@ def is_said_again(text: str) -> bool:
     return any(
         len(words) % length == 0 and words == words[:length] * (len(words) // length)
         for length in range(1, len(words) // 2 + 1)
+    )
+
+
+def can_be_said(text: str) -> bool:
+    """Whether there is a letter in a text, a digit or a sign that is read out, as "%" and "$". Dots
+    and notes of music are none."""
+    return any(
+        character.isalnum() or character in SPOKEN_SIGNS or unicodedata.category(character) == "Sc"
+        for character in text
     )
 
 

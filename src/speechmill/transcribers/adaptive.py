@@ -10,7 +10,7 @@ from typing import Any, Final
 from numpy.typing import NDArray
 
 from speechmill.merging import join_transcripts
-from speechmill.quality import compression_ratio, repetition
+from speechmill.quality import can_be_said, compression_ratio, repetition
 from speechmill.records import Segment, Speech, Transcript
 from speechmill.transcribers import ctranslate, results
 from speechmill.transcribers.attention import Attention
@@ -240,12 +240,10 @@ class AdaptiveWindows:
         )
         if self._windows.is_suspicious(heard):
             return None
-        if self._is_made_up(heard, spoken.language, encoded):
-            return results.no_words(self._hearing.language, result.no_speech_prob, window_s)
         start_s, end_s = 0.0, duration_s
         if speech.voiced:
             start_s, end_s = speech.voiced[0][0], min(speech.voiced[-1][1], duration_s)
-        return Transcript(
+        transcript = Transcript(
             text,
             language=spoken.language,
             language_probability=spoken.probability,
@@ -260,39 +258,41 @@ class AdaptiveWindows:
                 low_confidence=avg_logprob < results.DECODING["log_prob_threshold"],
             ),
         )
-
-    def _is_made_up(self, heard: Heard, language: str, encoded: NDArray[Any]) -> bool:
-        """Whether nobody says these words."""
-        if not any(character.isalnum() for character in heard.text):
-            return True
-        if self._windows.is_no_speech(heard):
-            return True
-        if not self._windows.is_doubtful(heard):
-            return False
-        gain = self._attention.gain(heard.text, language, encoded, heard.duration_s)
-        return gain < self._windows.min_gain
+        return self._weighed(transcript, heard, encoded)
 
     def _in_full(self, speech: Speech) -> Transcript:
         """Transcribe a stretch in the full window, which is not believed in everything either."""
         transcript = self._full.transcribe(speech)
-        if transcript.text and self._is_made_up_in_full(transcript, speech):
-            transcript = results.no_words(
-                self._hearing.language, transcript.no_speech_prob or 0.0, FULL_WINDOW_S
+        if transcript.text:
+            heard = Heard(
+                transcript.text,
+                transcript.avg_logprob or 0.0,
+                0,
+                len(speech.samples) / SAMPLE_RATE,
+                speech.voiced_s,
+                transcript.no_speech_prob or 0.0,
             )
+            encoded = self._hearing.encoded([speech], [self._window_s(speech)])
+            transcript = self._weighed(transcript, heard, encoded)
         return replace(transcript, flags=tuple(sorted((*transcript.flags, "window_fallback"))))
 
-    def _is_made_up_in_full(self, transcript: Transcript, speech: Speech) -> bool:
-        """Whether the words of the full window are made up."""
-        heard = Heard(
-            transcript.text,
-            transcript.avg_logprob or 0.0,
-            0,
-            len(speech.samples) / SAMPLE_RATE,
-            speech.voiced_s,
-            transcript.no_speech_prob or 0.0,
-        )
-        encoded = self._hearing.encoded([speech], [self._window_s(speech)])
-        return self._is_made_up(heard, transcript.language or "en", encoded)
+    def _weighed(self, transcript: Transcript, heard: Heard, encoded: NDArray[Any]) -> Transcript:
+        """A transcript with text, flagged if the speech hardly makes it likelier than silence
+        does; one without words if nobody says them."""
+        says_something = can_be_said(heard.text)
+        if says_something and not self._windows.is_doubtful(heard):
+            return transcript
+        gain = 0.0
+        if says_something:
+            language = transcript.language or "en"
+            gain = self._attention.gain(heard.text, language, encoded, heard.duration_s)
+        if not says_something or self._windows.is_made_up(heard, gain):
+            return results.no_words(
+                self._hearing.language, heard.no_speech_prob, transcript.window_s
+            )
+        if gain >= self._windows.low_gain:
+            return transcript
+        return replace(transcript, flags=tuple(sorted((*transcript.flags, "maybe_made_up"))))
 
     def _with_words(
         self, transcript: Transcript, result: Any, encoded: NDArray[Any], speech: Speech

@@ -55,7 +55,7 @@ class Attention:
         if not pauses(voiced, windows.untold_pause_s):
             return None
         duration_s = len(speech.samples) / SAMPLE_RATE
-        aligned = self._aligned(tokens, language, encoded, duration_s)
+        (aligned,) = self._aligned(tokens, language, encoded, duration_s)
         starts = dict(reversed(aligned.alignments))  # the first frame of each token
         starts_s = [2 * starts[token] / FRAME_RATE for token in sorted(starts)]
         voice_s, span = longest_untold(starts_s, voiced, duration_s)
@@ -69,19 +69,20 @@ class Attention:
         """
         tokens = self._tokenizer(language).encode(f" {text}")[:MOST]
         silence = self._hearing.silence[None, : encoded.shape[1]]
+        both = np.concatenate((encoded, silence.astype(encoded.dtype)))
         here, nowhere = (
-            self._aligned(tokens, language, given, duration_s).text_token_probs
-            for given in (encoded, silence)
+            np.log(np.maximum(aligned.text_token_probs, LEAST))
+            for aligned in self._aligned(tokens, language, both, duration_s)
         )
-        return float(np.mean(np.log(np.maximum(here, LEAST)) - np.log(np.maximum(nowhere, LEAST))))
+        return float(np.mean(here - nowhere))
 
     def _aligned(
         self, tokens: Sequence[int], language: str, encoded: NDArray[Any], duration_s: float
     ) -> Any:
-        (aligned,) = self._model.align(
+        """What the decoder says of a text, given each of what is encoded."""
+        return self._model.align(
             ctranslate.stored(encoded, self._hearing.placement),
             self._tokenizer(language).sot_sequence,
-            [list(tokens)],
-            [max(2, round(duration_s * FRAME_RATE))],
+            [list(tokens)] * len(encoded),
+            [max(2, round(duration_s * FRAME_RATE))] * len(encoded),
         )
-        return aligned

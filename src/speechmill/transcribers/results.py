@@ -34,7 +34,7 @@ def flags(language_probability: float | None, **seen: bool) -> tuple[str, ...]:
     return tuple(flag for flag, found in signs.items() if found)
 
 
-def no_words(language: str | None, no_speech_prob: float, window_s: float) -> Transcript:
+def no_words(language: str | None, no_speech_prob: float, window_s: float | None) -> Transcript:
     """The transcript of a stretch in which there are none."""
     return Transcript(
         "",

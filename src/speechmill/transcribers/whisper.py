@@ -33,7 +33,7 @@ from speechmill.transcribers.wording import Wording
 
 __all__ = ["WhisperTranscriber", "resolve_compute_type"]
 
-VERSION: Final = 7
+VERSION: Final = 8
 """Raised by hand whenever the text or figures come out otherwise: it is part of the recipe."""
 
 LONE_S: Final = 20.0

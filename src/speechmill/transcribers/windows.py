@@ -40,6 +40,11 @@ class Heard:
     max_tokens: int = 10**6
     """Where the decoder was stopped, done or not."""
 
+    @property
+    def voice_s(self) -> float:
+        """Seconds of voice; all of it where nothing listened."""
+        return self.duration_s if self.voiced_s is None else self.voiced_s
+
 
 @dataclass(frozen=True, slots=True)
 class WindowOptions:
@@ -69,28 +74,36 @@ class WindowOptions:
     max_repetition: float = 0.3
     max_compression_ratio: float = 2.4
     min_logprob: float = -1.0
-    max_no_speech_prob: float = 0.6
     crumb_s: float = 1.5
     """In less speech than this, no words and low confidence are believed: the full window is not
     surer of it, and is more given to loops. Whisper's own rule for silence is applied to it here,
-    as the full window would."""
-    little_voice: float = 0.3
-    """Where less of a stretch than this is voice, …"""
-    little_voice_no_speech_prob: float = 0.4
-    """… words of low confidence, or said again and again, are made up above this: of chimes and
-    tunes, in which a tone or two is like a voice. Speech in noise is doubted as much, but most of
-    it is voice."""
-    brief_voice_s: float = 0.2
-    brief_voice_logprob: float = -0.5
-    """Less voice than this is less than a word: it is not heard where Whisper, below this, hears no
-    speech either."""
+    as the full window would: words below ``min_logprob`` are none above …"""
+    max_no_speech_prob: float = 0.6
+    """… this."""
+    brief_voice_s: float = 0.25
+    """Less voice than this is hardly a word: words are none above …"""
+    brief_voice_no_speech_prob: float = 0.5
+    """… this, however sure of them Whisper is."""
     doubted_no_speech_prob: float = 0.25
-    doubted_voice: float = 0.75
-    """Words above this probability of no speech, where less of the stretch is voice, are compared
-    with silence …"""
-    min_gain: float = 1.0
-    """… and made up if the speech makes them likelier than silence does by less than this, in nats
-    a token: "you" and "Thank you." are what Whisper hears in nothing at all."""
+    """Words above this probability of no speech, …"""
+    doubted_voice: float = 0.3
+    """… where less of the stretch than this is voice, …"""
+    doubted_logprob: float = -0.9
+    """… or of which Whisper is less sure than this, are compared with silence."""
+    no_gain: float = 0.5
+    """They are made up if the speech makes them likelier than silence does by less than this, in
+    nats a token ("you" and "Thank you." are what Whisper hears in nothing at all), …"""
+    least_gain: float = 1.0
+    """… by less than this where …"""
+    most_voice: float = 0.75
+    """… less of the stretch is voice (in noise as loud as itself speech gains little, too), …"""
+    brief_gain: float = 3.0
+    """… or by less than this where it is brief, with less voice than ``crumb_s``, and both
+    probabilities speak against them: real words of a second gain as much, or Whisper is sure …"""
+    brief_voice: float = 0.5
+    """… but ``low_gain`` will do where more of the stretch is voice."""
+    low_gain: float = 2.0
+    """Most of a text that gains less is made up, though not all. Plain speech gains 4."""
     untold_pause_s: float = 0.2
     """A stretch with a pause at least as long is searched for voice that its text leaves out …"""
     max_untold_s: float = 1.3
@@ -123,45 +136,45 @@ class WindowOptions:
             return 10**6
         return self.tokens_more + math.ceil(self.tokens_per_s * (decoder_s - self.silence_s))
 
-    def is_no_speech(self, heard: Heard) -> bool:
-        """Whether these words are made up."""
+    def is_doubtful(self, heard: Heard) -> bool:
+        """Whether words that may be said should be compared with what silence gives."""
+        return (
+            heard.no_speech_prob > self.doubted_no_speech_prob
+            or heard.voice_s < self.doubted_voice * heard.duration_s
+            or heard.avg_logprob < self.doubted_logprob
+        )
+
+    def is_made_up(self, heard: Heard, gain: float) -> bool:
+        """Whether nobody says doubtful words; the speech makes them likelier than silence does by
+        ``gain``, in nats a token."""
         if (
             heard.duration_s < self.crumb_s
             and heard.no_speech_prob > self.max_no_speech_prob
             and heard.avg_logprob < self.min_logprob
         ):
             return True
-        if heard.voiced_s is None:
-            return False
         if (
-            heard.voiced_s < self.brief_voice_s
-            and heard.no_speech_prob > self.max_no_speech_prob
-            and heard.avg_logprob < self.brief_voice_logprob
+            heard.voice_s < self.brief_voice_s
+            and heard.no_speech_prob > self.brief_voice_no_speech_prob
         ):
             return True
-        return (
-            heard.voiced_s < self.little_voice * heard.duration_s
-            and heard.no_speech_prob > self.little_voice_no_speech_prob
-            and (
-                heard.avg_logprob < self.min_logprob
-                or repetition(heard.text) >= self.max_repetition
-            )
-        )
 
-    def is_doubtful(self, heard: Heard) -> bool:
-        """Whether words that may be said should be compared with what silence gives."""
-        voiced_s = heard.duration_s if heard.voiced_s is None else heard.voiced_s
-        return (
-            heard.no_speech_prob > self.doubted_no_speech_prob
-            and voiced_s < self.doubted_voice * heard.duration_s
-        )
+        def voice_is_below(share: float) -> bool:
+            return heard.voice_s < share * heard.duration_s
+
+        if (
+            heard.voice_s < self.crumb_s
+            and heard.no_speech_prob > self.doubted_no_speech_prob
+            and heard.avg_logprob < self.doubted_logprob
+        ):
+            return gain < (self.brief_gain if voice_is_below(self.brief_voice) else self.low_gain)
+        return gain < (self.least_gain if voice_is_below(self.most_voice) else self.no_gain)
 
     def is_suspicious(self, heard: Heard) -> bool:
         """Whether a wider window should be asked."""
         is_crumb = heard.duration_s < self.crumb_s
         if not heard.text:
             return not is_crumb
-        voiced_s = heard.duration_s if heard.voiced_s is None else heard.voiced_s
         num_chars = len(heard.text)
         return (
             heard.num_tokens >= heard.max_tokens
@@ -169,7 +182,7 @@ class WindowOptions:
             or letter_compression_ratio(heard.text) > self.max_compression_ratio
             or repetition(heard.text) >= self.max_repetition
             or is_said_again(heard.text)
-            or num_chars > self.max_chars_per_s * max(voiced_s, 1.0)
+            or num_chars > self.max_chars_per_s * max(heard.voice_s, 1.0)
         )
 
     def says_too_little(self, text: str, voiced_s: float) -> bool:
