@@ -100,17 +100,21 @@ def test_overhead_sets_a_build_against_a_loop() -> None:
     assert [row[0] for row in table(printed)] == ["wall time", "processor time"]
 
 
-def test_no_speech_counts_the_texts_of_what_nobody_says(tmp_path: Path) -> None:
+def test_no_speech_counts_the_texts_and_shows_them(tmp_path: Path) -> None:
     whisper("base")
-    noise = np.random.default_rng(0).standard_normal((4, SAMPLE_RATE)).astype(np.float32)
-    for number, samples in enumerate(0.1 * noise):
-        soundfile.write(tmp_path / f"{number}.wav", samples, SAMPLE_RATE)
+    noise = 0.1 * np.random.default_rng(0).standard_normal(31 * SAMPLE_RATE)
+    soundfile.write(tmp_path / "long.wav", noise, SAMPLE_RATE)
+    soundfile.write(tmp_path / "short.wav", noise[:SAMPLE_RATE], SAMPLE_RATE)
+    soundfile.write(tmp_path / "crumb.wav", noise[:800], SAMPLE_RATE)
+    spoken = min((ROOT / "examples" / "corpus").rglob("*.flac"))
+    (tmp_path / "spoken.flac").write_bytes(spoken.read_bytes())
     (tmp_path / "broken.wav").write_bytes(b"RIFF")
     printed = run("no_speech", "--corpus", str(tmp_path), "--system", "speechmill", "--show")
     assert_names_the_machine(printed)
     assert "left out: broken.wav: " in printed
-    assert "; 4 recordings and excerpts, 4 s" in printed
-    assert table(printed)[0][:4] == ["speechmill", "0", "0.0 %", "0"]
+    assert "; 5 recordings and excerpts, " in printed  # three of the long one
+    assert table(printed)[0][:3] == ["speechmill", "1", "20.0 %"]
+    assert f"{tmp_path.name}/spoken.flac: " in printed
 
 
 def test_reading_sets_arrays_against_lists_and_goes_through_epochs() -> None:

@@ -219,9 +219,10 @@ def test_silence_is_asked_about_texts_of_any_length() -> None:
     whisper("tiny.en")
     transcriber = WhisperTranscriber("tiny.en", TranscriberOptions(device="cpu"))
     encoded = transcriber.hearing.encoded([Speech(speech("speech/p225/p225_016.wav"))], [7.0])
-    told = "The Norsemen considered the rainbow as a bridge."
+    told = " The Norsemen considered the rainbow as a bridge."
+    encode = transcriber._adaptive._wording.tokenizer("en").encode
     gains = [
-        transcriber._adaptive._attention.gain(told + more, "en", encoded, 5.6)
+        transcriber._adaptive._attention.gain(encode(told + more), "en", encoded, 5.6)
         for more in ("", " and so on" * 300)
     ]
     assert gains[0] > 1

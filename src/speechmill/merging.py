@@ -10,12 +10,12 @@ from typing import Final
 from speechmill.quality import repetition
 from speechmill.records import Transcript
 
-__all__ = ["join_texts", "join_transcripts", "no_voice"]
+__all__ = ["NO_SPACES", "join_texts", "join_transcripts", "no_voice"]
 
 NO_TEXT: Final = frozenset({"no_voice", "no_words"})
 """Flags of pieces without text; a row that has some does not carry them."""
 
-_NO_SPACES: Final = re.compile(
+NO_SPACES: Final = re.compile(
     "[\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff"  # Thai, Lao, Tibetan, Burmese, Khmer
     "\u3000-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff00-\uff9f"  # CJK, kana
     "\U00020000-\U0003ffff]"
@@ -32,7 +32,7 @@ def join_texts(texts: Sequence[str]) -> str:
     """Texts in their order, with a space between two unless both are of scripts without spaces."""
     joined = ""
     for text in filter(None, (text.strip() for text in texts)):
-        bare = joined and _NO_SPACES.match(joined[-1]) and _NO_SPACES.match(text[0])
+        bare = joined and NO_SPACES.match(joined[-1]) and NO_SPACES.match(text[0])
         joined += text if bare or not joined else f" {text}"
     return joined
 

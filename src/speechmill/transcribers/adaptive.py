@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from numpy.typing import NDArray
 
-from speechmill.merging import join_transcripts
+from speechmill.merging import NO_SPACES, join_transcripts
 from speechmill.quality import can_be_said, compression_ratio, repetition
 from speechmill.records import Segment, Speech, Transcript
 from speechmill.transcribers import ctranslate, results
@@ -258,7 +258,7 @@ class AdaptiveWindows:
                 low_confidence=avg_logprob < results.DECODING["log_prob_threshold"],
             ),
         )
-        return self._weighed(transcript, heard, encoded)
+        return self._weighed(transcript, heard, tokens, encoded)
 
     def _in_full(self, speech: Speech) -> Transcript:
         """Transcribe a stretch in the full window, which is not believed in everything either."""
@@ -273,23 +273,30 @@ class AdaptiveWindows:
                 transcript.no_speech_prob or 0.0,
             )
             encoded = self._hearing.encoded([speech], [self._window_s(speech)])
-            transcript = self._weighed(transcript, heard, encoded)
+            space = "" if NO_SPACES.match(transcript.text) else " "
+            tokenizer = self._wording.tokenizer(transcript.language or "en")
+            tokens = tokenizer.encode(space + transcript.text)
+            transcript = self._weighed(transcript, heard, tokens, encoded)
         return replace(transcript, flags=tuple(sorted((*transcript.flags, "window_fallback"))))
 
-    def _weighed(self, transcript: Transcript, heard: Heard, encoded: NDArray[Any]) -> Transcript:
+    def _weighed(
+        self,
+        transcript: Transcript,
+        heard: Heard,
+        tokens: Sequence[int],
+        encoded: NDArray[Any],
+    ) -> Transcript:
         """A transcript with text, flagged if the speech hardly makes it likelier than silence
-        does; one without words if nobody says them."""
-        says_something = can_be_said(heard.text)
-        if says_something and not self._windows.is_doubtful(heard):
+        does; one without words if nobody says them. ``tokens`` are the text's."""
+        silent = results.no_words(self._hearing.language, heard.no_speech_prob, transcript.window_s)
+        if not can_be_said(heard.text) or self._windows.is_no_speech(heard):
+            return silent
+        if not self._windows.is_doubtful(heard):
             return transcript
-        gain = 0.0
-        if says_something:
-            language = transcript.language or "en"
-            gain = self._attention.gain(heard.text, language, encoded, heard.duration_s)
-        if not says_something or self._windows.is_made_up(heard, gain):
-            return results.no_words(
-                self._hearing.language, heard.no_speech_prob, transcript.window_s
-            )
+        language = transcript.language or "en"
+        gain = self._attention.gain(tokens, language, encoded, heard.duration_s)
+        if self._windows.is_made_up(heard, gain, language):
+            return silent
         if gain >= self._windows.low_gain:
             return transcript
         return replace(transcript, flags=tuple(sorted((*transcript.flags, "maybe_made_up"))))

@@ -61,18 +61,18 @@ class Attention:
         voice_s, span = longest_untold(starts_s, voiced, duration_s)
         return span if voice_s > windows.max_untold_s else None
 
-    def gain(self, text: str, language: str, encoded: NDArray[Any], duration_s: float) -> float:
+    def gain(
+        self, tokens: Sequence[int], language: str, encoded: NDArray[Any], duration_s: float
+    ) -> float:
         """How much likelier the audio makes a text than silence does, in nats a token.
 
-        The text is not empty, and its beginning will do; the other arguments are those of
-        ``untold``.
+        The text is not empty, and its beginning will do; the arguments are those of ``untold``.
         """
-        tokens = self._tokenizer(language).encode(f" {text}")[:MOST]
         silence = self._hearing.silence[None, : encoded.shape[1]]
         both = np.concatenate((encoded, silence.astype(encoded.dtype)))
         here, nowhere = (
             np.log(np.maximum(aligned.text_token_probs, LEAST))
-            for aligned in self._aligned(tokens, language, both, duration_s)
+            for aligned in self._aligned(tokens[:MOST], language, both, duration_s)
         )
         return float(np.mean(here - nowhere))
 

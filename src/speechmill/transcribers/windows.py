@@ -80,30 +80,34 @@ class WindowOptions:
     as the full window would: words below ``min_logprob`` are none above …"""
     max_no_speech_prob: float = 0.6
     """… this."""
-    brief_voice_s: float = 0.25
-    """Less voice than this is hardly a word: words are none above …"""
-    brief_voice_no_speech_prob: float = 0.5
-    """… this, however sure of them Whisper is."""
+    word_s: float = 0.25
+    """Less voice than this is hardly a word, and none above …"""
+    word_no_speech_prob: float = 0.5
+    """… this, however sure of it Whisper is."""
     doubted_no_speech_prob: float = 0.25
     """Words above this probability of no speech, …"""
-    doubted_voice: float = 0.3
-    """… where less of the stretch than this is voice, …"""
     doubted_logprob: float = -0.9
-    """… or of which Whisper is less sure than this, are compared with silence."""
-    no_gain: float = 0.5
+    """… or of which Whisper is less sure than this, …"""
+    doubted_voice: float = 0.3
+    """… or where less of the stretch than this is voice, are compared with silence."""
+    min_gain: float = 0.5
     """They are made up if the speech makes them likelier than silence does by less than this, in
-    nats a token ("you" and "Thank you." are what Whisper hears in nothing at all), …"""
-    least_gain: float = 1.0
-    """… by less than this where …"""
-    most_voice: float = 0.75
-    """… less of the stretch is voice (in noise as loud as itself speech gains little, too), …"""
+    nats a token: "you" and "Thank you." are what Whisper hears in nothing at all."""
+    pausing_voice: float = 0.75
+    """Where less of the stretch than this is voice, …"""
+    pausing_gain: float = 1.0
+    """… they have to gain this much. In noise as loud as itself speech gains little, too, but
+    there all of the stretch is taken for voice."""
     brief_gain: float = 3.0
-    """… or by less than this where it is brief, with less voice than ``crumb_s``, and both
-    probabilities speak against them: real words of a second gain as much, or Whisper is sure …"""
+    """Where there is less voice than ``crumb_s``, words that are doubted by their probability of no
+    speech and by Whisper's have to gain this much, as real words of a second do, …"""
     brief_voice: float = 0.5
-    """… but ``low_gain`` will do where more of the stretch is voice."""
+    """… or, where no less of the stretch than this is voice, …"""
+    brief_voice_gain: float = 2.0
+    """… this much."""
     low_gain: float = 2.0
-    """Most of a text that gains less is made up, though not all. Plain speech gains 4."""
+    """Most texts that gain less than this are made up, though not all: they are flagged as
+    ``maybe_made_up``. Plain speech gains 4."""
     untold_pause_s: float = 0.2
     """A stretch with a pause at least as long is searched for voice that its text leaves out …"""
     max_untold_s: float = 1.3
@@ -136,39 +140,36 @@ class WindowOptions:
             return 10**6
         return self.tokens_more + math.ceil(self.tokens_per_s * (decoder_s - self.silence_s))
 
+    def is_no_speech(self, heard: Heard) -> bool:
+        """Whether there is too little for words in which Whisper, too, hears no speech."""
+        is_crumb = heard.duration_s < self.crumb_s and heard.avg_logprob < self.min_logprob
+        return (is_crumb and heard.no_speech_prob > self.max_no_speech_prob) or (
+            heard.voice_s < self.word_s and heard.no_speech_prob > self.word_no_speech_prob
+        )
+
     def is_doubtful(self, heard: Heard) -> bool:
         """Whether words that may be said should be compared with what silence gives."""
         return (
             heard.no_speech_prob > self.doubted_no_speech_prob
-            or heard.voice_s < self.doubted_voice * heard.duration_s
             or heard.avg_logprob < self.doubted_logprob
+            or heard.voice_s < self.doubted_voice * heard.duration_s
         )
 
-    def is_made_up(self, heard: Heard, gain: float) -> bool:
+    def is_made_up(self, heard: Heard, gain: float, language: str = "en") -> bool:
         """Whether nobody says doubtful words; the speech makes them likelier than silence does by
-        ``gain``, in nats a token."""
-        if (
-            heard.duration_s < self.crumb_s
-            and heard.no_speech_prob > self.max_no_speech_prob
-            and heard.avg_logprob < self.min_logprob
-        ):
-            return True
-        if (
-            heard.voice_s < self.brief_voice_s
-            and heard.no_speech_prob > self.brief_voice_no_speech_prob
-        ):
-            return True
-
-        def voice_is_below(share: float) -> bool:
-            return heard.voice_s < share * heard.duration_s
-
+        ``gain``, in nats a token. Languages that are ``SPELLED_OUT`` gain less a token."""
+        least = self.min_gain
+        if heard.voice_s < self.pausing_voice * heard.duration_s:
+            least = self.pausing_gain
         if (
             heard.voice_s < self.crumb_s
             and heard.no_speech_prob > self.doubted_no_speech_prob
             and heard.avg_logprob < self.doubted_logprob
+            and language not in SPELLED_OUT
         ):
-            return gain < (self.brief_gain if voice_is_below(self.brief_voice) else self.low_gain)
-        return gain < (self.least_gain if voice_is_below(self.most_voice) else self.no_gain)
+            is_voice = heard.voice_s >= self.brief_voice * heard.duration_s
+            least = self.brief_voice_gain if is_voice else self.brief_gain
+        return gain < least
 
     def is_suspicious(self, heard: Heard) -> bool:
         """Whether a wider window should be asked."""
