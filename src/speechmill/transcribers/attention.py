@@ -69,7 +69,7 @@ class Attention:
         The text is not empty, and its beginning will do; the arguments are those of ``untold``.
         """
         silence = self._hearing.silence[None, : encoded.shape[1]]
-        both = np.concatenate((encoded, silence.astype(encoded.dtype)))
+        both = np.concatenate((encoded, silence))
         here, nowhere = (
             np.log(np.maximum(aligned.text_token_probs, LEAST))
             for aligned in self._aligned(tokens[:MOST], language, both, duration_s)
