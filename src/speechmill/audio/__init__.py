@@ -6,9 +6,9 @@ and the channels become one (``mixing``). A recording is right, or an AudioError
 wrong with it; it is never silently shorter. docs/audio.md has each odd case.
 """
 
-from .decoding import Decoded, decode
-from .resampling import resample
-from .sniffing import EXTENSIONS, looks_like_audio
+from speechmill.audio.decoding import Decoded, decode
+from speechmill.audio.resampling import resample
+from speechmill.audio.sniffing import EXTENSIONS, looks_like_audio
 
 __all__ = ["AUDIO_VERSION", "EXTENSIONS", "Decoded", "decode", "looks_like_audio", "resample"]
 

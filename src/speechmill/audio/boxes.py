@@ -5,10 +5,9 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
+from speechmill.audio.anatomy import Anatomy, Problem
+from speechmill.audio.octets import Octets, Span, starts_with
 from speechmill.errors import EmptyAudioError, TruncatedError
-
-from .anatomy import Anatomy, Problem
-from .octets import Octets, Span, starts_with
 
 __all__ = ["inspect_asf", "inspect_mp4", "inspect_webm"]
 

@@ -11,21 +11,20 @@ import av.error
 import numpy as np
 from numpy.typing import NDArray
 
+from speechmill.audio import boxes, flac, mpeg, ogg, riff
+from speechmill.audio.anatomy import Anatomy, Problem
+from speechmill.audio.mixing import Mixer, Weights
+from speechmill.audio.octets import Octets, Piece
+from speechmill.audio.resampling import resample
+from speechmill.audio.sniffing import Kind, describe, recognise
+from speechmill.audio.spilling import Spool, pieces
+from speechmill.audio.tally import Tally, as_error, find_problem, has_gap, nothing_decoded
 from speechmill.errors import (
     DamagedError,
     EmptyAudioError,
     NotAudioError,
 )
 from speechmill.records import Waveform
-
-from . import boxes, flac, mpeg, ogg, riff
-from .anatomy import Anatomy, Problem
-from .mixing import Mixer, Weights
-from .octets import Octets, Piece
-from .resampling import resample
-from .sniffing import Kind, describe, recognise
-from .spilling import Spool, pieces
-from .tally import Tally, as_error, find_problem, has_gap, nothing_decoded
 
 __all__ = ["Decoded", "decode"]
 

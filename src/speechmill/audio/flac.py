@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from speechmill.audio.anatomy import Anatomy
+from speechmill.audio.octets import Octets
 from speechmill.errors import EmptyAudioError
-
-from .anatomy import Anatomy
-from .octets import Octets
 
 __all__ = ["FlacCheck", "inspect_flac"]
 

@@ -13,10 +13,9 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Literal
 
+from speechmill.audio.anatomy import Anatomy, Problem
+from speechmill.audio.octets import Octets, starts_with
 from speechmill.errors import EmptyAudioError, NotAudioError
-
-from .anatomy import Anatomy, Problem
-from .octets import Octets, starts_with
 
 __all__ = [
     "adts_length",

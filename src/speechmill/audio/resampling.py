@@ -6,9 +6,8 @@ import numpy as np
 import soxr
 from numpy.typing import NDArray
 
+from speechmill.audio import spilling
 from speechmill.records import Waveform
-
-from . import spilling
 
 __all__ = ["resample"]
 

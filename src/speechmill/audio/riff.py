@@ -6,10 +6,9 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from speechmill.audio.anatomy import Anatomy, Problem
+from speechmill.audio.octets import Octets, Span
 from speechmill.errors import EmptyAudioError, NotAudioError
-
-from .anatomy import Anatomy, Problem
-from .octets import Octets, Span
 
 __all__ = ["inspect_aiff", "inspect_au", "inspect_caf", "inspect_sph", "inspect_w64", "inspect_wav"]
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from speechmill.audio.anatomy import Anatomy, Problem
+from speechmill.audio.flac import FlacCheck
+from speechmill.audio.mixing import Mixer
+from speechmill.audio.spilling import Spool
 from speechmill.errors import AudioError, DamagedError, EmptyAudioError, TruncatedError
-
-from .anatomy import Anatomy, Problem
-from .flac import FlacCheck
-from .mixing import Mixer
-from .spilling import Spool
 
 __all__ = ["Tally", "as_error", "find_problem", "has_gap", "nothing_decoded"]
 
