@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from speechmill.audio import decode, looks_like_audio
-from speechmill.audio.flac import FlacCheck
+from speechmill.audio.formats.flac import FlacCheck
 from speechmill.errors import (
     AudioError,
     DamagedError,

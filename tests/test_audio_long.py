@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from speechmill.audio import decode, resample, spilling
-from speechmill.audio.octets import Octets, Piece, only_zeros, starts_with
+from speechmill.audio.formats.octets import Octets, Piece, only_zeros, starts_with
 from speechmill.audio.spilling import Spool
 from speechmill.errors import AudioError, DamagedError, StorageError
 from speechmill.records import Waveform

@@ -11,10 +11,10 @@ import av.error
 import numpy as np
 from numpy.typing import NDArray
 
-from speechmill.audio import boxes, flac, mpeg, ogg, riff
-from speechmill.audio.anatomy import Anatomy, Problem
+from speechmill.audio.formats import boxes, flac, mpeg, ogg, riff
+from speechmill.audio.formats.anatomy import Anatomy, Problem
+from speechmill.audio.formats.octets import Octets, Piece
 from speechmill.audio.mixing import Mixer, Weights
-from speechmill.audio.octets import Octets, Piece
 from speechmill.audio.resampling import resample
 from speechmill.audio.sniffing import Kind, describe, recognise
 from speechmill.audio.spilling import Spool, pieces

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from speechmill.audio import mpeg
-from speechmill.audio.octets import Octets, only_zeros, starts_with
+from speechmill.audio.formats import mpeg
+from speechmill.audio.formats.octets import Octets, only_zeros, starts_with
 
 __all__ = ["EXTENSIONS", "Kind", "describe", "looks_like_audio", "recognise"]
 

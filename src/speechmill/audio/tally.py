@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from speechmill.audio.anatomy import Anatomy, Problem
-from speechmill.audio.flac import FlacCheck
+from speechmill.audio.formats.anatomy import Anatomy, Problem
+from speechmill.audio.formats.flac import FlacCheck
 from speechmill.audio.mixing import Mixer
 from speechmill.audio.spilling import Spool
 from speechmill.errors import AudioError, DamagedError, EmptyAudioError, TruncatedError

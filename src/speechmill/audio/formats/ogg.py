@@ -10,8 +10,8 @@ import zlib
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from speechmill.audio.anatomy import Anatomy, Problem
-from speechmill.audio.octets import Octets, starts_with
+from speechmill.audio.formats.anatomy import Anatomy, Problem
+from speechmill.audio.formats.octets import Octets, starts_with
 
 __all__ = ["inspect_ogg"]
 

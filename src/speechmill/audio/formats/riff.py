@@ -6,8 +6,8 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from speechmill.audio.anatomy import Anatomy, Problem
-from speechmill.audio.octets import Octets, Span
+from speechmill.audio.formats.anatomy import Anatomy, Problem
+from speechmill.audio.formats.octets import Octets, Span
 from speechmill.errors import EmptyAudioError, NotAudioError
 
 __all__ = ["inspect_aiff", "inspect_au", "inspect_caf", "inspect_sph", "inspect_w64", "inspect_wav"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from speechmill.audio.octets import Span
+from speechmill.audio.formats.octets import Span
 
 __all__ = ["Anatomy", "Problem"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-from speechmill.audio.anatomy import Anatomy, Problem
-from speechmill.audio.octets import Octets, Span, starts_with
+from speechmill.audio.formats.anatomy import Anatomy, Problem
+from speechmill.audio.formats.octets import Octets, Span, starts_with
 from speechmill.errors import EmptyAudioError, TruncatedError
 
 __all__ = ["inspect_asf", "inspect_mp4", "inspect_webm"]

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Literal
 
-from speechmill.audio.anatomy import Anatomy, Problem
-from speechmill.audio.octets import Octets, starts_with
+from speechmill.audio.formats.anatomy import Anatomy, Problem
+from speechmill.audio.formats.octets import Octets, starts_with
 from speechmill.errors import EmptyAudioError, NotAudioError
 
 __all__ = [

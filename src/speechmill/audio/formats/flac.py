@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from speechmill.audio.anatomy import Anatomy
-from speechmill.audio.octets import Octets
+from speechmill.audio.formats.anatomy import Anatomy
+from speechmill.audio.formats.octets import Octets
 from speechmill.errors import EmptyAudioError
 
 __all__ = ["FlacCheck", "inspect_flac"]

@@ -1,0 +1,1 @@
+"""What each container must look like to be whole."""
