@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from speechmill.merging import join_texts, join_transcripts, no_voice
-from speechmill.quality import repetition
 from speechmill.records import Segment, Transcript, Word
+from speechmill.text.figures import repetition
+from speechmill.text.transcripts import join_texts, join_transcripts, no_voice
 
 ONE = Transcript(
     "Lobsters and",

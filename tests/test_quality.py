@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from speechmill import quality
-from speechmill.quality import (
+from speechmill.text import figures as quality
+from speechmill.text.figures import (
     can_be_said,
     compression_ratio,
     is_said_again,

@@ -18,9 +18,9 @@ from speechmill.dataset.reader import stored_schema
 from speechmill.dataset.schema import described_tokenizers
 from speechmill.errors import JobError
 from speechmill.job import Job
-from speechmill.quality import mismatch
 from speechmill.records import Codes
 from speechmill.storage import open_store
+from speechmill.text.figures import mismatch
 from speechmill.tools import forget_tools
 from tests.weights import whisper
 

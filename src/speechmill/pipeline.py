@@ -22,11 +22,11 @@ from speechmill.dataset.schema import utterances_to_table, with_sample_check
 from speechmill.errors import ModelError, SpeechmillError
 from speechmill.intake import Intake, ReadyPiece, ReadyRecording, ReadyRow
 from speechmill.job import Job
-from speechmill.merging import join_transcripts, no_voice
 from speechmill.records import Part, RecordingDone, Shard, ShardReport, Utterance
 from speechmill.selection import estimate_s
 from speechmill.sharing import SharedEncoder
 from speechmill.storage import Fetched
+from speechmill.text.transcripts import join_transcripts, no_voice
 from speechmill.tokenizing import RoundTrip, SampleCheck, tokenize
 from speechmill.tools import Tools, open_tools
 

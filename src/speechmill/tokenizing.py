@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from speechmill import audio
 from speechmill.errors import JobError, MissingExtraError
 from speechmill.intake import ReadyPiece, ReadyRow, recorded
-from speechmill.merging import join_texts
-from speechmill.quality import mismatch
 from speechmill.records import Codes, Speech, Waveform
+from speechmill.text.figures import mismatch
+from speechmill.text.transcripts import join_texts
 from speechmill.tokenizers.base import Codec, Tokenizer
 from speechmill.tools import Tools
 

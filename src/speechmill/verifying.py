@@ -20,7 +20,6 @@ from speechmill.dataset.arrays import tokens_to_arrays
 from speechmill.dataset.reader import list_parts, read_columns, scan
 from speechmill.dataset.state import read_recipe, sink_state
 from speechmill.errors import DatasetError
-from speechmill.quality import mismatch
 from speechmill.reopening import column_of, open_again
 from speechmill.retaking import (
     SPAN_COLUMNS,
@@ -31,6 +30,7 @@ from speechmill.retaking import (
     retake,
 )
 from speechmill.storage import Store, StoreOptions, open_store
+from speechmill.text.figures import mismatch
 from speechmill.tokenizers.base import Tokenizer
 
 __all__ = ["VerifyObserver", "VerifyReport", "verify_tokens"]

@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from speechmill.quality import doubts, repetition, speech_rate
 from speechmill.records import Codes, Failure, Recording, Segment, Transcript, Utterance, Word
+from speechmill.text.figures import doubts, repetition, speech_rate
 from speechmill.tokenizers.base import Codec, Tokenizer
 
 __all__ = [

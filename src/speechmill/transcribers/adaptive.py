@@ -9,9 +9,9 @@ from typing import Any, Final
 
 from numpy.typing import NDArray
 
-from speechmill.merging import NO_SPACES, join_transcripts
-from speechmill.quality import can_be_said, compression_ratio, repetition
 from speechmill.records import Segment, Speech, Transcript
+from speechmill.text.figures import can_be_said, compression_ratio, repetition
+from speechmill.text.transcripts import NO_SPACES, join_transcripts
 from speechmill.transcribers import ctranslate, results
 from speechmill.transcribers.attention import Attention
 from speechmill.transcribers.base import TranscriberOptions

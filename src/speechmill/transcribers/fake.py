@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from speechmill.errors import JobError
-from speechmill.quality import compression_ratio
 from speechmill.records import Segment, Speech, Transcript
+from speechmill.text.figures import compression_ratio
 
 __all__ = ["FakeTranscriber"]
 

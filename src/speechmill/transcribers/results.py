@@ -7,8 +7,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from speechmill.quality import compression_ratio
 from speechmill.records import Segment, Transcript, Word
+from speechmill.text.figures import compression_ratio
 from speechmill.transcribers.hearing import Spoken
 from speechmill.transcribers.windows import FULL_WINDOW_S
 

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from speechmill.errors import JobError, ModelError
 from speechmill.models import Model
-from speechmill.quality import compression_ratio
 from speechmill.records import Segment, Speech, Transcript, Word
+from speechmill.text.figures import compression_ratio
 from speechmill.torch_engine import TorchEngine
 from speechmill.transcribers.base import TranscriberOptions
 from speechmill.transcribers.languages import language_code

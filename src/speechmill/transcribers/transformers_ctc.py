@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from speechmill.checkpoints import load_pretrained
 from speechmill.errors import JobError, ModelError
 from speechmill.models import Model
-from speechmill.quality import compression_ratio
 from speechmill.records import Segment, Speech, Transcript, Word
+from speechmill.text.figures import compression_ratio
 from speechmill.torch_engine import TorchEngine
 from speechmill.transcribers.base import TranscriberOptions
 from speechmill.transcribers.languages import LANGUAGES, language_code

@@ -18,8 +18,8 @@ from speechmill.checkpoints import (
     read_json,
 )
 from speechmill.models import Model
-from speechmill.quality import compression_ratio
 from speechmill.records import Word
+from speechmill.text.figures import compression_ratio
 from speechmill.torch_engine import TorchEngine
 from speechmill.transcribers.alignment import UNSPACED, first_frames, smoothed, split_words
 from speechmill.transcribers.base import TranscriberOptions

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Final
 
-from speechmill.quality import is_said_again, letter_compression_ratio, repetition
+from speechmill.text.figures import is_said_again, letter_compression_ratio, repetition
 
 __all__ = ["FULL_WINDOW_S", "Heard", "WindowOptions"]
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
-from speechmill.quality import repetition
 from speechmill.records import Transcript
+from speechmill.text.figures import repetition
 
 __all__ = ["NO_SPACES", "join_texts", "join_transcripts", "no_voice"]
 

@@ -1,0 +1,1 @@
+"""Text: figures that tell made-up text from speech, and transcripts joined."""
