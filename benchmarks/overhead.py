@@ -28,9 +28,9 @@ from tests.services import SeaweedFS
 from benchmarks.figures import command, machine, print_table
 from speechmill import Job, audio, build
 from speechmill.records import Codes, Speech, Transcript
+from speechmill.speech.voice import listen
 from speechmill.storage import StoreOptions, open_store
 from speechmill.tools import Tools, open_tools
-from speechmill.voice import listen
 
 CORPUS = Path(__file__).parents[1] / "examples" / "corpus"
 PROFILE = "benchmark"

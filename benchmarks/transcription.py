@@ -72,9 +72,9 @@ def speechmill(setting: Setting, clock: Clock, window: str = "adaptive") -> Tran
     from concurrent.futures import ThreadPoolExecutor
 
     from speechmill.records import Speech
-    from speechmill.segmentation import SegmentOptions, segment
+    from speechmill.speech.segmentation import SegmentOptions, segment
+    from speechmill.speech.voice import VoiceOptions, listen
     from speechmill.transcribers import TranscriberOptions, ctranslate, open_transcriber
-    from speechmill.voice import VoiceOptions, listen
 
     options = TranscriberOptions(
         window="full" if window == "full" else "adaptive",

@@ -12,14 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from speechmill.records import Speech, Transcript
-from speechmill.segmentation import SegmentOptions, segment
+from speechmill.speech.segmentation import SegmentOptions, segment
+from speechmill.speech.voice import VoiceOptions, listen
 from speechmill.transcribers import TranscriberOptions
 from speechmill.transcribers.adaptive import Outcome
 from speechmill.transcribers.coverage import Span, cuts_around, divided, longest_untold, pauses
 from speechmill.transcribers.hearing import Spoken
 from speechmill.transcribers.whisper import WhisperTranscriber
 from speechmill.transcribers.windows import WindowOptions
-from speechmill.voice import VoiceOptions, listen
 from tests.weights import SAMPLE_RATE, speech, whisper
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from speechmill.segmentation import (
+from speechmill.speech.segmentation import (
     FRAME_S,
     Piece,
     Row,
@@ -21,8 +21,8 @@ from speechmill.segmentation import (
     must_listen,
     segment,
 )
-from speechmill.speakers import NUM_CEPSTRA
-from speechmill.voice import SAMPLE_RATE, Voice, VoiceOptions, listen
+from speechmill.speech.speaker_change import NUM_CEPSTRA
+from speechmill.speech.voice import SAMPLE_RATE, Voice, VoiceOptions, listen
 from tests.weights import speech
 
 OPTIONS, VOICE = SegmentOptions(), VoiceOptions()

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from speechmill.segmentation import SegmentOptions
-from speechmill.speakers import NUM_CEPSTRA, Sums, cepstra, change
-from speechmill.voice import Voice, VoiceOptions, listen
+from speechmill.speech.segmentation import SegmentOptions
+from speechmill.speech.speaker_change import NUM_CEPSTRA, Sums, cepstra, change
+from speechmill.speech.voice import Voice, VoiceOptions, listen
 from tests.weights import speech
 
 LIMIT = SegmentOptions().max_change

@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from speechmill import voice as voice_module
 from speechmill.audio import resample
 from speechmill.records import Waveform
-from speechmill.speakers import NUM_CEPSTRA, cepstra
-from speechmill.voice import (
+from speechmill.speech import voice as voice_module
+from speechmill.speech.speaker_change import NUM_CEPSTRA, cepstra
+from speechmill.speech.voice import (
     FRAME,
     SAMPLE_RATE,
     Voice,
@@ -225,7 +225,7 @@ def test_spans_are_apart_and_hold_every_voice(
 def test_the_models_digest_costs_no_heavy_import() -> None:
     assert any(len(digest) == 64 for digest in voice_model_digests().values())
     code = (
-        "import sys; from speechmill.voice import voice_model_digests as d; d(); "
+        "import sys; from speechmill.speech.voice import voice_model_digests as d; d(); "
         "print('faster_whisper' in sys.modules, 'onnxruntime' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

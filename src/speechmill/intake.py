@@ -24,10 +24,10 @@ from speechmill.records import (
     Transcript,
     Waveform,
 )
-from speechmill.segmentation import Piece, Row, keep_whole, must_listen, segment
+from speechmill.speech.segmentation import Piece, Row, keep_whole, must_listen, segment
+from speechmill.speech.voice import SAMPLE_RATE, listen
 from speechmill.storage import Fetched, Store, fetch
 from speechmill.tools import Tools
-from speechmill.voice import SAMPLE_RATE, listen
 
 __all__ = [
     "Intake",

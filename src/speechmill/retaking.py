@@ -15,7 +15,7 @@ from speechmill.errors import DamagedError, DatasetError
 from speechmill.intake import ReadyRecording, ReadyRow, decode_into, fetch_into, recorded
 from speechmill.job import Recipe
 from speechmill.records import Part, Recording, key_of
-from speechmill.segmentation import Row
+from speechmill.speech.segmentation import Row
 from speechmill.storage import Store
 
 __all__ = [

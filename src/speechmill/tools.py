@@ -18,7 +18,8 @@ from speechmill.dataset.state import current_recipe
 from speechmill.errors import JobError
 from speechmill.job import Job, Recipe
 from speechmill.pacing import Pace
-from speechmill.segmentation import SegmentOptions
+from speechmill.speech.segmentation import SegmentOptions
+from speechmill.speech.voice import VoiceOptions, voice_model_digests
 from speechmill.storage import Store, StoreOptions, open_store
 from speechmill.storage.single import SingleWriter
 from speechmill.tokenizers import open_tokenizer
@@ -27,7 +28,6 @@ from speechmill.tokenizers.units import EncoderUnits
 from speechmill.transcribers import TranscriberOptions, open_transcriber
 from speechmill.transcribers.base import Transcriber
 from speechmill.transcribers.languages import LANGUAGES, language_code
-from speechmill.voice import VoiceOptions, voice_model_digests
 
 __all__ = ["Tools", "forget_tools", "open_tools"]
 

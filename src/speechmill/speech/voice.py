@@ -18,7 +18,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from speechmill.speakers import NUM_CEPSTRA, cepstra
+from speechmill.speech.speaker_change import NUM_CEPSTRA, cepstra
 
 __all__ = [
     "FRAME",

@@ -16,8 +16,8 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from speechmill.speakers import Sums, change
-from speechmill.voice import FRAME, SAMPLE_RATE, Voice, VoiceOptions, voice_spans
+from speechmill.speech.speaker_change import Sums, change
+from speechmill.speech.voice import FRAME, SAMPLE_RATE, Voice, VoiceOptions, voice_spans
 
 __all__ = ["Piece", "Row", "SegmentOptions", "Segmentation", "keep_whole", "must_listen", "segment"]
 

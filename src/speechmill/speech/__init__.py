@@ -1,0 +1,1 @@
+"""Where speech is, and where it is cut."""
