@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from benchmarks.figures import command, machine, peak_rss_mb, print_table, rss_mb
 from benchmarks.references import SAMPLE_RATE, Clip, bootstrap, errors, read_clips
-from speechmill.models import resolve_whisper
+from speechmill.models.weights import resolve_whisper
 from speechmill.text.figures import repetition
 
 CORPUS = Path(__file__).parents[1] / "examples" / "corpus"

@@ -19,9 +19,9 @@ from pathlib import Path
 
 import pytest
 
-from speechmill import models
 from speechmill.errors import ModelError
-from speechmill.models import WHISPER_REPOSITORIES, resolve_whisper
+from speechmill.models import weights as models
+from speechmill.models.weights import WHISPER_REPOSITORIES, resolve_whisper
 from tests.weights import whisper
 
 FILES = {
@@ -199,7 +199,7 @@ def test_without_the_package_the_message_names_the_extra(monkeypatch: pytest.Mon
 def test_processes_that_join_at_the_same_time_get_along(tmp_path: Path) -> None:
     whisper("base")  # the real one, so that joining takes a while
     program = (
-        "from speechmill.models import resolve_whisper\n"
+        "from speechmill.models.weights import resolve_whisper\n"
         "model = resolve_whisper('base')\n"
         "print(model.folder, model.digests['model.bin'])\n"
     )
@@ -275,7 +275,7 @@ def resolve_elsewhere(
     program = (
         "import json, sys\n"
         "from speechmill.errors import ModelError\n"
-        "from speechmill.models import resolve_whisper\n"
+        "from speechmill.models.weights import resolve_whisper\n"
         "try:\n"
         "    model = resolve_whisper(sys.argv[1])\n"
         "    said = {'origin': model.origin, 'weights': model.digests['model.bin']}\n"

@@ -15,8 +15,8 @@ import torch
 from whisper_normalizer.basic import BasicTextNormalizer
 
 from speechmill.errors import JobError, ModelError
+from speechmill.models.torch import TorchEngine
 from speechmill.records import Speech
-from speechmill.torch_engine import TorchEngine
 from speechmill.transcribers import TranscriberOptions, open_transcriber
 from speechmill.transcribers.base import Transcriber
 from speechmill.transcribers.torch_whisper import TorchWhisper

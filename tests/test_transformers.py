@@ -389,7 +389,7 @@ def test_what_is_no_model_is_a_model_error(model: str) -> None:
 
 
 def test_whisper_by_size_has_the_names_of_the_default_transcriber() -> None:
-    from speechmill.models import WHISPER_REPOSITORIES
+    from speechmill.models.weights import WHISPER_REPOSITORIES
 
     assert set(REPOSITORIES) == set(WHISPER_REPOSITORIES)
 
@@ -450,7 +450,7 @@ def open_elsewhere(name: str, tmp_path: Path, endpoint: str) -> tuple[str, str, 
     program = (
         "import sys\n"
         "from speechmill.errors import SpeechmillError\n"
-        "from speechmill.checkpoints import resolve_checkpoint\n"
+        "from speechmill.models.checkpoints import resolve_checkpoint\n"
         "try:\n"
         "    model = resolve_checkpoint(sys.argv[1], {'base': 'org/model'})\n"
         "    print(model.digests['model.safetensors'], model.origin)\n"

@@ -16,7 +16,7 @@ from faster_whisper import decode_audio
 from numpy.typing import NDArray
 
 from speechmill.errors import ModelError
-from speechmill.models import Model, resolve_whisper
+from speechmill.models.weights import Model, resolve_whisper
 
 SAMPLE_RATE = 16_000
 DATA = Path(__file__).parents[2] / "shared" / "data"

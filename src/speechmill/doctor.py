@@ -12,7 +12,7 @@ from itertools import islice
 from speechmill._version import __version__
 from speechmill.audio import EXTENSIONS
 from speechmill.errors import DatasetError, SpeechmillError
-from speechmill.models import resolve_whisper
+from speechmill.models.weights import resolve_whisper
 from speechmill.storage import StoreOptions, open_store
 from speechmill.transcribers import resolve_compute_type
 

@@ -12,11 +12,11 @@ from typing import Any, ClassVar, Final, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from speechmill.checkpoints import load_pretrained, read_json, resolve_checkpoint
 from speechmill.errors import AudioError, JobError, MissingExtraError, ModelError
+from speechmill.models.checkpoints import load_pretrained, read_json, resolve_checkpoint
+from speechmill.models.torch import TorchEngine
 from speechmill.records import Codes
 from speechmill.tokenizers.lanes import side_by_side
-from speechmill.torch_engine import TorchEngine
 
 __all__ = [
     "EXTRA",

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, TypeVar
 
 from speechmill.cores import num_cores
-from speechmill.torch_engine import one_thread_workers
+from speechmill.models.torch import one_thread_workers
 
 __all__ = ["grouped", "side_by_side"]
 

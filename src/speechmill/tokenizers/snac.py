@@ -10,8 +10,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from speechmill.checkpoints import cannot_load, read_json, weight_files
 from speechmill.errors import JobError, MissingExtraError
+from speechmill.models.checkpoints import cannot_load, read_json, weight_files
 from speechmill.tokenizers.codec import (
     EXTRA,
     WINDOW_S,

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from speechmill.allocator import keep_memory
 from speechmill.cores import num_cores
 from speechmill.errors import JobError, ModelError
-from speechmill.models import Model
+from speechmill.models.weights import Model
 
 __all__ = [
     "Placement",

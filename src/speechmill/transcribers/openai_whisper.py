@@ -20,17 +20,17 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from speechmill.checkpoints import (
+from speechmill.errors import MissingExtraError, ModelError
+from speechmill.models.checkpoints import (
     alignment_heads,
     cannot_load,
     read_json,
     resolve_checkpoint,
     weight_files,
 )
-from speechmill.errors import MissingExtraError, ModelError
-from speechmill.models import Model
+from speechmill.models.torch import TorchEngine
+from speechmill.models.weights import Model
 from speechmill.records import Word
-from speechmill.torch_engine import TorchEngine
 from speechmill.transcribers.base import TranscriberOptions
 from speechmill.transcribers.languages import LANGUAGES
 from speechmill.transcribers.torch_whisper import DECODING, Hearing, Piece, TorchWhisper

@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from speechmill.errors import JobError, ModelError
-from speechmill.models import Model
+from speechmill.models.torch import TorchEngine
+from speechmill.models.weights import Model
 from speechmill.records import Segment, Speech, Transcript, Word
 from speechmill.text.figures import compression_ratio
-from speechmill.torch_engine import TorchEngine
 from speechmill.transcribers.base import TranscriberOptions
 from speechmill.transcribers.languages import language_code
 

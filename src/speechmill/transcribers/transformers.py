@@ -6,9 +6,9 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import Final
 
-from speechmill.checkpoints import read_json, resolve_checkpoint
 from speechmill.errors import MissingExtraError, ModelError
-from speechmill.torch_engine import TorchEngine
+from speechmill.models.checkpoints import read_json, resolve_checkpoint
+from speechmill.models.torch import TorchEngine
 from speechmill.transcribers.base import Transcriber, TranscriberOptions
 
 __all__ = ["NAME", "REPOSITORIES", "open_transformers"]

@@ -15,12 +15,12 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from speechmill.checkpoints import load_pretrained
 from speechmill.errors import JobError, ModelError
-from speechmill.models import Model
+from speechmill.models.checkpoints import load_pretrained
+from speechmill.models.torch import TorchEngine
+from speechmill.models.weights import Model
 from speechmill.records import Segment, Speech, Transcript, Word
 from speechmill.text.figures import compression_ratio
-from speechmill.torch_engine import TorchEngine
 from speechmill.transcribers.base import TranscriberOptions
 from speechmill.transcribers.languages import LANGUAGES, language_code
 from speechmill.transcribers.torch_whisper import refuse_batches

@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 
 from speechmill.errors import ModelError
-from speechmill.models import Model
+from speechmill.models.weights import Model
 from speechmill.transcribers.languages import LANGUAGES
 
 __all__ = ["TIMESTAMP_S", "Search", "SpecialTokens", "cut_at_timestamps", "special_tokens"]

@@ -11,16 +11,16 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from speechmill.checkpoints import (
+from speechmill.models.checkpoints import (
     alignment_heads,
     cannot_load,
     load_pretrained,
     read_json,
 )
-from speechmill.models import Model
+from speechmill.models.torch import TorchEngine
+from speechmill.models.weights import Model
 from speechmill.records import Word
 from speechmill.text.figures import compression_ratio
-from speechmill.torch_engine import TorchEngine
 from speechmill.transcribers.alignment import UNSPACED, first_frames, smoothed, split_words
 from speechmill.transcribers.base import TranscriberOptions
 from speechmill.transcribers.torch_whisper import DECODING, Hearing, Piece, TorchWhisper

@@ -20,7 +20,7 @@ from typing import Any, Final
 import numpy as np
 
 from speechmill.errors import JobError, ModelError
-from speechmill.models import resolve_whisper
+from speechmill.models.weights import resolve_whisper
 from speechmill.records import Speech, Transcript
 from speechmill.transcribers import ctranslate, results
 from speechmill.transcribers.adaptive import AdaptiveWindows, OnEncoded

@@ -18,10 +18,10 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from speechmill.checkpoints import load_pretrained, read_json, resolve_checkpoint
 from speechmill.errors import JobError, MissingExtraError, ModelError
+from speechmill.models.checkpoints import load_pretrained, read_json, resolve_checkpoint
+from speechmill.models.torch import TorchEngine, one_thread_workers
 from speechmill.tokenizers.features.base import Each, FeatureOptions, as_they_are
-from speechmill.torch_engine import TorchEngine, one_thread_workers
 
 __all__ = ["SslFeatures"]
 

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from speechmill.errors import ModelError
-from speechmill.models import resolve_whisper
+from speechmill.models.weights import resolve_whisper
 from speechmill.records import Speech
 from speechmill.tokenizers.features.base import Each, FeatureOptions, as_they_are
 from speechmill.transcribers import ctranslate

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from speechmill.errors import JobError, ModelError
-from speechmill.models import Model
+from speechmill.models.weights import Model
 
 __all__ = [
     "alignment_heads",
