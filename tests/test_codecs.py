@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from speechmill.records import Codes
 from speechmill.tokenizers import open_tokenizer
 from speechmill.tokenizers.base import Codec, Tokenizer
-from speechmill.tokenizers.lanes import side_by_side
+from speechmill.tokenizers.exact.lanes import side_by_side
 from tests.codec_checkpoints import CODECS, HOPS, small_codec
 from tests.codec_references import Reference, load_reference
 

@@ -20,11 +20,11 @@ from speechmill.dataset.schema import row_schema
 from speechmill.errors import AudioError, JobError, MissingExtraError, ModelError
 from speechmill.tokenizers import open_tokenizer
 from speechmill.tokenizers.encodec import LOUDEST_DB, QUIETEST_DB, EncodecTokenizer
-from speechmill.tokenizers.gathered_lstm import GatheredLSTM
-from speechmill.tokenizers.lanes import MOST, grouped, side_by_side
+from speechmill.tokenizers.exact.gathered_lstm import GatheredLSTM
+from speechmill.tokenizers.exact.lanes import MOST, grouped, side_by_side
+from speechmill.tokenizers.exact.pointwise import as_on_threads
+from speechmill.tokenizers.exact.seanet import padded
 from speechmill.tokenizers.mimi import MimiTokenizer
-from speechmill.tokenizers.pointwise import as_on_threads
-from speechmill.tokenizers.seanet import padded
 from speechmill.tokenizers.snac import SnacTokenizer, from_levels, to_levels
 from tests.codec_checkpoints import CODECS, small_codec, write_snac
 from tests.codec_references import load_snac

@@ -16,7 +16,7 @@ from speechmill.errors import AudioError, JobError, MissingExtraError, ModelErro
 from speechmill.models.checkpoints import load_pretrained, read_json, resolve_checkpoint
 from speechmill.models.torch import TorchEngine
 from speechmill.records import Codes
-from speechmill.tokenizers.lanes import side_by_side
+from speechmill.tokenizers.exact.lanes import side_by_side
 
 __all__ = [
     "EXTRA",

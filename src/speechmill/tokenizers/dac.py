@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from speechmill.tokenizers.codec import WINDOW_S, TransformersCodec, in_windows
-from speechmill.tokenizers.pointwise import as_on_threads
+from speechmill.tokenizers.exact.pointwise import as_on_threads
 
 __all__ = ["DacTokenizer"]
 

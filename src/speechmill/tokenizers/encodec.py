@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from speechmill.errors import JobError
 from speechmill.records import Codes
 from speechmill.tokenizers.codec import TransformersCodec, fold_weight_norm
-from speechmill.tokenizers.lanes import grouped, side_by_side
-from speechmill.tokenizers.pointwise import as_on_threads
-from speechmill.tokenizers.seanet import StreamedEncoder
+from speechmill.tokenizers.exact.lanes import grouped, side_by_side
+from speechmill.tokenizers.exact.pointwise import as_on_threads
+from speechmill.tokenizers.exact.seanet import StreamedEncoder
 
 __all__ = ["EncodecTokenizer"]
 

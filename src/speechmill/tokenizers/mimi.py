@@ -7,7 +7,7 @@ from typing import Any
 
 from speechmill.errors import JobError
 from speechmill.tokenizers.codec import TransformersCodec
-from speechmill.tokenizers.pointwise import as_on_threads
+from speechmill.tokenizers.exact.pointwise import as_on_threads
 
 __all__ = ["MimiTokenizer"]
 

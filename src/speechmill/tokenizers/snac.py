@@ -19,7 +19,7 @@ from speechmill.tokenizers.codec import (
     fold_weight_norm,
     in_windows,
 )
-from speechmill.tokenizers.pointwise import as_on_threads
+from speechmill.tokenizers.exact.pointwise import as_on_threads
 
 __all__ = ["SnacTokenizer", "from_levels", "to_levels"]
 

@@ -6,7 +6,7 @@ from types import MappingProxyType
 from typing import Any
 
 from speechmill.tokenizers.codec import TransformersCodec, fold_weight_norm
-from speechmill.tokenizers.pointwise import as_on_threads
+from speechmill.tokenizers.exact.pointwise import as_on_threads
 
 __all__ = ["XcodecTokenizer"]
 

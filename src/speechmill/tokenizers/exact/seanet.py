@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
-from speechmill.tokenizers.gathered_lstm import GatheredLSTM
-from speechmill.tokenizers.pointwise import SHARED, VECTORS
+from speechmill.tokenizers.exact.gathered_lstm import GatheredLSTM
+from speechmill.tokenizers.exact.pointwise import SHARED, VECTORS
 
 __all__ = ["StreamedEncoder", "padded", "quicken"]
 

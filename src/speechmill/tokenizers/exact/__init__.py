@@ -1,0 +1,1 @@
+"""Layers of codecs that give the same bits in any company."""
