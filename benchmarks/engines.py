@@ -32,11 +32,11 @@ from benchmarks.figures import command, machine, print_table
 from benchmarks.overhead import CORPUS, read_corpus
 from speechmill import Job, build
 from speechmill.cores import limit_cores
+from speechmill.pipeline.resources import open_tools
 from speechmill.records import ShardReport, Speech
 from speechmill.runners.base import Runner
 from speechmill.runners.local import LocalRunner
 from speechmill.runners.work import Task, run_task
-from speechmill.tools import open_tools
 
 LOCAL = ("local", 1)
 ENGINES = ("dask", "ray", "spark")

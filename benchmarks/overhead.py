@@ -27,10 +27,10 @@ from tests.services import SeaweedFS
 
 from benchmarks.figures import command, machine, print_table
 from speechmill import Job, audio, build
+from speechmill.pipeline.resources import Tools, open_tools
 from speechmill.records import Codes, Speech, Transcript
 from speechmill.speech.voice import listen
 from speechmill.storage import StoreOptions, open_store
-from speechmill.tools import Tools, open_tools
 
 CORPUS = Path(__file__).parents[1] / "examples" / "corpus"
 PROFILE = "benchmark"

@@ -26,7 +26,7 @@ from benchmarks.figures import command, machine, peak_rss_mb, print_table, rss_m
 from speechmill import Job
 from speechmill.dataset.layout import agree_on_parts, data_key
 from speechmill.dataset.schema import row_schema, sort_rows, to_parquet
-from speechmill.planner import Plan, make_plan
+from speechmill.pipeline.planner import Plan, make_plan
 from speechmill.records import Part
 from speechmill.storage import Object, Store, open_store
 

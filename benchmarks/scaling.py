@@ -29,9 +29,9 @@ from speechmill import Job
 from speechmill.dataset.layout import data_key
 from speechmill.dataset.schema import sort_rows, to_parquet, utterances_to_table
 from speechmill.dataset.summary import summarize
+from speechmill.pipeline.resources import open_tools
 from speechmill.records import Recording, RecordingDone, Shard, ShardReport, Transcript, Utterance
 from speechmill.storage import open_store
-from speechmill.tools import open_tools
 
 RECORDING_S = 3.0
 

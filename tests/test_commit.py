@@ -28,10 +28,10 @@ from speechmill.dataset.state import agree_on_source, current_recipe
 from speechmill.dataset.swap import update
 from speechmill.errors import ConflictError, NotFoundError, UnavailableError
 from speechmill.job import Job, Recipe
-from speechmill.planner import Plan, make_plan
+from speechmill.pipeline.cleanup import tidy
+from speechmill.pipeline.planner import Plan, make_plan
 from speechmill.records import Failure, Part, Recording, Shard
 from speechmill.storage import Blob, Object, Store, open_store
-from speechmill.upkeep import tidy
 from tests.rows import rows
 
 RECIPE = Recipe({"made": "first"})

@@ -20,9 +20,11 @@ import soundfile
 from numpy.typing import NDArray
 
 import speechmill
-from speechmill import audio, builder, intake, pacing
+from speechmill import audio, builder
 from speechmill.dataset.summary import failed_recordings, summarize
 from speechmill.job import Job
+from speechmill.pipeline import intake
+from speechmill.pipeline import pace as pacing
 from speechmill.records import Speech, Transcript, Waveform
 from speechmill.storage import open_store
 from speechmill.tokenizers.fake import FakeTokenizer

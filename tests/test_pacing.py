@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from speechmill import pacing
-from speechmill.pacing import MAX_PIECES, Pace
+from speechmill.pipeline import pace as pacing
+from speechmill.pipeline.pace import MAX_PIECES, Pace
 
 
 def calls(pace: Pace, number: int, seconds: float) -> list[float]:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import speechmill
-from speechmill import audio, builder, pacing, pipeline
+from speechmill import audio, builder
 from speechmill.dataset import commit as dataset_commit
 from speechmill.dataset.summary import failed_recordings
 from speechmill.errors import (
@@ -30,7 +30,11 @@ from speechmill.errors import (
     UnavailableError,
 )
 from speechmill.job import Job
-from speechmill.planner import Plan
+from speechmill.pipeline import pace as pacing
+from speechmill.pipeline import shard as pipeline
+from speechmill.pipeline.planner import Plan
+from speechmill.pipeline.report import BuildReport
+from speechmill.pipeline.resources import open_tools
 from speechmill.records import (
     Failure,
     Part,
@@ -40,10 +44,8 @@ from speechmill.records import (
     Transcript,
     printable,
 )
-from speechmill.report import BuildReport
 from speechmill.storage import Blob, Object, Store, open_store
 from speechmill.storage.local import LocalStore
-from speechmill.tools import open_tools
 from speechmill.transcribers.fake import FakeTranscriber
 from tests.rows import rows
 

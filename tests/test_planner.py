@@ -17,17 +17,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import speechmill
-from speechmill import planner
 from speechmill.dataset.layout import data_key, read_layout
 from speechmill.dataset.schema import to_parquet
 from speechmill.dataset.summary import failed_recordings
 from speechmill.errors import DatasetError, JobError, RecipeChangedError, SourceChangedError
 from speechmill.job import Job
-from speechmill.planner import make_plan
+from speechmill.pipeline import planner
+from speechmill.pipeline.cleanup import prune
+from speechmill.pipeline.planner import make_plan
+from speechmill.pipeline.selection import estimate_s
 from speechmill.records import Part, Recording
-from speechmill.selection import estimate_s
 from speechmill.storage import Object, Store, open_store
-from speechmill.upkeep import prune
 from tests.corpus import build, memory, plan, rows_of, wav, write
 from tests.rows import rows
 from tests.services import SeaweedFS

@@ -16,7 +16,7 @@ import pytest
 from speechmill.audio import EXTENSIONS
 from speechmill.dataset.summary import failed_recordings
 from speechmill.job import Job
-from speechmill.planner import make_plan
+from speechmill.pipeline.planner import make_plan
 from speechmill.queues import open_broker
 from speechmill.queues.notices import encode
 from speechmill.storage import open_store

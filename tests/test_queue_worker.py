@@ -28,7 +28,7 @@ from speechmill.errors import (
     UnavailableError,
 )
 from speechmill.job import Job
-from speechmill.pipeline import process_shard
+from speechmill.pipeline.shard import process_shard
 from speechmill.queues import dead_letters, open_broker
 from speechmill.queues import run as run_module
 from speechmill.queues import worker as worker_module

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from speechmill.dataset.run_log import PIECE_BYTES, RunLog
 from speechmill.errors import UnavailableError
 from speechmill.records import RecordingDone
-from speechmill.runlog import PIECE_BYTES, RunLog
 from speechmill.storage import open_store
 from tests.corpus import memory
 

@@ -18,10 +18,10 @@ from speechmill.dataset.reader import stored_schema
 from speechmill.dataset.schema import described_tokenizers
 from speechmill.errors import JobError
 from speechmill.job import Job
+from speechmill.pipeline.resources import forget_tools
 from speechmill.records import Codes
 from speechmill.storage import open_store
 from speechmill.text.figures import mismatch
-from speechmill.tools import forget_tools
 from tests.weights import whisper
 
 CORPUS = Path(__file__).parents[1] / "examples" / "corpus"

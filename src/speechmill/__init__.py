@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from speechmill.decoding import decode_tokens, open_codec
     from speechmill.errors import SpeechmillError
     from speechmill.job import Job
-    from speechmill.pipeline import process_shard
-    from speechmill.planner import Plan
-    from speechmill.report import BuildReport
+    from speechmill.pipeline.planner import Plan
+    from speechmill.pipeline.report import BuildReport
+    from speechmill.pipeline.shard import process_shard
 
 __all__ = [
     "BuildReport",
@@ -40,16 +40,16 @@ __all__ = [
 ]
 
 _HOMES = {
-    "BuildReport": "report",
+    "BuildReport": "pipeline.report",
     "Job": "job",
-    "Plan": "planner",
+    "Plan": "pipeline.planner",
     "SpeechmillError": "errors",
     "build": "builder",
     "decode_tokens": "decoding",
     "open_codec": "decoding",
     "open_dataset": "dataset.reader",
     "plan": "builder",
-    "process_shard": "pipeline",
+    "process_shard": "pipeline.shard",
     "tokens_to_arrays": "dataset.arrays",
 }
 

@@ -28,13 +28,13 @@ from speechmill.dataset.additions import (
 from speechmill.dataset.commit import read_part
 from speechmill.dataset.layout import FAILURES
 from speechmill.dataset.reader import list_parts, stored_schema
+from speechmill.dataset.run_log import RunLog, new_run_id
 from speechmill.dataset.schema import to_parquet, token_column, with_tokenizer
 from speechmill.dataset.state import current_recipe, move_recipe, read_recipe, sink_state
 from speechmill.dataset.swap import update
 from speechmill.errors import DatasetError, JobError, SpeechmillError
 from speechmill.job import Recipe
 from speechmill.retaking import keeps_damaged
-from speechmill.runlog import RunLog, new_run_id
 from speechmill.storage import Store, StoreOptions, open_store
 from speechmill.token_making import AddObserver, AddReport, Look, Maker
 from speechmill.tokenizers import open_tokenizer

@@ -15,17 +15,17 @@ from statistics import fmean
 from typing import Protocol
 
 from speechmill._version import __version__
+from speechmill.dataset.run_log import RunLog, new_run_id
 from speechmill.errors import SpeechmillError
 from speechmill.job import Job
-from speechmill.planner import Plan, make_plan
+from speechmill.pipeline.agreement import agree, check, settled_tools
+from speechmill.pipeline.cleanup import count_gone, prune, tidy
+from speechmill.pipeline.planner import Plan, make_plan
+from speechmill.pipeline.report import BuildReport, Tally
+from speechmill.pipeline.resources import Tools
 from speechmill.records import RecordingDone
-from speechmill.report import BuildReport, Tally
-from speechmill.runlog import RunLog, new_run_id
 from speechmill.runners import open_runner
 from speechmill.runners.base import Runner
-from speechmill.settling import agree, check, settled_tools
-from speechmill.tools import Tools
-from speechmill.upkeep import count_gone, prune, tidy
 
 __all__ = ["Observer", "build", "plan"]
 

@@ -20,8 +20,8 @@ from rich.text import Text
 from speechmill.dataset.summary import Summary
 from speechmill.doctor import Check
 from speechmill.job import Recipe
-from speechmill.planner import Plan
-from speechmill.report import BuildReport, Tally
+from speechmill.pipeline.planner import Plan
+from speechmill.pipeline.report import BuildReport, Tally
 
 __all__ = [
     "PLAIN_EVERY_S",

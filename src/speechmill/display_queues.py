@@ -15,7 +15,7 @@ from speechmill.display import (
     print_facts,
     print_plan,
 )
-from speechmill.planner import Plan
+from speechmill.pipeline.planner import Plan
 from speechmill.queues.enqueue import EnqueueReport
 from speechmill.queues.tally import WorkReport, WorkTally
 

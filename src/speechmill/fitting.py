@@ -33,9 +33,9 @@ from speechmill.errors import (
     UnavailableError,
 )
 from speechmill.job import Job
+from speechmill.pipeline.selection import estimate_s, extension_of, selection
 from speechmill.records import Recording, Waveform
 from speechmill.sampling import Draw, Reservoir, share_s
-from speechmill.selection import estimate_s, extension_of, selection
 from speechmill.storage import Store, StoreOptions, fetch, open_store
 from speechmill.tokenizers.features import FeatureOptions, Features, open_features
 from speechmill.tokenizers.nearest import Nearest

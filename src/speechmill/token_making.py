@@ -17,10 +17,10 @@ from speechmill.dataset.additions import Addition, RowKey, Staging, row_keys, st
 from speechmill.dataset.reader import read_columns, scan
 from speechmill.dataset.schema import codes_to_array
 from speechmill.errors import ModelError, NotFoundError, SpeechmillError
+from speechmill.pipeline.tokenize import SampleCheck, tokenize
 from speechmill.records import Codes
 from speechmill.retaking import SPAN_COLUMNS, Kept, Retaken, kept_recordings, retake
 from speechmill.storage import Object, Store
-from speechmill.tokenizing import SampleCheck, tokenize
 
 __all__ = ["AddObserver", "AddReport", "Look", "Maker"]
 

@@ -34,9 +34,9 @@ from speechmill.errors import (
     SpeechmillError,
     UnsupportedError,
 )
+from speechmill.pipeline.selection import extension_of
 from speechmill.records import Codes
 from speechmill.reopening import column_of
-from speechmill.selection import extension_of
 from speechmill.storage import Object, Store, inside
 from speechmill.tokenizers.base import Codec
 

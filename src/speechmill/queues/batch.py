@@ -34,13 +34,13 @@ from speechmill.errors import (
     UnavailableError,
     WorkerDiedError,
 )
-from speechmill.pipeline import process_shard
-from speechmill.planner import HEAD_BYTES
+from speechmill.pipeline.planner import HEAD_BYTES
+from speechmill.pipeline.resources import Tools
+from speechmill.pipeline.selection import extension_of
+from speechmill.pipeline.shard import process_shard
 from speechmill.queues.notices import Notice
 from speechmill.records import Failure, Part, Recording, Shard, ShardReport, printable
-from speechmill.selection import extension_of
 from speechmill.storage import Store
-from speechmill.tools import Tools
 
 __all__ = ["Batches", "Outcome", "Request", "Verdict"]
 

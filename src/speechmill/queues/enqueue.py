@@ -20,7 +20,7 @@ from speechmill.dataset.layout import STATE
 from speechmill.dataset.state import read_state
 from speechmill.errors import JobError, NotFoundError, SourceChangedError
 from speechmill.job import Job
-from speechmill.planner import Plan, make_plan
+from speechmill.pipeline.planner import Plan, make_plan
 from speechmill.queues.base import Broker, Message
 from speechmill.queues.notices import encode
 from speechmill.records import Part, Recording

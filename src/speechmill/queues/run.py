@@ -10,9 +10,12 @@ from contextlib import closing, contextmanager, suppress
 from typing import Any
 
 from speechmill._version import __version__
+from speechmill.dataset.run_log import RunLog, new_run_id
 from speechmill.dataset.state import read_state
 from speechmill.errors import JobError, SpeechmillError
 from speechmill.job import Job
+from speechmill.pipeline.agreement import agree, check, settled_tools
+from speechmill.pipeline.resources import Tools, open_tools
 from speechmill.queues import open_broker
 from speechmill.queues.base import Broker, Consumer, Delivery
 from speechmill.queues.metrics import Endpoint, serve
@@ -20,10 +23,7 @@ from speechmill.queues.notices import PoisonError, read_notices
 from speechmill.queues.options import WorkOptions
 from speechmill.queues.tally import Observer, WorkReport, WorkTally
 from speechmill.queues.worker import Worker
-from speechmill.runlog import RunLog, new_run_id
-from speechmill.settling import agree, check, settled_tools
 from speechmill.storage import Store, StoreOptions, open_store
-from speechmill.tools import Tools, open_tools
 
 __all__ = ["ANY_SOURCE", "work"]
 

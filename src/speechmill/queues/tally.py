@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
-from speechmill.report import Tally
+from speechmill.pipeline.report import Tally
 
 __all__ = ["Observer", "WorkReport", "WorkTally"]
 

@@ -13,8 +13,11 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
+from speechmill.dataset.run_log import RunLog
 from speechmill.errors import BrokerError, SpeechmillError, StorageError
-from speechmill.planner import below_sink
+from speechmill.pipeline.planner import below_sink
+from speechmill.pipeline.resources import Tools
+from speechmill.pipeline.selection import selection
 from speechmill.queues.base import Broker, Consumer, Delivery
 from speechmill.queues.batch import Batches, Outcome, Request
 from speechmill.queues.dead_letters import dead_letter
@@ -23,10 +26,7 @@ from speechmill.queues.notices import Notice, PoisonError, key_below, read_notic
 from speechmill.queues.options import WorkOptions
 from speechmill.queues.tally import Observer, WorkTally
 from speechmill.records import ShardReport, printable
-from speechmill.runlog import RunLog
-from speechmill.selection import selection
 from speechmill.storage import inside
-from speechmill.tools import Tools
 
 __all__ = ["Worker"]
 

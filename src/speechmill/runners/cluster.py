@@ -17,9 +17,9 @@ from speechmill.dataset.commit import commit
 from speechmill.dataset.schema import utterances_to_table
 from speechmill.errors import JobError, WorkerDiedError
 from speechmill.job import Job
+from speechmill.pipeline.resources import Tools, open_tools
 from speechmill.records import Failure, RecordingDone, Shard, ShardReport
 from speechmill.runners.work import Task, what_is_left
-from speechmill.tools import Tools, open_tools
 
 __all__ = ["ClusterRunner", "Engine"]
 

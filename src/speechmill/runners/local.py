@@ -8,7 +8,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from itertools import islice
 
 from speechmill.job import Job
-from speechmill.pipeline import process_shard
+from speechmill.pipeline.shard import process_shard
 from speechmill.records import RecordingDone, Shard, ShardReport
 
 __all__ = ["LocalRunner"]

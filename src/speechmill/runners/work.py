@@ -19,10 +19,10 @@ from speechmill.dataset.reader import list_parts, read_columns
 from speechmill.dataset.schema import IDENTITY_COLUMNS, row_schema
 from speechmill.errors import DatasetError
 from speechmill.job import Job
-from speechmill.pipeline import process_shard
+from speechmill.pipeline.resources import open_tools
+from speechmill.pipeline.shard import process_shard
 from speechmill.records import Part, Recording, RecordingDone, Shard, ShardReport
 from speechmill.storage import Object, Store
-from speechmill.tools import open_tools
 
 __all__ = ["Task", "keep_memory", "run_task", "what_is_left"]
 

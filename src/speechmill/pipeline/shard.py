@@ -20,15 +20,15 @@ from speechmill.dataset.commit import Committed, commit
 from speechmill.dataset.growth import place_anew
 from speechmill.dataset.schema import utterances_to_table, with_sample_check
 from speechmill.errors import ModelError, SpeechmillError
-from speechmill.intake import Intake, ReadyPiece, ReadyRecording, ReadyRow
 from speechmill.job import Job
+from speechmill.pipeline.intake import Intake, ReadyPiece, ReadyRecording, ReadyRow
+from speechmill.pipeline.resources import Tools, open_tools
+from speechmill.pipeline.selection import estimate_s
+from speechmill.pipeline.shared_encoder import SharedEncoder
+from speechmill.pipeline.tokenize import RoundTrip, SampleCheck, tokenize
 from speechmill.records import Part, RecordingDone, Shard, ShardReport, Utterance
-from speechmill.selection import estimate_s
-from speechmill.sharing import SharedEncoder
 from speechmill.storage import Fetched
 from speechmill.text.transcripts import join_transcripts, no_voice
-from speechmill.tokenizing import RoundTrip, SampleCheck, tokenize
-from speechmill.tools import Tools, open_tools
 
 __all__ = ["process_shard"]
 

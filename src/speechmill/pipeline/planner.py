@@ -38,8 +38,8 @@ from speechmill.errors import (
     NotFoundError,
 )
 from speechmill.job import Job
+from speechmill.pipeline.selection import estimate_s, extension_of, selection
 from speechmill.records import Part, Recording, Shard, pack, printable, unpack
-from speechmill.selection import estimate_s, extension_of, selection
 from speechmill.storage import Store, inside
 
 __all__ = ["HEAD_BYTES", "Plan", "below_sink", "make_plan", "name_digest"]

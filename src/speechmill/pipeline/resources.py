@@ -17,7 +17,7 @@ from speechmill.dataset.schema import row_schema, token_column
 from speechmill.dataset.state import current_recipe
 from speechmill.errors import JobError
 from speechmill.job import Job, Recipe
-from speechmill.pacing import Pace
+from speechmill.pipeline.pace import Pace
 from speechmill.speech.segmentation import SegmentOptions
 from speechmill.speech.voice import VoiceOptions, voice_model_digests
 from speechmill.storage import Store, StoreOptions, open_store

@@ -8,7 +8,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from speechmill.intake import ReadyPiece, ReadyRow
+from speechmill.pipeline.intake import ReadyPiece, ReadyRow
 from speechmill.records import Speech
 from speechmill.tokenizers.base import Tokenizer
 from speechmill.tokenizers.units import EncoderUnits

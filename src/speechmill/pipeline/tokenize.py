@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 
 from speechmill import audio
 from speechmill.errors import JobError, MissingExtraError
-from speechmill.intake import ReadyPiece, ReadyRow, recorded
+from speechmill.pipeline.intake import ReadyPiece, ReadyRow, recorded
+from speechmill.pipeline.resources import Tools
 from speechmill.records import Codes, Speech, Waveform
 from speechmill.text.figures import mismatch
 from speechmill.text.transcripts import join_texts
 from speechmill.tokenizers.base import Codec, Tokenizer
-from speechmill.tools import Tools
 
 __all__ = ["RoundTrip", "SampleCheck", "tokenize"]
 

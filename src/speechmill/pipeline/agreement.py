@@ -6,7 +6,7 @@ from speechmill.dataset.reader import stored_schema
 from speechmill.dataset.state import agree_on_source, check_source, read_recipe, read_state
 from speechmill.errors import DatasetError
 from speechmill.job import Job
-from speechmill.tools import Tools, forget_tools, open_tools
+from speechmill.pipeline.resources import Tools, forget_tools, open_tools
 
 __all__ = ["agree", "check", "settled_tools"]
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from speechmill import audio
 from speechmill.errors import NotFoundError, StorageError, UnavailableError
+from speechmill.pipeline.resources import Tools
 from speechmill.records import (
     Codes,
     Failure,
@@ -27,7 +28,6 @@ from speechmill.records import (
 from speechmill.speech.segmentation import Piece, Row, keep_whole, must_listen, segment
 from speechmill.speech.voice import SAMPLE_RATE, listen
 from speechmill.storage import Fetched, Store, fetch
-from speechmill.tools import Tools
 
 __all__ = [
     "Intake",

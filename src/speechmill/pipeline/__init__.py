@@ -1,0 +1,1 @@
+"""From a listing to committed rows: select, plan, fetch, decode, transcribe, tokenize, commit."""
