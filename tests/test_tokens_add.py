@@ -19,15 +19,6 @@ import pyarrow as pa
 import pytest
 
 import speechmill
-from speechmill.adding import AddReport, add_tokens
-from speechmill.dataset.additions import (
-    Addition,
-    Staging,
-    put_into,
-    row_keys,
-    staged_table,
-    staging_id,
-)
 from speechmill.dataset.commit import merge_rows, read_part
 from speechmill.dataset.layout import ADDING
 from speechmill.dataset.reader import list_parts, stored_schema
@@ -40,6 +31,15 @@ from speechmill.dataset.schema import (
     with_tokenizer,
 )
 from speechmill.dataset.state import current_recipe, read_recipe
+from speechmill.enrich.add import AddReport, add_tokens
+from speechmill.enrich.staging import (
+    Addition,
+    Staging,
+    put_into,
+    row_keys,
+    staged_table,
+    staging_id,
+)
 from speechmill.errors import DatasetError, JobError, RecipeChangedError
 from speechmill.records import Codes, Recording, key_of, printable
 from speechmill.storage import Store, open_store

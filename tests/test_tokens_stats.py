@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from typer.testing import CliRunner, Result
 
 import speechmill
-from speechmill.adding import add_tokens
 from speechmill.cli import app
 from speechmill.dataset.arrays import tokens_to_arrays
 from speechmill.dataset.commit import read_part
 from speechmill.dataset.reader import list_parts
 from speechmill.dataset.schema import codes_to_array, to_parquet
+from speechmill.enrich.add import add_tokens
 from speechmill.errors import DatasetError, JobError, ModelError
 from speechmill.records import Codes
 from speechmill.storage import StoreOptions, open_store

@@ -148,8 +148,8 @@ def add(
     short. Exit codes: 0 every row has them, 1 could not run, 2 wrong usage, 3 done but some rows
     have none (their recordings are gone, changed or failed), 130 or 143 stopped by a signal.
     """
-    from speechmill.adding import add_tokens
     from speechmill.display_tokens import print_added
+    from speechmill.enrich.add import add_tokens
 
     store, source_options = _stores(
         sink, (profile, endpoint_url, region), (source_profile, source_endpoint_url, source_region)

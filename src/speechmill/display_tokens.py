@@ -10,8 +10,8 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRe
 from rich.table import Table
 from rich.text import Text
 
-from speechmill.adding import AddReport
 from speechmill.display import PLAIN_EVERY_S, format_duration, print_facts
+from speechmill.enrich.add import AddReport
 from speechmill.token_stats import CodebookStats, ColumnStats
 from speechmill.verifying import VerifyReport
 from speechmill.wav_files import DecodeReport

@@ -15,13 +15,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from speechmill.dataset.additions import RowKey, row_keys
 from speechmill.dataset.arrays import tokens_to_arrays
 from speechmill.dataset.reader import list_parts, read_columns, scan
 from speechmill.dataset.state import read_recipe, sink_state
-from speechmill.errors import DatasetError
-from speechmill.reopening import column_of, open_again
-from speechmill.retaking import (
+from speechmill.enrich.audio import (
     SPAN_COLUMNS,
     Kept,
     Retaken,
@@ -29,6 +26,9 @@ from speechmill.retaking import (
     kept_recordings,
     retake,
 )
+from speechmill.enrich.staging import RowKey, row_keys
+from speechmill.errors import DatasetError
+from speechmill.reopening import column_of, open_again
 from speechmill.storage import Store, StoreOptions, open_store
 from speechmill.text.figures import mismatch
 from speechmill.tokenizers.base import Tokenizer

@@ -13,13 +13,13 @@ from typing import Any, Final, Protocol
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from speechmill.dataset.additions import Addition, RowKey, Staging, row_keys, staged_table
 from speechmill.dataset.reader import read_columns, scan
 from speechmill.dataset.schema import codes_to_array
+from speechmill.enrich.audio import SPAN_COLUMNS, Kept, Retaken, kept_recordings, retake
+from speechmill.enrich.staging import Addition, RowKey, Staging, row_keys, staged_table
 from speechmill.errors import ModelError, NotFoundError, SpeechmillError
 from speechmill.pipeline.tokenize import SampleCheck, tokenize
 from speechmill.records import Codes
-from speechmill.retaking import SPAN_COLUMNS, Kept, Retaken, kept_recordings, retake
 from speechmill.storage import Object, Store
 
 __all__ = ["AddObserver", "AddReport", "Look", "Maker"]

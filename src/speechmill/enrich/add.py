@@ -18,13 +18,6 @@ from typing import Any, Final
 import pyarrow as pa
 
 from speechmill._version import __version__
-from speechmill.dataset.additions import (
-    Addition,
-    Staging,
-    put_into,
-    staging_id,
-    with_recipe,
-)
 from speechmill.dataset.commit import read_part
 from speechmill.dataset.layout import FAILURES
 from speechmill.dataset.reader import list_parts, stored_schema
@@ -32,11 +25,18 @@ from speechmill.dataset.run_log import RunLog, new_run_id
 from speechmill.dataset.schema import to_parquet, token_column, with_tokenizer
 from speechmill.dataset.state import current_recipe, move_recipe, read_recipe, sink_state
 from speechmill.dataset.swap import update
+from speechmill.enrich.audio import keeps_damaged
+from speechmill.enrich.maker import AddObserver, AddReport, Look, Maker
+from speechmill.enrich.staging import (
+    Addition,
+    Staging,
+    put_into,
+    staging_id,
+    with_recipe,
+)
 from speechmill.errors import DatasetError, JobError, SpeechmillError
 from speechmill.job import Recipe
-from speechmill.retaking import keeps_damaged
 from speechmill.storage import Store, StoreOptions, open_store
-from speechmill.token_making import AddObserver, AddReport, Look, Maker
 from speechmill.tokenizers import open_tokenizer
 from speechmill.tokenizers.base import Codec, Tokenizer
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from speechmill import audio
-from speechmill.dataset.additions import RowKey, row_keys
 from speechmill.dataset.layout import part_of
 from speechmill.dataset.schema import IDENTITY_COLUMNS
+from speechmill.enrich.staging import RowKey, row_keys
 from speechmill.errors import DamagedError, DatasetError
 from speechmill.job import Recipe
 from speechmill.pipeline.intake import ReadyRecording, ReadyRow, decode_into, fetch_into, recorded
