@@ -20,13 +20,13 @@ import speechmill
 from speechmill.dataset.commit import read_part
 from speechmill.dataset.reader import list_parts
 from speechmill.dataset.schema import to_parquet
-from speechmill.decoding import decode_tokens, open_codec
 from speechmill.errors import DatasetError, JobError, ModelError
 from speechmill.records import Codes
 from speechmill.storage import open_store
 from speechmill.tokenizers import open_tokenizer
 from speechmill.tokenizers.base import Codec
-from speechmill.wav_files import DecodeReport, _harmless, decode_dataset
+from speechmill.tokens.decode import decode_tokens, open_codec
+from speechmill.tokens.wav_files import DecodeReport, _harmless, decode_dataset
 from tests import corpus
 from tests.codec_checkpoints import write_codec
 from tests.harness import Bucket

@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from speechmill.errors import JobError
-from speechmill.flattening import (
+from speechmill.tokens.patterns import (
     deinterleave,
     delay,
     interleave,

@@ -24,8 +24,8 @@ from speechmill.enrich.add import add_tokens
 from speechmill.errors import DatasetError, JobError, ModelError
 from speechmill.records import Codes
 from speechmill.storage import StoreOptions, open_store
-from speechmill.token_stats import ColumnStats, _Codebook, _Feature, token_stats
-from speechmill.verifying import VerifyReport, verify_tokens
+from speechmill.tokens.stats import ColumnStats, _Codebook, _Feature, token_stats
+from speechmill.tokens.verify import VerifyReport, verify_tokens
 from tests import corpus
 from tests.codec_checkpoints import write_codec
 from tests.harness import Bucket

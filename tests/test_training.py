@@ -25,8 +25,8 @@ from torch.utils.data import DataLoader, default_collate
 import speechmill
 from speechmill.dataset.reader import list_parts
 from speechmill.errors import DatasetError, JobError, ReplacedError, UnsupportedError
-from speechmill.flattening import deinterleave, interleave
 from speechmill.storage import open_store
+from speechmill.tokens.patterns import deinterleave, interleave
 from speechmill.torch import BucketBatchSampler, SpeechDataset, SpeechStream, collate
 from tests.corpus import build, memory, wav, write
 from tests.services import SeaweedFS

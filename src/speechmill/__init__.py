@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from speechmill.builder import build, plan
     from speechmill.dataset.arrays import tokens_to_arrays
     from speechmill.dataset.reader import open_dataset
-    from speechmill.decoding import decode_tokens, open_codec
     from speechmill.errors import SpeechmillError
     from speechmill.job import Job
     from speechmill.pipeline.planner import Plan
     from speechmill.pipeline.report import BuildReport
     from speechmill.pipeline.shard import process_shard
+    from speechmill.tokens.decode import decode_tokens, open_codec
 
 __all__ = [
     "BuildReport",
@@ -45,8 +45,8 @@ _HOMES = {
     "Plan": "pipeline.planner",
     "SpeechmillError": "errors",
     "build": "builder",
-    "decode_tokens": "decoding",
-    "open_codec": "decoding",
+    "decode_tokens": "tokens.decode",
+    "open_codec": "tokens.decode",
     "open_dataset": "dataset.reader",
     "plan": "builder",
     "process_shard": "pipeline.shard",

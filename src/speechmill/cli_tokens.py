@@ -86,7 +86,7 @@ def decode(
     """
     from speechmill.display_tokens import print_decoded
     from speechmill.storage import StoreOptions, open_store
-    from speechmill.wav_files import decode_dataset
+    from speechmill.tokens.wav_files import decode_dataset
 
     store = open_store(sink, StoreOptions(profile, endpoint_url, region))
     target = open_store(
@@ -190,7 +190,7 @@ def stats(
     """Show how the tokens of SINK are distributed: rates, use of the codebooks, entropy."""
     from speechmill.display_tokens import print_stats
     from speechmill.storage import StoreOptions, open_store
-    from speechmill.token_stats import token_stats
+    from speechmill.tokens.stats import token_stats
 
     store = open_store(sink, StoreOptions(profile, endpoint_url, region))
     found = token_stats(store, column=column, progress=_display().parts)
@@ -232,7 +232,7 @@ def verify(
     2 wrong usage, 3 some of the rows could not be compared.
     """
     from speechmill.display_tokens import print_verified
-    from speechmill.verifying import verify_tokens
+    from speechmill.tokens.verify import verify_tokens
 
     store, source_options = _stores(
         sink, (profile, endpoint_url, region), (source_profile, source_endpoint_url, source_region)

@@ -12,9 +12,9 @@ from rich.text import Text
 
 from speechmill.display import PLAIN_EVERY_S, format_duration, print_facts
 from speechmill.enrich.add import AddReport
-from speechmill.token_stats import CodebookStats, ColumnStats
-from speechmill.verifying import VerifyReport
-from speechmill.wav_files import DecodeReport
+from speechmill.tokens.stats import CodebookStats, ColumnStats
+from speechmill.tokens.verify import VerifyReport
+from speechmill.tokens.wav_files import DecodeReport
 
 __all__ = ["RowsDisplay", "print_added", "print_decoded", "print_stats", "print_verified"]
 

@@ -25,7 +25,6 @@ from speechmill.dataset.layout import OWN_PREFIXES
 from speechmill.dataset.reader import read_columns, scan
 from speechmill.dataset.state import sink_state
 from speechmill.dataset.where import where_expression
-from speechmill.decoding import can_decode, codec_of, trimmed
 from speechmill.errors import (
     DatasetError,
     JobError,
@@ -36,9 +35,10 @@ from speechmill.errors import (
 )
 from speechmill.pipeline.selection import extension_of
 from speechmill.records import Codes
-from speechmill.reopening import column_of
 from speechmill.storage import Object, Store, inside
 from speechmill.tokenizers.base import Codec
+from speechmill.tokens.column import column_of
+from speechmill.tokens.decode import can_decode, codec_of, trimmed
 
 __all__ = ["DecodeObserver", "DecodeReport", "decode_dataset"]
 

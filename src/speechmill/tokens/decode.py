@@ -15,10 +15,10 @@ from speechmill.dataset.arrays import tokens_to_arrays
 from speechmill.dataset.state import sink_state
 from speechmill.errors import JobError
 from speechmill.records import Codes, Waveform
-from speechmill.reopening import column_of, described_column, open_again
 from speechmill.storage import StoreOptions, open_store
 from speechmill.tokenizers import TOKENIZERS
 from speechmill.tokenizers.base import Codec
+from speechmill.tokens.column import column_of, described_column, open_again
 
 __all__ = ["can_decode", "codec_of", "decode_tokens", "open_codec", "trimmed"]
 

@@ -28,10 +28,10 @@ from speechmill.enrich.audio import (
 )
 from speechmill.enrich.staging import RowKey, row_keys
 from speechmill.errors import DatasetError
-from speechmill.reopening import column_of, open_again
 from speechmill.storage import Store, StoreOptions, open_store
 from speechmill.text.figures import mismatch
 from speechmill.tokenizers.base import Tokenizer
+from speechmill.tokens.column import column_of, open_again
 
 __all__ = ["VerifyObserver", "VerifyReport", "verify_tokens"]
 
