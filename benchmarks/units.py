@@ -18,9 +18,9 @@ import speechmill
 from benchmarks.figures import command, machine, print_table
 from speechmill import Job
 from speechmill.dataset.arrays import tokens_to_arrays
-from speechmill.fitting import FitOptions, fit_units
 from speechmill.tokenizers.features import FeatureOptions
 from speechmill.tokenizers.units import UnitsTokenizer
+from speechmill.units.fit import FitOptions, fit_units
 
 CORPUS = Path(__file__).parents[1] / "examples" / "corpus"
 NONE, SHARED, AGAIN = "no tokens", "units, heard once", "units, heard again"

@@ -19,16 +19,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from speechmill import audio, fitting
+from speechmill import audio
 from speechmill.cli_units import units_app
 from speechmill.errors import DatasetError, JobError, MissingExtraError
-from speechmill.fitting import FitOptions, FitReport, fit_units
 from speechmill.records import Recording
-from speechmill.sampling import Draw, Reservoir, share_s
 from speechmill.storage import StoreOptions, open_store
 from speechmill.tokenizers.features import FeatureOptions
 from speechmill.tokenizers.units import UnitsTokenizer
 from speechmill.tokenizers.units_file import read_units
+from speechmill.units import fit as fitting
+from speechmill.units.fit import FitOptions, FitReport, fit_units
+from speechmill.units.sample import Draw, Reservoir, share_s
 from tests.corpus import wav, write
 from tests.services import SeaweedFS
 from tests.ssl_checkpoint import write_ssl_checkpoint

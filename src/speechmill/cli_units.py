@@ -108,9 +108,9 @@ def fit(
     Exit codes: 0 done, 1 could not run, 2 wrong usage, 3 done but some recordings were skipped.
     """
     from speechmill.display_units import FitDisplay, print_fit
-    from speechmill.fitting import FitOptions, fit_units
     from speechmill.storage import StoreOptions
     from speechmill.tokenizers.features import FeatureOptions
+    from speechmill.units.fit import FitOptions, fit_units
 
     display = FitDisplay(err)
     try:

@@ -9,7 +9,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRe
 from rich.text import Text
 
 from speechmill.display import PLAIN_EVERY_S, format_duration, print_facts
-from speechmill.fitting import FitReport, Quality
+from speechmill.units.fit import FitReport, Quality
 
 __all__ = ["FitDisplay", "print_fit"]
 

@@ -35,11 +35,11 @@ from speechmill.errors import (
 from speechmill.job import Job
 from speechmill.pipeline.selection import estimate_s, extension_of, selection
 from speechmill.records import Recording, Waveform
-from speechmill.sampling import Draw, Reservoir, share_s
 from speechmill.storage import Store, StoreOptions, fetch, open_store
 from speechmill.tokenizers.features import FeatureOptions, Features, open_features
 from speechmill.tokenizers.nearest import Nearest
 from speechmill.tokenizers.units_file import MAX_CLUSTERS, UnitsFile, check_target, write_units
+from speechmill.units.sample import Draw, Reservoir, share_s
 
 __all__ = ["FitObserver", "FitOptions", "FitReport", "Quality", "fit_units"]
 

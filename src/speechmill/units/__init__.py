@@ -1,0 +1,1 @@
+"""K-means units: sampling frames, and fitting them."""
