@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from speechmill.dataset.export import export_parquet
 from speechmill.dataset.layout import agree_on_parts, data_key
 from speechmill.dataset.schema import to_parquet
 from speechmill.errors import DatasetError, JobError
+from speechmill.export.parquet import export_parquet
 from speechmill.records import Part, Recording
 from speechmill.storage import Store, StoreOptions, open_store
 from tests.corpus import build, memory, rows_of, wav

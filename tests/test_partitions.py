@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import speechmill
-from speechmill.dataset.export import export_parquet
 from speechmill.dataset.layout import partition_rule
 from speechmill.dataset.reader import scan
 from speechmill.errors import DatasetError, JobError
+from speechmill.export.parquet import export_parquet
 from speechmill.job import Job
 from speechmill.records import Part
 from speechmill.storage import open_store

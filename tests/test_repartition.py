@@ -28,16 +28,16 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 import speechmill
-from speechmill import repartition as module
 from speechmill.cli_repartition import repartition as command
 from speechmill.dataset.layout import data_key
 from speechmill.dataset.reader import list_parts, stored_schema
 from speechmill.dataset.schema import row_schema, to_parquet, utterances_to_table
 from speechmill.errors import DatasetError, EngineError, JobError, ReplacedError
+from speechmill.export import repartition as module
+from speechmill.export.dask import on_dask
+from speechmill.export.files import Place, Unit, in_threads
+from speechmill.export.repartition import RepartitionReport, _files_of
 from speechmill.records import Codes, Part, Recording, Transcript, Utterance
-from speechmill.repartition import RepartitionReport, _files_of
-from speechmill.rewriting import Place, Unit, in_threads
-from speechmill.runners.dask_rewriting import on_dask
 from speechmill.storage import Store, StoreOptions, open_store
 from speechmill.tokenizers.fake import FakeTokenizer
 from tests.corpus import build, memory, wav, write
@@ -378,7 +378,7 @@ def test_memory_does_not_grow_with_the_dataset(
     """Each part holds 8 MB that do not compress, and belongs to each of two files."""
     import numpy as np
 
-    from speechmill import rewriting
+    from speechmill.export import files as rewriting
 
     monkeypatch.setattr(module, "UNIT_BYTES", 8 * 1024**2)
     monkeypatch.setattr(rewriting, "ROW_GROUP_BYTES", 4 * 1024**2)

@@ -190,7 +190,7 @@ def export_parquet(
     out_endpoint_url: OutEndpointUrl = None,
 ) -> None:
     """Publish the rows as plain Parquet files, one a folder."""
-    from speechmill.dataset.export import export_parquet as run
+    from speechmill.export.parquet import export_parquet as run
     from speechmill.storage import StoreOptions, open_store
 
     source = open_store(sink, StoreOptions(profile, endpoint_url, region))

@@ -14,7 +14,7 @@ from speechmill.stopping import GOES_ON, Stop
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from speechmill.repartition import RepartitionReport, RunUnits
+    from speechmill.export.repartition import RepartitionReport, RunUnits
     from speechmill.storage import StoreOptions
 
 __all__ = ["REPARTITION_EPILOG", "repartition"]
@@ -95,8 +95,8 @@ def repartition(
         return
     if not by:
         raise typer.BadParameter("--by is missing: the columns to group by")
-    from speechmill.repartition import repartition as run
-    from speechmill.rewriting import Place, in_threads
+    from speechmill.export.files import Place, in_threads
+    from speechmill.export.repartition import repartition as run
 
     if engine == "local" and (address or workers):
         raise typer.BadParameter("--address and --workers are for --engine dask")
@@ -147,7 +147,7 @@ def _grow(sink: str, options: StoreOptions, part_minutes: float) -> None:
 
 
 def _on_dask(address: str | None, workers: int) -> RunUnits:
-    from speechmill.runners.dask_rewriting import on_dask
+    from speechmill.export.dask import on_dask
 
     return on_dask(address=address, workers=workers)
 

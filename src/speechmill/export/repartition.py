@@ -24,7 +24,7 @@ from speechmill.dataset.layout import DATA, STATE
 from speechmill.dataset.reader import scan, stored_schema
 from speechmill.dataset.state import sink_state
 from speechmill.errors import DatasetError, JobError, NotFoundError, StorageError
-from speechmill.rewriting import File, Piece, Place, Source, Unit, groups
+from speechmill.export.files import File, Piece, Place, Source, Unit, groups
 from speechmill.storage import Store, inside
 
 __all__ = ["Observer", "RepartitionReport", "RunUnits", "repartition"]

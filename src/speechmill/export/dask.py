@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from speechmill.cores import num_cores
 from speechmill.errors import EngineError, MissingExtraError, SpeechmillError
-from speechmill.rewriting import LOOK_AROUND_S, Unit, write_unit
+from speechmill.export.files import LOOK_AROUND_S, Unit, write_unit
 from speechmill.runners.dask_clusters import (
     GOES_ON,
     connect,

@@ -1,0 +1,1 @@
+"""The rows in other files and layouts."""
