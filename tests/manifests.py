@@ -13,7 +13,7 @@ import typer.core
 import typer.main
 import yaml
 
-from speechmill.cli import app
+from speechmill.cli.app import app
 from speechmill.job import Job, load_job
 from speechmill.queues.options import WorkOptions
 from speechmill.queues.run import ANY_SOURCE

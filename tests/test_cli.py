@@ -15,7 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 import speechmill
-from speechmill.cli import app
+from speechmill.cli.app import app
 from speechmill.job import Job, load_job
 
 ROOT = Path(__file__).parent.parent

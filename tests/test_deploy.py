@@ -15,13 +15,13 @@ from typing import Any
 
 import pytest
 
-from speechmill.cli import EXIT_SOME_FAILED, EXIT_USAGE
+from speechmill.cli.app import EXIT_SOME_FAILED, EXIT_USAGE
+from speechmill.cli.signals import STOP_GRACE_S
 from speechmill.errors import JobError
 from speechmill.queues import open_broker
 from speechmill.queues.base import QueueUrl, parse_queue_url, resolved
 from speechmill.queues.kafka import KafkaBroker
 from speechmill.queues.metrics import serve
-from speechmill.stopping import STOP_GRACE_S
 from tests.manifests import (
     DEPLOY,
     MANIFESTS,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from speechmill.cli import app
+from speechmill.cli.app import app
 from speechmill.queues.options import WorkOptions
 from tests.brokers import RabbitMQ, Tansu
 from tests.harness import Command, Place, corpus, ended, fill_folder

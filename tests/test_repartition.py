@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 import speechmill
-from speechmill.cli_repartition import repartition as command
+from speechmill.cli.repartition import repartition as command
 from speechmill.dataset.layout import data_key
 from speechmill.dataset.reader import list_parts, stored_schema
 from speechmill.dataset.schema import row_schema, to_parquet, utterances_to_table
@@ -306,7 +306,7 @@ def start(*arguments: str, unit_bytes: int = module.UNIT_BYTES) -> subprocess.Po
     script = (
         "import typer; from speechmill import repartition; "
         f"repartition.UNIT_BYTES = {unit_bytes}; "
-        "from speechmill.cli_repartition import repartition as command; typer.run(command)"
+        "from speechmill.cli.repartition import repartition as command; typer.run(command)"
     )
     return subprocess.Popen(
         [sys.executable, "-c", script, *arguments],

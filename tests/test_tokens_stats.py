@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from typer.testing import CliRunner, Result
 
 import speechmill
-from speechmill.cli import app
+from speechmill.cli.app import app
 from speechmill.dataset.arrays import tokens_to_arrays
 from speechmill.dataset.commit import read_part
 from speechmill.dataset.reader import list_parts

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from speechmill import audio
-from speechmill.cli_units import units_app
+from speechmill.cli.units import units_app
 from speechmill.errors import DatasetError, JobError, MissingExtraError
 from speechmill.records import Recording
 from speechmill.storage import StoreOptions, open_store
@@ -91,7 +91,7 @@ def test_the_same_file_on_one_core_and_on_two(tmp_path: Path) -> None:
         limits = {f"{name}_NUM_THREADS": threads for name in ("OMP", "OPENBLAS")}
         subprocess.run(
             [
-                sys.executable, "-c", "from speechmill.cli_units import units_app; units_app()",
+                sys.executable, "-c", "from speechmill.cli.units import units_app; units_app()",
                 "fit", str(CORPUS), "--features", "mfcc", "--clusters", "50", "--out", str(out),
             ],
             env={**os.environ, **limits}, check=True, capture_output=True, timeout=120,

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.console import Console
 
-from speechmill.cli_options import EndpointUrl, OutEndpointUrl, OutProfile, Profile, Region, Sink
-from speechmill.stopping import GOES_ON, Stop
+from speechmill.cli.options import EndpointUrl, OutEndpointUrl, OutProfile, Profile, Region, Sink
+from speechmill.cli.signals import GOES_ON, Stop
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -182,7 +182,7 @@ class _Display:
 
     def progress(self, rows: int) -> None:
         """So many rows are written."""
-        from speechmill.display import PLAIN_EVERY_S
+        from speechmill.cli.views.build import PLAIN_EVERY_S
 
         now = time.monotonic()
         if self._progress:
@@ -203,7 +203,7 @@ class _Display:
 
 
 def _print(report: RepartitionReport) -> None:
-    from speechmill.display import format_duration, print_facts
+    from speechmill.cli.views.build import format_duration, print_facts
 
     facts = [
         ("groups", f"{report.partitions:,}"),

@@ -9,11 +9,11 @@ import typer
 from pydantic import BaseModel, ConfigDict, Field
 from rich.console import Console
 
-from speechmill.cli_options import with_flags
+from speechmill.cli.options import with_flags
+from speechmill.cli.signals import Stop
 from speechmill.errors import JobError
 from speechmill.job import Job, parse_options, read_job_file
 from speechmill.queues.options import WorkOptions
-from speechmill.stopping import Stop
 
 __all__ = [
     "ENQUEUE_EPILOG",
@@ -89,7 +89,7 @@ def _enqueue(config: Path | None, given: dict[str, Any]) -> None:
     The same command again goes on where it was cut short. Exit codes: 0 all published, 1 could not,
     2 wrong usage, 130 or 143 stopped by a signal.
     """
-    from speechmill.display_queues import EnqueueDisplay, print_enqueued
+    from speechmill.cli.views.queues import EnqueueDisplay, print_enqueued
     from speechmill.queues import open_broker
     from speechmill.queues.enqueue import NO_SINK
     from speechmill.queues.enqueue import enqueue as run
@@ -125,7 +125,7 @@ def _work(config: Path | None, given: dict[str, Any]) -> None:
     1 could not go on, 2 wrong usage, 3 some recordings failed or messages are dead letters, 130 or
     143 stopped by a signal.
     """
-    from speechmill.display_queues import WorkDisplay, print_worked
+    from speechmill.cli.views.queues import WorkDisplay, print_worked
     from speechmill.queues.run import ANY_SOURCE
     from speechmill.queues.run import work as run
 

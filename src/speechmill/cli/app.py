@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from speechmill._version import __version__
-from speechmill.cli_options import (
+from speechmill.cli.options import (
     EndpointUrl,
     OutEndpointUrl,
     OutProfile,
@@ -23,19 +23,19 @@ from speechmill.cli_options import (
     Sink,
     with_flags,
 )
-from speechmill.cli_queues import (
+from speechmill.cli.queues import (
     ENQUEUE_EPILOG,
     WORK_EPILOG,
     dead_letters_app,
     enqueue_command,
     work_command,
 )
-from speechmill.cli_repartition import REPARTITION_EPILOG, repartition
-from speechmill.cli_tokens import DECODE_EPILOG, decode, tokens_app
-from speechmill.cli_units import units_app
+from speechmill.cli.repartition import REPARTITION_EPILOG, repartition
+from speechmill.cli.signals import GOES_ON, Stop
+from speechmill.cli.tokens import DECODE_EPILOG, decode, tokens_app
+from speechmill.cli.units import units_app
 from speechmill.errors import DatasetError, JobError, SpeechmillError, UnavailableError
 from speechmill.job import Job, load_job
-from speechmill.stopping import GOES_ON, Stop
 
 if TYPE_CHECKING:
     from speechmill.storage import Store
@@ -97,7 +97,7 @@ def build(job: Job) -> None:
     with stop.listening():
         try:
             from speechmill.builder import build as run
-            from speechmill.display import BuildDisplay, print_report
+            from speechmill.cli.views.build import BuildDisplay, print_report
 
             display = BuildDisplay(err)
             try:
@@ -120,7 +120,7 @@ def build(job: Job) -> None:
 def plan(job: Job) -> None:
     """Show what a build would do: recordings, bytes, shards, already done. Writes nothing."""
     from speechmill.builder import plan as make
-    from speechmill.display import print_plan
+    from speechmill.cli.views.build import print_plan
 
     print_plan(out, make(job))
 
@@ -143,9 +143,9 @@ def show(
     region: Region = None,
 ) -> None:
     """Show what SINK holds: rows, hours, folders, languages, failures, what made them."""
+    from speechmill.cli.views.build import print_summary
     from speechmill.dataset.state import read_recipe
     from speechmill.dataset.summary import summarize
-    from speechmill.display import print_summary
     from speechmill.storage import StoreOptions, open_store
 
     store = open_store(sink, StoreOptions(profile, endpoint_url, region))
@@ -243,8 +243,8 @@ def doctor(
     model: Annotated[str, typer.Option(help="Whisper model to look for.")] = "base",
 ) -> None:
     """Check what is there: devices, models, extras; and whether SOURCE and SINK can be used."""
-    from speechmill.display import print_checks
-    from speechmill.doctor import examine
+    from speechmill.cli.doctor import examine
+    from speechmill.cli.views.build import print_checks
     from speechmill.storage import StoreOptions
 
     checks = examine(

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from speechmill.cli_options import EndpointUrl, OutEndpointUrl, OutProfile, Profile, Region, Sink
+from speechmill.cli.options import EndpointUrl, OutEndpointUrl, OutProfile, Profile, Region, Sink
+from speechmill.cli.signals import GOES_ON, Stop
 from speechmill.errors import JobError
 from speechmill.job import Job
-from speechmill.stopping import GOES_ON, Stop
 
 if TYPE_CHECKING:
-    from speechmill.display_tokens import RowsDisplay
+    from speechmill.cli.views.tokens import RowsDisplay
     from speechmill.storage import Store, StoreOptions
 
 __all__ = ["DECODE_EPILOG", "decode", "tokens_app"]
@@ -84,7 +84,7 @@ def decode(
     A recording of several rows gets a file each, with the span in its name. Exit codes: 0 all
     written or there already, 1 could not run, 2 wrong usage, 3 some rows failed.
     """
-    from speechmill.display_tokens import print_decoded
+    from speechmill.cli.views.tokens import print_decoded
     from speechmill.storage import StoreOptions, open_store
     from speechmill.tokens.wav_files import decode_dataset
 
@@ -148,7 +148,7 @@ def add(
     short. Exit codes: 0 every row has them, 1 could not run, 2 wrong usage, 3 done but some rows
     have none (their recordings are gone, changed or failed), 130 or 143 stopped by a signal.
     """
-    from speechmill.display_tokens import print_added
+    from speechmill.cli.views.tokens import print_added
     from speechmill.enrich.add import add_tokens
 
     store, source_options = _stores(
@@ -188,7 +188,7 @@ def stats(
     region: Region = None,
 ) -> None:
     """Show how the tokens of SINK are distributed: rates, use of the codebooks, entropy."""
-    from speechmill.display_tokens import print_stats
+    from speechmill.cli.views.tokens import print_stats
     from speechmill.storage import StoreOptions, open_store
     from speechmill.tokens.stats import token_stats
 
@@ -231,7 +231,7 @@ def verify(
     Exit codes: 0 they are the same, 1 they differ by more than --tolerance (or could not run),
     2 wrong usage, 3 some of the rows could not be compared.
     """
-    from speechmill.display_tokens import print_verified
+    from speechmill.cli.views.tokens import print_verified
     from speechmill.tokens.verify import verify_tokens
 
     store, source_options = _stores(
@@ -287,7 +287,7 @@ def _options(tokenizer: str, given: list[str]) -> dict[str, Any]:
 
 
 def _display() -> RowsDisplay:
-    from speechmill.display_tokens import RowsDisplay
+    from speechmill.cli.views.tokens import RowsDisplay
 
     return RowsDisplay(err)
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from speechmill.cli_options import EndpointUrl, Profile, Region
+from speechmill.cli.options import EndpointUrl, Profile, Region
 
 __all__ = ["units_app"]
 
@@ -107,7 +107,7 @@ def fit(
     that cannot be read are skipped and named. `--tokenizer units:FILE` then uses the file.
     Exit codes: 0 done, 1 could not run, 2 wrong usage, 3 done but some recordings were skipped.
     """
-    from speechmill.display_units import FitDisplay, print_fit
+    from speechmill.cli.views.units import FitDisplay, print_fit
     from speechmill.storage import StoreOptions
     from speechmill.tokenizers.features import FeatureOptions
     from speechmill.units.fit import FitOptions, fit_units

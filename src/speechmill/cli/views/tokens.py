@@ -10,7 +10,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRe
 from rich.table import Table
 from rich.text import Text
 
-from speechmill.display import PLAIN_EVERY_S, format_duration, print_facts
+from speechmill.cli.views.build import PLAIN_EVERY_S, format_duration, print_facts
 from speechmill.enrich.add import AddReport
 from speechmill.tokens.stats import CodebookStats, ColumnStats
 from speechmill.tokens.verify import VerifyReport

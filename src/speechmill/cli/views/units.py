@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from speechmill.display import PLAIN_EVERY_S, format_duration, print_facts
+from speechmill.cli.views.build import PLAIN_EVERY_S, format_duration, print_facts
 from speechmill.units.fit import FitReport, Quality
 
 __all__ = ["FitDisplay", "print_fit"]

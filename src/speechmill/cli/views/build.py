@@ -17,8 +17,8 @@ from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
+from speechmill.cli.doctor import Check
 from speechmill.dataset.summary import Summary
-from speechmill.doctor import Check
 from speechmill.job import Recipe
 from speechmill.pipeline.planner import Plan
 from speechmill.pipeline.report import BuildReport, Tally
