@@ -31,7 +31,7 @@ from typing import Any
 from benchmarks.figures import command, machine, print_table
 from benchmarks.overhead import CORPUS, read_corpus
 from speechmill import Job, build
-from speechmill.cores import limit_cores
+from speechmill.machine import limit_cores
 from speechmill.pipeline.resources import open_tools
 from speechmill.records import ShardReport, Speech
 from speechmill.runners.base import Runner

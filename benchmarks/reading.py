@@ -26,7 +26,7 @@ from speechmill import open_dataset, tokens_to_arrays
 from speechmill.dataset.layout import data_key
 from speechmill.dataset.schema import row_schema, to_parquet, utterances_to_table
 from speechmill.dataset.state import agree_on_source
-from speechmill.job import Recipe
+from speechmill.recipe import Recipe
 from speechmill.records import Codes, Part, Recording, Transcript, Utterance
 from speechmill.storage import open_store
 from speechmill.tokenizers.fake import FakeTokenizer

@@ -22,8 +22,8 @@ from tests.codec_references import load_reference
 
 from benchmarks.figures import command, machine, print_table
 from speechmill import audio
-from speechmill.cores import num_cores
 from speechmill.dataset.schema import codes_to_array, row_schema, to_parquet
+from speechmill.machine import num_cores
 from speechmill.records import Codes, Waveform
 from speechmill.tokenizers import open_tokenizer
 from speechmill.tokenizers.base import Tokenizer

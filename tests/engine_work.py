@@ -13,9 +13,9 @@ from typing import NoReturn
 
 import numpy as np
 
-from speechmill.cores import num_cores
 from speechmill.errors import ModelError
 from speechmill.job import Job
+from speechmill.machine import num_cores
 from speechmill.records import ShardReport
 from speechmill.runners.work import Task, run_task
 

@@ -11,7 +11,7 @@ import pytest
 FAULTS = """
 import ctypes, resource, threading
 if {kept}:
-    from speechmill.allocator import keep_memory
+    from speechmill.machine import keep_memory
     keep_memory()
 libc = ctypes.CDLL(None)
 libc.malloc.restype = ctypes.c_void_p

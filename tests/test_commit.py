@@ -27,9 +27,10 @@ from speechmill.dataset.reader import list_parts
 from speechmill.dataset.state import agree_on_source, current_recipe
 from speechmill.dataset.swap import update
 from speechmill.errors import ConflictError, NotFoundError, UnavailableError
-from speechmill.job import Job, Recipe
+from speechmill.job import Job
 from speechmill.pipeline.cleanup import tidy
 from speechmill.pipeline.planner import Plan, make_plan
+from speechmill.recipe import Recipe
 from speechmill.records import Failure, Part, Recording, Shard
 from speechmill.storage import Blob, Object, Store, open_store
 from tests.rows import rows

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from speechmill import cores
-from speechmill.cores import limit_cores, num_cores
+from speechmill import machine
+from speechmill.machine import limit_cores, num_cores
 
 
 @pytest.fixture(autouse=True)
 def eight_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
-    monkeypatch.setattr(cores, "CGROUP", tmp_path)
+    monkeypatch.setattr(machine, "CGROUP", tmp_path)
     yield
     limit_cores(None)
 

@@ -21,7 +21,7 @@ from speechmill.job import Job
 from speechmill.pipeline.resources import forget_tools
 from speechmill.records import Codes
 from speechmill.storage import open_store
-from speechmill.text.figures import mismatch
+from speechmill.tokenizers.compare import mismatch
 from tests.weights import whisper
 
 CORPUS = Path(__file__).parents[1] / "examples" / "corpus"

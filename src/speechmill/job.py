@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
-import json
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -18,7 +15,6 @@ from speechmill.errors import JobError
 
 __all__ = [
     "Job",
-    "Recipe",
     "WorkerOptions",
     "explain",
     "load_job",
@@ -425,51 +421,3 @@ def read_job_file(path: Path | None) -> dict[str, Any]:
         raise JobError(f"cannot read the job file {path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise JobError(f"the job file {path} is no valid TOML: {error}") from None
-
-
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """Every choice that shapes the rows' values, as JSON values.
-
-    ``made_by`` says in words what the choices say in digests (model, engine, versions); it is
-    kept beside them and shapes nothing.
-    """
-
-    choices: Mapping[str, Any]
-    made_by: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def id(self) -> str:
-        """What the rows' column ``recipe`` holds: 16 hexadecimal digits."""
-        canonical = json.dumps(self.choices, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
-
-    def to_json(self) -> str:
-        """The recipe as it is kept in the sink."""
-        kept = {"made_by": dict(self.made_by), "choices": self.choices}
-        return json.dumps(kept, sort_keys=True, indent=2, ensure_ascii=False)
-
-    @staticmethod
-    def from_json(text: str | bytes) -> Recipe:
-        """The inverse of ``to_json``; ValueError, KeyError or TypeError for other JSON."""
-        kept = json.loads(text)
-        return Recipe(kept["choices"], kept["made_by"])
-
-    def differences(self, other: Recipe) -> list[str]:
-        """What differs, one line a choice, as ``path: this → other``."""
-        mine, theirs = dict(_flat(self.choices)), dict(_flat(other.choices))
-        return [
-            f"{path}: {json.dumps(mine.get(path))} → {json.dumps(theirs.get(path))}"
-            for path in sorted(mine.keys() | theirs.keys())
-            if mine.get(path) != theirs.get(path)
-        ]
-
-
-def _flat(value: Any, path: str = "") -> list[tuple[str, Any]]:
-    if isinstance(value, Mapping):
-        return [
-            leaf
-            for key, inner in value.items()
-            for leaf in _flat(inner, f"{path}.{key}" if path else str(key))
-        ]
-    return [(path, value)]

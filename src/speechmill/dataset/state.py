@@ -18,7 +18,7 @@ from speechmill.errors import (
     RecipeChangedError,
     SourceChangedError,
 )
-from speechmill.job import Recipe
+from speechmill.recipe import Recipe
 from speechmill.storage import Store
 
 __all__ = [

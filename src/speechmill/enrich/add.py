@@ -35,7 +35,7 @@ from speechmill.enrich.staging import (
     with_recipe,
 )
 from speechmill.errors import DatasetError, JobError, SpeechmillError
-from speechmill.job import Recipe
+from speechmill.recipe import Recipe
 from speechmill.storage import Store, StoreOptions, open_store
 from speechmill.tokenizers import open_tokenizer
 from speechmill.tokenizers.base import Codec, Tokenizer

@@ -12,8 +12,8 @@ from speechmill.dataset.layout import part_of
 from speechmill.dataset.schema import IDENTITY_COLUMNS
 from speechmill.enrich.staging import RowKey, row_keys
 from speechmill.errors import DamagedError, DatasetError
-from speechmill.job import Recipe
 from speechmill.pipeline.intake import ReadyRecording, ReadyRow, decode_into, fetch_into, recorded
+from speechmill.recipe import Recipe
 from speechmill.records import Part, Recording, key_of
 from speechmill.speech.segmentation import Row
 from speechmill.storage import Store

@@ -28,7 +28,7 @@ from speechmill.dataset.schema import (
 )
 from speechmill.dataset.swap import update
 from speechmill.errors import NotFoundError
-from speechmill.job import Recipe
+from speechmill.recipe import Recipe
 from speechmill.storage import Store
 from speechmill.tokenizers.base import Tokenizer
 

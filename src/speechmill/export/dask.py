@@ -16,9 +16,9 @@ from contextlib import ExitStack, suppress
 from threading import Event
 from typing import TYPE_CHECKING
 
-from speechmill.cores import num_cores
 from speechmill.errors import EngineError, MissingExtraError, SpeechmillError
 from speechmill.export.files import LOOK_AROUND_S, Unit, write_unit
+from speechmill.machine import num_cores
 from speechmill.runners.dask_clusters import (
     GOES_ON,
     connect,

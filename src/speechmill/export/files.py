@@ -17,11 +17,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from speechmill.cores import num_cores
 from speechmill.dataset.commit import read_part
 from speechmill.dataset.layout import directory
 from speechmill.dataset.schema import PARQUET_OPTIONS, dictionary_columns
 from speechmill.errors import DatasetError, NotFoundError, ReplacedError
+from speechmill.machine import num_cores
 from speechmill.storage import Store, StoreOptions, open_store
 
 __all__ = ["File", "Piece", "Place", "Source", "Unit", "groups", "in_threads", "write_unit"]

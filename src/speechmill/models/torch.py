@@ -21,8 +21,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from speechmill.cores import num_cores
 from speechmill.errors import JobError, MissingExtraError, ModelError
+from speechmill.machine import num_cores
 
 __all__ = ["TorchEngine", "one_thread_workers"]
 

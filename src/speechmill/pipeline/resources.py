@@ -11,13 +11,14 @@ from functools import cached_property, lru_cache
 import pyarrow as pa
 
 from speechmill import audio
-from speechmill.cores import num_cores
 from speechmill.dataset.layout import folder_rule
 from speechmill.dataset.schema import row_schema, token_column
 from speechmill.dataset.state import current_recipe
 from speechmill.errors import JobError
-from speechmill.job import Job, Recipe
+from speechmill.job import Job
+from speechmill.machine import num_cores
 from speechmill.pipeline.pace import Pace
+from speechmill.recipe import Recipe
 from speechmill.speech.segmentation import SegmentOptions
 from speechmill.speech.voice import VoiceOptions, voice_model_digests
 from speechmill.storage import Store, StoreOptions, open_store

@@ -16,9 +16,9 @@ from speechmill.errors import JobError, MissingExtraError
 from speechmill.pipeline.intake import ReadyPiece, ReadyRow, recorded
 from speechmill.pipeline.resources import Tools
 from speechmill.records import Codes, Speech, Waveform
-from speechmill.text.figures import mismatch
 from speechmill.text.transcripts import join_texts
 from speechmill.tokenizers.base import Codec, Tokenizer
+from speechmill.tokenizers.compare import mismatch
 
 __all__ = ["RoundTrip", "SampleCheck", "tokenize"]
 

@@ -18,9 +18,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from speechmill.cores import num_cores
 from speechmill.errors import EngineError, JobError, MissingExtraError, WorkerDiedError
 from speechmill.job import Job
+from speechmill.machine import num_cores
 from speechmill.records import RecordingDone, Shard, ShardReport
 from speechmill.runners.cluster import ClusterRunner
 from speechmill.runners.dask_clusters import (

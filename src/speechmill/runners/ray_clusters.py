@@ -16,8 +16,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from speechmill.cores import num_cores
 from speechmill.errors import EngineError, JobError
+from speechmill.machine import num_cores
 
 __all__ = ["GOES_ON", "QUIET", "Head", "connect", "first_line", "settings", "start_here"]
 

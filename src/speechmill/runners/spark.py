@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Final
 
 import pyarrow as pa
 
-from speechmill.cores import num_cores
 from speechmill.errors import EngineError, JobError, MissingExtraError
 from speechmill.job import Job
+from speechmill.machine import num_cores
 from speechmill.records import ShardReport
 from speechmill.runners.cluster import ClusterRunner
 from speechmill.runners.spark_sessions import (

@@ -12,13 +12,13 @@ from typing import Final
 
 import pyarrow as pa
 
-from speechmill.cores import limit_cores
 from speechmill.dataset.commit import Version, versions
 from speechmill.dataset.layout import data_key
 from speechmill.dataset.reader import list_parts, read_columns
 from speechmill.dataset.schema import IDENTITY_COLUMNS, row_schema
 from speechmill.errors import DatasetError
 from speechmill.job import Job
+from speechmill.machine import limit_cores
 from speechmill.pipeline.resources import open_tools
 from speechmill.pipeline.shard import process_shard
 from speechmill.records import Part, Recording, RecordingDone, Shard, ShardReport

@@ -6,10 +6,7 @@ from __future__ import annotations
 import re
 import unicodedata
 import zlib
-from typing import Any, Final
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Final
 
 __all__ = [
     "can_be_said",
@@ -17,7 +14,6 @@ __all__ = [
     "doubts",
     "is_said_again",
     "letter_compression_ratio",
-    "mismatch",
     "repetition",
     "speech_rate",
 ]
@@ -146,18 +142,3 @@ def doubts(
     if rate < SLOWEST and voiced_s >= SLOWEST_OF_S:
         found.add("too_slow")
     return found
-
-
-def mismatch(codes: NDArray[Any], others: NDArray[Any]) -> tuple[float, ...]:
-    """The share of frames, 0 to 1, whose code differs, one for each codebook.
-
-    Both are [num_codebooks, num_frames]; a frame or a codebook that only one of them has differs.
-    """
-    num_codebooks = max(len(codes), len(others))
-    num_frames = max(codes.shape[1], others.shape[1])
-    if not num_frames:
-        return (0.0,) * num_codebooks
-    both = min(len(codes), len(others)), min(codes.shape[1], others.shape[1])
-    same = np.zeros(num_codebooks, np.int64)
-    same[: both[0]] = (codes[: both[0], : both[1]] == others[: both[0], : both[1]]).sum(axis=1)
-    return tuple((1 - same / num_frames).tolist())

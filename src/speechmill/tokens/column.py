@@ -11,7 +11,7 @@ import pyarrow as pa
 from speechmill.dataset.reader import stored_schema
 from speechmill.dataset.schema import described_tokenizers
 from speechmill.errors import DatasetError, JobError, MissingExtraError, ModelError
-from speechmill.job import Recipe
+from speechmill.recipe import Recipe
 from speechmill.storage import Store
 from speechmill.tokenizers import open_tokenizer
 from speechmill.tokenizers.base import Tokenizer

@@ -29,8 +29,8 @@ from speechmill.enrich.audio import (
 from speechmill.enrich.staging import RowKey, row_keys
 from speechmill.errors import DatasetError
 from speechmill.storage import Store, StoreOptions, open_store
-from speechmill.text.figures import mismatch
 from speechmill.tokenizers.base import Tokenizer
+from speechmill.tokenizers.compare import mismatch
 from speechmill.tokens.column import column_of, open_again
 
 __all__ = ["VerifyObserver", "VerifyReport", "verify_tokens"]

@@ -19,9 +19,8 @@ import numpy as np
 from faster_whisper import WhisperModel
 from numpy.typing import NDArray
 
-from speechmill.allocator import keep_memory
-from speechmill.cores import num_cores
 from speechmill.errors import JobError, ModelError
+from speechmill.machine import keep_memory, num_cores
 from speechmill.models.weights import Model
 
 __all__ = [

@@ -19,9 +19,9 @@ from rich.text import Text
 
 from speechmill.cli.doctor import Check
 from speechmill.dataset.summary import Summary
-from speechmill.job import Recipe
 from speechmill.pipeline.planner import Plan
 from speechmill.pipeline.report import BuildReport, Tally
+from speechmill.recipe import Recipe
 
 __all__ = [
     "PLAIN_EVERY_S",

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Final, TypeVar
 
-from speechmill.cores import num_cores
+from speechmill.machine import num_cores
 from speechmill.models.torch import one_thread_workers
 
 __all__ = ["grouped", "side_by_side"]
