@@ -161,7 +161,7 @@ def start(name: str, workers: int, stack: ExitStack) -> Callable[[Timed], Runner
         client = stack.enter_context(Client(cluster, set_as_default=False))
         return lambda work: DaskRunner(client, work=work)
     if name == "spark":
-        from tests.spark_sessions import spark_session
+        from tests.support.spark_sessions import spark_session
 
         from speechmill.runners.spark import SparkRunner
 

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from tests.services import SeaweedFS
+from tests.support.services import SeaweedFS
 
 from benchmarks.figures import command, machine, print_table
 from speechmill import Job, audio, build

@@ -20,7 +20,7 @@ from itertools import cycle, islice
 from pathlib import Path
 from uuid import uuid4
 
-from tests.brokers import RABBITMQ, RabbitMQ, Tansu
+from tests.support.brokers import RABBITMQ, RabbitMQ, Tansu
 
 from benchmarks.figures import command, machine, print_table
 from speechmill import audio
@@ -143,7 +143,7 @@ def rewriting(options: argparse.Namespace) -> None:
     One folder, MFCC: the recordings wait already, or come so many at a time. Each time is a commit
     of its own, as where the linger time is over when the next ones come.
     """
-    from tests.harness import recording
+    from tests.support.harness import recording
 
     count = options.rewritten
     rows = []

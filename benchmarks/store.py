@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from tests.services import SeaweedFS
+from tests.support.services import SeaweedFS
 
 from benchmarks.figures import command, machine, print_table
 from speechmill import Job

@@ -17,8 +17,8 @@ import numpy as np
 import pyarrow as pa
 import soundfile
 from numpy.typing import NDArray
-from tests.codec_checkpoints import CODECS, write_codec
-from tests.codec_references import load_reference
+from tests.support.codec_checkpoints import CODECS, write_codec
+from tests.support.codec_references import load_reference
 
 from benchmarks.figures import command, machine, print_table
 from speechmill import audio

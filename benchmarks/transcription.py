@@ -153,7 +153,7 @@ def faster_whisper_batched(setting: Setting, clock: Clock) -> Transcribe:
 
 def openai_whisper(setting: Setting, _: Clock) -> Transcribe:
     """The authors' own code in float32, on the same weights (dequantised)."""
-    from tests.ct2_weights import whisper_folder
+    from tests.support.ct2_weights import whisper_folder
 
     from speechmill.records import Speech
     from speechmill.transcribers import TranscriberOptions, open_transcriber

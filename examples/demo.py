@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
-from tests.services import SeaweedFS
+from tests.support.services import SeaweedFS
 
 ROOT = Path(__file__).resolve().parent.parent
 CORPUS = ROOT / "examples" / "corpus"

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.brokers import KafkaMock, RabbitMQ, Tansu
-from tests.services import SeaweedFS, find_weed
+from tests.support.brokers import KafkaMock, RabbitMQ, Tansu
+from tests.support.services import SeaweedFS, find_weed
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What waits for minutes comes first, so that there is something beside it to be done."""
-    items.sort(key=lambda item: item.path.stem != "test_queue_chaos")
+    items.sort(key=lambda item: item.path.parts[-2:] != ("queues", "test_chaos.py"))
 
 
 @pytest.fixture(autouse=True)

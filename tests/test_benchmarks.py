@@ -13,8 +13,8 @@ import pytest
 import soundfile
 from benchmarks.references import bootstrap
 
-from tests.services import find_weed
-from tests.weights import SAMPLE_RATE, whisper
+from tests.support.services import find_weed
+from tests.support.weights import SAMPLE_RATE, whisper
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = sorted(

@@ -1,6 +1,7 @@
 """What holds for every engine: the rows of a local build, whoever dies; and nothing done twice.
 
-Plain processes, where deaths can be told apart more finely, are in ``tests/test_cluster.py``.
+Plain processes, where deaths can be told apart more finely, are in
+``tests/runners/test_cluster.py``.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ from speechmill.runners.cluster import Engine
 from speechmill.runners.local import LocalRunner
 from speechmill.runners.work import Task, run_task
 from speechmill.storage import open_store
-from tests.engine_work import churn, die_of_p2, linger, notes, refuse, stumble, tell
-from tests.weights import missing
+from tests.support.engine_work import churn, die_of_p2, linger, notes, refuse, stumble, tell
+from tests.support.weights import missing
 
 TIMES = ["fetch_s", "decode_s", "transcribe_s", "tokenize_s"]
 NUM_GOOD, NUM_BROKEN = 14, 1
@@ -119,7 +120,7 @@ def _ray(stack: ExitStack) -> Cluster:
 
 
 def _spark(_: ExitStack) -> Cluster:
-    from tests.spark_sessions import spark_session
+    from tests.support.spark_sessions import spark_session
 
     session = spark_session()
     from speechmill.runners import spark

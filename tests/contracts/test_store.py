@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from speechmill.errors import ConflictError, NotFoundError, StorageError, UnsupportedError
 from speechmill.storage import Store, StoreOptions, open_store
-from tests.faults import FaultyProxy
-from tests.services import SeaweedFS
+from tests.support.faults import FaultyProxy
+from tests.support.services import SeaweedFS
 
 KINDS = ["memory", "local", "s3", "s3-faulty"]
 Open = Callable[[], Store]

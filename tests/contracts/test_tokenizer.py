@@ -14,7 +14,7 @@ from speechmill.errors import JobError
 from speechmill.tokenizers import TOKENIZERS, open_tokenizer
 from speechmill.tokenizers.base import Tokenizer
 from speechmill.tokenizers.encodec import EncodecTokenizer
-from tests.codec_checkpoints import CODECS, small_codec
+from tests.support.codec_checkpoints import CODECS, small_codec
 
 # Every tokenizer, by what it is asked for with; units are fitted first, and tested for themselves.
 KINDS = ("mfcc", "fake", *CODECS)

@@ -18,9 +18,9 @@ from speechmill.errors import JobError, MissingExtraError, ModelError
 from speechmill.records import Speech, Transcript
 from speechmill.transcribers import TRANSCRIBERS, TranscriberOptions, open_transcriber
 from speechmill.transcribers.base import Transcriber
-from tests.ct2_weights import whisper_folder
-from tests.ctc_checkpoint import write_ctc_checkpoint
-from tests.weights import speech, whisper
+from tests.support.ct2_weights import whisper_folder
+from tests.support.ctc_checkpoint import write_ctc_checkpoint
+from tests.support.weights import speech, whisper
 
 # Every transcriber, and each kind of model that it takes; the smallest that there is of each.
 KINDS = ("fake", "whisper", "openai-whisper", "transformers/whisper", "transformers/ctc")

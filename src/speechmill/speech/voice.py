@@ -2,7 +2,7 @@
 
 Whisper makes up words where there are none, above all in digital silence. This finds the stretches
 that are worth transcribing, and it is meant to miss none: voices 40 dB down, in noise as loud as
-they are, or a fifth of a second long are found (``tests/test_voice.py`` holds it to that).
+they are, or a fifth of a second long are found (``tests/speech/test_voice.py`` holds it to that).
 """
 
 from __future__ import annotations

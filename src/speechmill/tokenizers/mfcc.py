@@ -3,8 +3,8 @@
 Why not librosa itself: its first call imports numba, which costs seconds and more than 100 MB a
 process, and none of it is needed here. It also multiplies matrices with BLAS, whose sums come
 out differently in the last bit on one thread and on two; tokens have to be the same wherever they
-are made. So there is no matrix product here. ``tests/test_mfcc.py`` holds this and librosa
-together.
+are made. So there is no matrix product here. ``tests/tokenizers/test_mfcc.py`` holds this and
+librosa together.
 
 The steps are those of Davis and Mermelstein (1980) with Slaney's mel scale (Auditory Toolbox,
 1998): power spectrogram, mel filters, decibels, discrete cosine transform.

@@ -1,0 +1,1 @@
+"""What tests share: servers, corpora, checkpoints, processes that are killed."""
