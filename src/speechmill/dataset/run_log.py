@@ -11,7 +11,10 @@ import datetime
 import json
 import secrets
 import socket
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from speechmill.dataset.layout import RUNS
@@ -23,6 +26,7 @@ __all__ = ["RunLog", "new_run_id"]
 
 FLUSH_EVERY_S = 10.0
 PIECE_BYTES = 512 * 1024
+LAST_WORDS_S = 3.0  # for the log of a run that is broken off
 
 
 def new_run_id() -> str:
@@ -119,6 +123,22 @@ class RunLog:
         except StorageError:  # whether the store is down for good, the commits will find out
             return
         self._failed = False
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Write down with what error a run is broken off, if it is, and let the error pass."""
+        try:
+            yield
+        except BaseException as error:
+            self.event("broken off", "error", error=type(error).__name__, message=str(error))
+            self._last_words()
+            raise
+
+    def _last_words(self) -> None:
+        """Write the log, but do not wait for a store that is down: it was waited for already."""
+        writing = threading.Thread(target=self.flush, kwargs={"now": True}, daemon=True)
+        writing.start()
+        writing.join(LAST_WORDS_S)
 
     def report(self, report: dict[str, Any]) -> None:
         """Write ``report.json``."""
