@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +11,6 @@ from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from queue import SimpleQueue
 from statistics import fmean
-from typing import Protocol
 
 from speechmill._version import __version__
 from speechmill.dataset.run_log import RunLog, new_run_id
@@ -39,10 +37,8 @@ LIBRARIES = (
     "soxr",
 )
 
-LAST_WORDS_S = 3.0
 
-
-class Observer(Protocol):
+class Observer:
     """Who watches a build: a progress display. Called from one thread."""
 
     def listed(self, count: int) -> None:
@@ -53,17 +49,6 @@ class Observer(Protocol):
 
     def progress(self, tally: Tally) -> None:
         """So much is done. Called often, also when nothing is new."""
-
-
-class _Nobody:
-    def listed(self, count: int) -> None:
-        """See ``Observer``."""
-
-    def planned(self, plan: Plan) -> None:
-        """See ``Observer``."""
-
-    def progress(self, tally: Tally) -> None:
-        """See ``Observer``."""
 
 
 def plan(job: Job) -> Plan:
@@ -100,13 +85,13 @@ def build(
         StorageError: a store cannot be reached, read or written, or lacks conditional puts.
     """
     started = time.monotonic()
-    observer = observer or _Nobody()
+    observer = observer or Observer()
     tools = settled_tools(job)
     job = tools.job
     check(tools)
     log = RunLog(tools.sink, run_id := new_run_id())
     log.event("started", version=__version__, source=tools.source.url, recipe=tools.recipe.id)
-    try:
+    with log.watching():
         made = _settled_plan(tools, observer)
         tidy(tools.sink, made)
         plan_s = time.monotonic() - started
@@ -125,10 +110,6 @@ def build(
         work = _Work(log, observer)
         work.run(job, runner or open_runner(job), made, stop)
         pruned = prune(tools.source, tools.sink, made) if job.prune and not stop() else 0
-    except BaseException as error:
-        log.event("broken off", "error", error=type(error).__name__, message=str(error))
-        _last_words(log)
-        raise
     report = _report(tools, run_id, made, work, pruned, plan_s, time.monotonic() - started)
     _log_end(log, report)
     return report
@@ -245,13 +226,6 @@ def _libraries() -> dict[str, str]:
         with suppress(PackageNotFoundError):
             found[name] = version(name)
     return {**found, "machine": platform.machine(), "system": platform.platform()}
-
-
-def _last_words(log: RunLog) -> None:
-    """Write the log, but do not wait for a store that is down: it was waited for already."""
-    writing = threading.Thread(target=log.flush, kwargs={"now": True}, daemon=True)
-    writing.start()
-    writing.join(LAST_WORDS_S)
 
 
 def _log_end(log: RunLog, report: BuildReport) -> None:

@@ -11,11 +11,12 @@ import pytest
 
 from speechmill.dataset.layout import agree_on_parts, data_key
 from speechmill.dataset.schema import to_parquet
+from speechmill.enrich.add import add_tokens
 from speechmill.errors import DatasetError, JobError
 from speechmill.export.parquet import export_parquet
 from speechmill.records import Part, Recording
 from speechmill.storage import Store, StoreOptions, open_store
-from tests.support.corpus import build, memory, rows_of, wav
+from tests.support.corpus import build, memory, rows_of, wav, write
 from tests.support.rows import rows
 from tests.support.services import SeaweedFS
 
@@ -166,3 +167,26 @@ def test_a_sink_without_rows_is_an_error_and_not_an_empty_export(tmp_path: Path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(DatasetError, match="no rows"):
         exported(str(tmp_path / "empty"), open_store(memory()))
+
+
+def test_a_sink_in_the_middle_of_an_adding_is_exported_with_null_where_tokens_are_missing(
+    tmp_path: Path,
+) -> None:
+    sink = str(tmp_path / "sink")
+    build(write(tmp_path / "source", FILES), sink)
+    store = open_store(sink)
+    late = data_key(Part("q", 0, 1))
+    before = store.get(late).data
+    add_tokens(store, "mfcc")
+    store.put(late, before)
+    out = open_store(memory())
+    assert exported(sink, out, "all.parquet") == {"all.parquet": sorted(FILES)}
+    table = pq.read_table(pa.BufferReader(out.get("all.parquet").data))
+    missing = [
+        name
+        for name, tokens in zip(
+            table["file_name"].to_pylist(), table["token_mfcc"].to_pylist(), strict=True
+        )
+        if tokens is None
+    ]
+    assert missing == [name for name in sorted(FILES) if name.startswith("q/")]

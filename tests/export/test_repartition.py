@@ -304,7 +304,7 @@ def test_what_was_stopped_goes_on_and_comes_out_the_same(monkeypatch: pytest.Mon
 
 def start(*arguments: str, unit_bytes: int = module.UNIT_BYTES) -> subprocess.Popen[str]:
     script = (
-        "import typer; from speechmill import repartition; "
+        "import typer; from speechmill.export import repartition; "
         f"repartition.UNIT_BYTES = {unit_bytes}; "
         "from speechmill.cli.repartition import repartition as command; typer.run(command)"
     )

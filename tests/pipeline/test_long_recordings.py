@@ -23,8 +23,7 @@ import speechmill
 from speechmill import audio, builder
 from speechmill.dataset.summary import failed_recordings, summarize
 from speechmill.job import Job
-from speechmill.pipeline import intake
-from speechmill.pipeline import pace as pacing
+from speechmill.pipeline import intake, pace
 from speechmill.records import Speech, Transcript, Waveform
 from speechmill.storage import open_store
 from speechmill.tokenizers.fake import FakeTokenizer
@@ -304,7 +303,7 @@ def test_a_stop_in_the_middle_leaves_no_half_of_a_recording(
         stopping.now.set()
         return transcribe(self, speech)
 
-    monkeypatch.setattr(pacing, "MAX_PIECES", 1)
+    monkeypatch.setattr(pace, "MAX_PIECES", 1)
     monkeypatch.setattr(FakeTranscriber, "transcribe", stop)
     job = Job(source=source, sink=sink, transcriber="fake", tokenizer=("fake",))
     report = builder.build(job, stop=stopping)
@@ -352,7 +351,7 @@ def test_the_transcriber_is_given_a_second_group_while_it_computes_the_first(
         return transcribe(self, speech)
 
     monkeypatch.setattr(FakeTranscriber, "transcribe", wait)
-    monkeypatch.setattr(pacing, "MAX_PIECES", 1)
+    monkeypatch.setattr(pace, "MAX_PIECES", 1)
     report = build(memory({f"p/{i}.wav": wav(i) for i in range(4)}), memory())
     assert (report.rows, report.failed) == (4, 0)
 
@@ -362,8 +361,8 @@ def test_the_transcriber_is_given_a_second_group_while_it_computes_the_first(
 def test_memory_does_not_grow_with_the_length_of_a_recording(tmp_path: Path) -> None:
     code = (
         "import sys, speechmill; from speechmill import Job\n"
-        "from speechmill import pacing; from tests.support.memory import AnonymousPeak\n"
-        "pacing.MAX_PIECES = 8\n"  # a fake is quick: its groups would hold all of the audio
+        "from speechmill.pipeline import pace; from tests.support.memory import AnonymousPeak\n"
+        "pace.MAX_PIECES = 8\n"  # a fake is quick: its groups would hold all of the audio
         "job = Job(source=sys.argv[1], sink=sys.argv[2], transcriber='fake', tokenizer='fake')\n"
         "with AnonymousPeak() as peak:\n"
         "    rows = speechmill.build(job).rows\n"

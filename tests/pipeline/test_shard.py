@@ -30,7 +30,7 @@ from speechmill.errors import (
     UnavailableError,
 )
 from speechmill.job import Job
-from speechmill.pipeline import pace as pacing
+from speechmill.pipeline import pace
 from speechmill.pipeline import shard as pipeline
 from speechmill.pipeline.planner import Plan
 from speechmill.pipeline.report import BuildReport
@@ -307,7 +307,7 @@ class Stopping:
 def test_a_stop_commits_what_is_in_hand_and_the_next_build_goes_on(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pacing, "MAX_PIECES", 2)
+    monkeypatch.setattr(pace, "MAX_PIECES", 2)
     stopping = Stopping(after=4)
     run = pipeline.process_shard
 

@@ -39,7 +39,7 @@ from speechmill.queues.metrics import serve
 from speechmill.queues.notices import Notice
 from speechmill.queues.options import WorkOptions
 from speechmill.queues.run import ANY_SOURCE, work
-from speechmill.queues.tally import WorkReport, WorkTally
+from speechmill.queues.tally import Observer, WorkReport, WorkTally
 from speechmill.records import Shard, ShardReport
 from speechmill.storage import open_store
 from tests.support.harness import Place, assert_same_dataset, corpus, fill_folder, recording
@@ -308,7 +308,7 @@ def test_what_is_not_chosen_is_left_out(job: Job, queue: str) -> None:
     assert (report.rows, report.left_out) == (6, len(FILES) - 6)
 
 
-class Stopper:
+class Stopper(Observer):
     """Stops a worker once so many recordings are done."""
 
     def __init__(self, count: int) -> None:
@@ -319,12 +319,6 @@ class Stopper:
 
     def progress(self, tally: WorkTally) -> None:
         self.tally = tally
-
-    def ready(self, queue: str, sink: str, metrics: str) -> None: ...
-
-    def said(self, text: str) -> None: ...
-
-    def batch(self, count: int, seconds: float) -> None: ...
 
 
 def test_a_stop_settles_what_is_done_and_gives_the_rest_back(job: Job, queue: str) -> None:

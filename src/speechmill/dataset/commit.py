@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from speechmill.dataset.conform import conform
 from speechmill.dataset.layout import data_key, failures_key
 from speechmill.dataset.schema import (
     FAILURE_SCHEMA,
@@ -118,18 +119,6 @@ def read_part(key: str, data: bytes) -> pa.Table:
         raise unreadable(key, error) from None
 
 
-def _conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """The rows as ``schema`` has them: what it does not know is left out; what the rows lack, or
-    have as another type, is null (such rows await being replaced by another recipe's)."""
-    arrays = [
-        table[f.name]
-        if f.name in table.column_names and table.schema.field(f.name).type.equals(f.type)
-        else pa.nulls(table.num_rows, f.type)
-        for f in schema
-    ]
-    return pa.table(arrays, schema=schema)
-
-
 def merge_rows(
     old: pa.Table | None,
     new: pa.Table,
@@ -169,7 +158,7 @@ def merge_rows(
     schema = new.schema if same or not kept.num_rows or is_current() else old.schema
     if sealed:
         schema = with_seal(schema)
-    return sort_rows(pa.concat_tables([_conform(kept, schema), _conform(added, schema)]))
+    return sort_rows(pa.concat_tables([conform(kept, schema), conform(added, schema)]))
 
 
 def _without(table: pa.Table, names: Collection[str]) -> pa.Table:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -17,6 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from speechmill.ahead import ahead
+from speechmill.dataset.conform import conform
 from speechmill.dataset.reader import READERS, list_parts, read_version, stored_schema
 from speechmill.dataset.schema import described_tokenizers, row_schema
 from speechmill.dataset.state import read_state
@@ -79,21 +81,24 @@ def open_index(store: Store, where: str | pc.Expression | None = None) -> Index:
         where = where_expression(where, schema)
     mentioned = [c for c in schema.names if re.search(rf"\b{re.escape(c)}\b", str(where))]
     columns = list(dict.fromkeys([*_IDENTITY, "duration_s", *mentioned]))
+    wanted = pa.schema([schema.field(name) for name in columns])
 
     def look(part: Object) -> tuple[Object, pa.Table] | None:
         try:
             version, table = read_version(store, part, columns)
         except NotFoundError:
             return None  # pruned since it was listed
-        return version, _chosen(_complete(table, schema, columns), where)
+        return version, _chosen(conform(table, wanted), where)
 
     parts: list[Object] = []
     found: list[tuple[NDArray[np.int64], NDArray[np.uint64], NDArray[np.float64]]] = []
-    for version, table in filter(None, _ahead(look, list_parts(store))):
-        if table.num_rows:
-            parts.append(version)
-            seconds = table["duration_s"].fill_null(0.0).to_numpy()
-            found.append((table["place"].to_numpy(), _identities(table), seconds))
+    with ThreadPoolExecutor(READERS, thread_name_prefix="index") as pool:
+        looks = ahead(list_parts(store), lambda part: pool.submit(look, part), most=READERS)
+        for version, table in filter(None, (looked for _, looked in looks)):
+            if table.num_rows:
+                parts.append(version)
+                seconds = table["duration_s"].fill_null(0.0).to_numpy()
+                found.append((table["place"].to_numpy(), _identities(table), seconds))
     places, identities, seconds = zip(*found, strict=True) if found else ((), (), ())
     return Index(
         schema,
@@ -103,12 +108,6 @@ def open_index(store: Store, where: str | pc.Expression | None = None) -> Index:
         np.concatenate([np.empty(0, np.uint64), *identities]),
         np.concatenate([np.empty(0, np.float64), *seconds]),
     )
-
-
-def _ahead(look: object, parts: Sequence[Object]) -> Iterator[tuple[Object, pa.Table] | None]:
-    with ThreadPoolExecutor(READERS, thread_name_prefix="index") as pool:
-        for start in range(0, len(parts), READERS):
-            yield from pool.map(look, parts[start : start + READERS])  # type: ignore[arg-type]
 
 
 def _chosen(table: pa.Table, where: pc.Expression | None) -> pa.Table:
@@ -121,16 +120,6 @@ def _chosen(table: pa.Table, where: pc.Expression | None) -> pa.Table:
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         reason = str(error).partition("\n")[0]
         raise JobError(f"the condition {where} does not fit the rows: {reason}") from None
-
-
-def _complete(table: pa.Table, schema: pa.Schema, columns: Sequence[str]) -> pa.Table:
-    """These columns; null where an older part lacks one."""
-    return pa.table(
-        {
-            c: table[c] if c in table.column_names else pa.nulls(len(table), schema.field(c).type)
-            for c in columns
-        }
-    )
 
 
 def _identities(table: pa.Table) -> NDArray[np.uint64]:
@@ -181,7 +170,7 @@ def read_rows(store: Store, index: Index, part: int, columns: Sequence[str]) -> 
             places = _again(_identities(table), index.identities[chosen], seen.key)
     except NotFoundError:
         raise _gone(seen.key, len(index.places[chosen])) from None
-    table = _complete(table, index.schema, columns)
+    table = conform(table, pa.schema([index.schema.field(name) for name in columns]))
     if len(places) == table.num_rows and np.array_equal(places, np.arange(len(places))):
         return table
     return table.take(places)

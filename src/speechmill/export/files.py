@@ -10,7 +10,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,9 +17,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from speechmill.dataset.commit import read_part
+from speechmill.dataset.conform import conform, rebuild_first
 from speechmill.dataset.layout import directory
 from speechmill.dataset.schema import PARQUET_OPTIONS, dictionary_columns
-from speechmill.errors import DatasetError, NotFoundError, ReplacedError
+from speechmill.errors import NotFoundError, ReplacedError
 from speechmill.machine import num_cores
 from speechmill.storage import Store, StoreOptions, open_store
 
@@ -201,19 +201,7 @@ def _read(store: Store, source: Source, schema: pa.Schema) -> pa.Table:
     if blob.etag != source.etag:
         raise _replaced(source.key)
     table = read_part(source.key, blob.data)
-    arrays: list[Any] = []
-    for wanted in schema:
-        if wanted.name not in table.column_names:
-            arrays.append(pa.nulls(table.num_rows, wanted.type))
-        elif table.schema.field(wanted.name).type != wanted.type:
-            raise DatasetError(
-                f"{source.key} has the column {wanted.name} as "
-                f"{table.schema.field(wanted.name).type}, other parts as {wanted.type}: finish the "
-                "rebuild of this dataset first"
-            )
-        else:
-            arrays.append(table[wanted.name])
-    return pa.table(arrays, schema=schema)
+    return conform(table, schema, other_type=rebuild_first(source.key))
 
 
 def _replaced(key: str) -> ReplacedError:

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from speechmill.dataset.commit import read_part
+from speechmill.dataset.conform import conform, rebuild_first
 from speechmill.dataset.layout import (
     DATA,
     OWN_PREFIXES,
@@ -20,7 +21,7 @@ from speechmill.dataset.layout import (
     path_component,
     read_layout,
 )
-from speechmill.dataset.reader import list_parts
+from speechmill.dataset.reader import list_parts, stored_schema
 from speechmill.dataset.schema import PARQUET_OPTIONS, dictionary_columns
 from speechmill.dataset.state import read_state
 from speechmill.errors import DatasetError, JobError
@@ -63,14 +64,15 @@ def export_parquet(store: Store, out: Store, template: str) -> Iterator[Exported
         folder = part.key.removeprefix(f"{DATA}/").partition("/")[0]
         name = names.get(folder, folder.removeprefix("folder="))
         files[template.format(folder_name=path_component(name))].append(part)
-    if not files:
+    schema = stored_schema(store)
+    if schema is None:
         raise DatasetError(f"there are no rows in {store.url} to export")
     for key in files:
         below = inside(store.url, f"{out.url}/{key}")
         if below is not None and below.partition("/")[0] in OWN_PREFIXES:
             raise JobError(f"{key!r} below {out.url} lies among the dataset's own files")
     for key, parts in files.items():
-        if rows := _write(store, parts, out, key):
+        if rows := _write(store, parts, schema, out, key):
             yield Exported(key, rows)
 
 
@@ -94,8 +96,8 @@ def _check(template: str) -> None:
         )
 
 
-def _write(store: Store, parts: Sequence[Object], out: Store, key: str) -> int:
-    """Parts one after another into one file; no more than one of them is held."""
+def _write(store: Store, parts: Sequence[Object], schema: pa.Schema, out: Store, key: str) -> int:
+    """Write parts one after another into one file; no more than one of them is held."""
     rows = 0
     with tempfile.TemporaryDirectory(prefix="speechmill-") as folder:
         path = Path(folder) / "data.parquet"
@@ -107,14 +109,11 @@ def _write(store: Store, parts: Sequence[Object], out: Store, key: str) -> int:
             if writer is None:
                 writer = pq.ParquetWriter(
                     path,
-                    table.schema,
-                    use_dictionary=dictionary_columns(table.schema),
+                    schema,
+                    use_dictionary=dictionary_columns(schema),
                     **PARQUET_OPTIONS,
                 )
-            try:
-                writer.write_table(table)
-            except (ValueError, pa.ArrowException) as error:
-                raise DatasetError(f"the parts of {key} have different columns: {error}") from None
+            writer.write_table(conform(table, schema, other_type=rebuild_first(part.key)))
             rows += table.num_rows
         if writer is not None:
             writer.close()

@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -35,7 +35,7 @@ STATE_KEY = f"{STATE}/repartition.json"
 STAGED = re.compile(r"\.[0-9a-f]{32}\.staged")  # what a killed writer leaves in a local folder
 
 
-class Observer(Protocol):
+class Observer:
     """Who watches. Called from one thread."""
 
     def planned(self, rows: int, files: int, resumed: int) -> None:
@@ -103,7 +103,7 @@ def repartition(
         StorageError: a store cannot be read or written.
     """
     started = time.monotonic()
-    observer = observer or _Nobody()
+    observer = observer or Observer()
     store, target = sink.open(), out.open()
     _check_apart(store, target)
     sink_state(store)
@@ -132,14 +132,6 @@ def repartition(
         wall_s=time.monotonic() - started,
         stopped=stopped,
     )
-
-
-class _Nobody:
-    def planned(self, rows: int, files: int, resumed: int) -> None:
-        """See ``Observer``."""
-
-    def progress(self, rows: int) -> None:
-        """See ``Observer``."""
 
 
 def _check_apart(store: Store, target: Store) -> None:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 from uuid import uuid4
 
 from speechmill.dataset.layout import STATE
@@ -35,7 +35,7 @@ CLOCKS_US = 300_000_000  # that the store's clock and ours may differ, in its wh
 CHUNK = 5_000  # messages that are confirmed together; behind them the place is kept
 
 
-class Observer(Protocol):
+class Observer:
     """Who watches. Called from one thread."""
 
     def listed(self, count: int) -> None:
@@ -135,6 +135,7 @@ def enqueue(
         StorageError: a store cannot be listed or read.
     """
     started = time.monotonic()
+    observer = observer or Observer()
     if job.prune or job.shard_count > 1:
         raise JobError("--prune and --shard-count are for builds")
     job, source, sink, recipe = _opened(job)
@@ -145,10 +146,9 @@ def enqueue(
         sink,
         recipe,
         settle=(lambda: None) if job.sink != NO_SINK else None,
-        on_listed=observer.listed if observer else lambda _: None,
+        on_listed=observer.listed,
     )
-    if observer:
-        observer.planned(made)
+    observer.planned(made)
     bookmark = _bookmark(job, source, sink, broker)
     publishing = time.monotonic()
     published = resumed = 0
@@ -163,8 +163,7 @@ def enqueue(
         published += len(chunk)
         chunk.clear()
         bookmark.keep(*last)
-        if observer:
-            observer.progress(published + resumed)
+        observer.progress(published + resumed)
 
     stopped = False
     for part, recording in _in_order(made):

@@ -35,31 +35,12 @@ SILENT_MESSAGES = 100  # that name no source
 EMPTY_S = 2.0  # without a message, until a queue that is to be emptied counts as empty
 
 
-class _Nobody:
-    def ready(self, queue: str, sink: str, metrics: str) -> None:
-        """See ``Observer``."""
-
-    def said(self, text: str) -> None:
-        """See ``Observer``."""
-
-    def progress(self, tally: WorkTally) -> None:
-        """See ``Observer``."""
-
-    def batch(self, count: int, seconds: float) -> None:
-        """See ``Observer``."""
-
-
-class _Watching:
+class _WithMetrics(Observer):
     """Tells the user and the metrics."""
 
     def __init__(self, observer: Observer, endpoint: Endpoint | None) -> None:
         self._observer, self._endpoint = observer, endpoint
-
-    def ready(self, queue: str, sink: str, metrics: str) -> None:
-        self._observer.ready(queue, sink, metrics)
-
-    def said(self, text: str) -> None:
-        self._observer.said(text)
+        self.ready, self.said = observer.ready, observer.said  # type: ignore[method-assign]
 
     def progress(self, tally: WorkTally) -> None:
         self._observer.progress(tally)
@@ -99,7 +80,7 @@ def work(
         )
     with serve(options.metrics) as endpoint, _opened(options) as broker:
         broker.prepare()
-        watching = _Watching(observer or _Nobody(), endpoint)
+        watching = _WithMetrics(observer or Observer(), endpoint)
         group = options.group or _group_of(job)
         address = endpoint.address if endpoint else ""
         state = read_state(sink := _open_sink(job))
@@ -125,13 +106,8 @@ def work(
             watching.ready(broker.url, tools.sink.url, address)
             worker = Worker(tools, options, broker, consumer, log, watching, stop=stop)
             worker.take(first)
-            try:
+            with log.watching():
                 worker.run()
-            except BaseException as error:
-                log.event("broken off", "error", error=type(error).__name__, message=str(error))
-                with suppress(SpeechmillError):
-                    log.flush(now=True)
-                raise
         report = _report(job, broker.url, tools, run_id, worker.tally, started, stopped=stop())
         log.event("stopped" if stop() else "finished", rows=report.rows, failed=report.failed)
         log.flush(now=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from speechmill.pipeline.report import Tally
 
@@ -30,7 +30,7 @@ class WorkTally:
     written_bytes: int = 0
 
 
-class Observer(Protocol):
+class Observer:
     """Who watches a worker. Called from one thread."""
 
     def ready(self, queue: str, sink: str, metrics: str) -> None:

@@ -7,14 +7,15 @@ import heapq
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from speechmill.ahead import ahead
 from speechmill.dataset.arrays import tokens_to_arrays
 from speechmill.dataset.reader import list_parts, read_columns, scan
 from speechmill.dataset.state import read_recipe, sink_state
@@ -71,7 +72,7 @@ class VerifyReport:
         return self.rate if self.largest is None else self.largest
 
 
-class VerifyObserver(Protocol):
+class VerifyObserver:
     """Who watches a verifying. Called from one thread."""
 
     def planned(self, rows: int, audio_s: float) -> None:
@@ -79,14 +80,6 @@ class VerifyObserver(Protocol):
 
     def progress(self, report: VerifyReport) -> None:
         """So much is done."""
-
-
-class _Nobody:
-    def planned(self, rows: int, audio_s: float) -> None:
-        """See ``VerifyObserver``."""
-
-    def progress(self, report: VerifyReport) -> None:
-        """See ``VerifyObserver``."""
 
 
 def verify_tokens(
@@ -135,10 +128,14 @@ def verify_tokens(
     chosen = _Sample(sink, described["column"], recipe.id, sample, seed)
     compared = _Compared(tokenizer)
     report = VerifyReport(sink.url, described["column"], tokenizer.name, device)
-    observer = observer or _Nobody()
+    observer = observer or VerifyObserver()
     observer.planned(chosen.rows, chosen.audio_s)
     with ThreadPoolExecutor(AHEAD, thread_name_prefix="fetch") as pool:
-        for taken in _ahead(pool, source, chosen.recordings(), keep_damaged):
+
+        def begin(kept: Kept) -> Future[Retaken]:
+            return pool.submit(retake, source, kept, keep_damaged=keep_damaged)
+
+        for _, taken in ahead(chosen.recordings(), begin, most=AHEAD):
             if taken.lost:
                 report.lost[taken.lost] += len(taken.kept.spans)
                 report.reasons[taken.kept.recording.file_name] = taken.reason
@@ -194,19 +191,6 @@ class _Sample:
 def _draw(seed: int, row: RowKey) -> int:
     text = f"{seed} {row[3]!r} {row[0]}"
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
-
-
-def _ahead(
-    pool: ThreadPoolExecutor, source: Store, recordings: Iterator[Kept], keep_damaged: bool
-) -> Iterator[Retaken]:
-    """The recordings with their audio, some of them ahead."""
-    flying = []
-    for kept in recordings:
-        flying.append(pool.submit(retake, source, kept, keep_damaged=keep_damaged))
-        if len(flying) > AHEAD:
-            yield flying.pop(0).result()
-    for future in flying:
-        yield future.result()
 
 
 class _Compared:

@@ -8,11 +8,11 @@ import tempfile
 import time
 import wave
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, cast
 from urllib.parse import quote
 
 import numpy as np
@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from speechmill.dataset.arrays import tokens_to_arrays
+from speechmill.dataset.conform import conform
 from speechmill.dataset.layout import OWN_PREFIXES
 from speechmill.dataset.reader import read_columns, scan
 from speechmill.dataset.state import sink_state
@@ -33,6 +34,7 @@ from speechmill.errors import (
     SpeechmillError,
     UnsupportedError,
 )
+from speechmill.pipeline.isolate import Breaker, all_or_each
 from speechmill.pipeline.selection import extension_of
 from speechmill.records import Codes
 from speechmill.storage import Object, Store, inside
@@ -45,7 +47,6 @@ __all__ = ["DecodeObserver", "DecodeReport", "decode_dataset"]
 CALL_S: Final = 120.0  # audio that the codec is given in one call
 CALL_ROWS: Final = 32
 WRITERS: Final = 8
-MODEL_ERRORS: Final = 16  # in a row: that is not the rows' fault
 CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 PCM: Final = 32_767
 """What 1.0 is in 16 bits."""
@@ -78,7 +79,7 @@ class DecodeReport:
         return not (self.failed or self.stopped)
 
 
-class DecodeObserver(Protocol):
+class DecodeObserver:
     """Who watches a decoding. Called from one thread."""
 
     def planned(self, rows: int, audio_s: float) -> None:
@@ -86,14 +87,6 @@ class DecodeObserver(Protocol):
 
     def progress(self, report: DecodeReport) -> None:
         """So much is done. Called often."""
-
-
-class _Nobody:
-    def planned(self, rows: int, audio_s: float) -> None:
-        """See ``DecodeObserver``."""
-
-    def progress(self, report: DecodeReport) -> None:
-        """See ``DecodeObserver``."""
 
 
 def decode_dataset(
@@ -135,7 +128,7 @@ def decode_dataset(
     report.rows = chosen.rows
     if not chosen.rows:
         raise DatasetError(f"no row of {sink.url} is chosen by {where!r}")
-    observer = observer or _Nobody()
+    observer = observer or DecodeObserver()
     observer.planned(chosen.rows, chosen.audio_s)
     with ThreadPoolExecutor(WRITERS, thread_name_prefix="write") as pool:
         writing = _Writing(codec, out, report, pool, overwrite=overwrite)
@@ -199,7 +192,7 @@ class _Rows:
         for part, table in scan(self._sink, self._columns):
             names = set(table["file_name"].to_pylist())
             stems.append(np.array([_digest(_stem(name)) for name in names], np.uint64))
-            some = self._filtered(table)
+            some = self._filtered(conform(table, self._wanted(self._columns)))
             if limit is not None:
                 some = some.slice(0, limit - chosen.rows)
             if some.num_rows:
@@ -218,7 +211,7 @@ class _Rows:
         columns = list(dict.fromkeys([*self._columns, self._column]))
         for part in chosen.parts:
             try:
-                table = self._complete(read_columns(self._sink, part, columns), columns)
+                table = conform(read_columns(self._sink, part, columns), self._wanted(columns))
             except NotFoundError:
                 continue
             counts = Counter(table["file_name"].to_pylist())
@@ -246,21 +239,13 @@ class _Rows:
             span = f"_{start_s:.3f}-{end_s:.3f}" if counts[name] > 1 else ""
             yield _Row(_harmless(f"{path}{span}.wav"), values, duration_s)
 
+    def _wanted(self, columns: list[str]) -> pa.Schema:
+        return pa.schema([self._schema.field(name) for name in columns])
+
     def _filtered(self, table: pa.Table) -> pa.Table:
         if self._filter is None:
             return table
-        return self._complete(table, self._columns).filter(self._filter)
-
-    def _complete(self, table: pa.Table, columns: list[str]) -> pa.Table:
-        """The table with null columns for those that an older part lacks."""
-        for name in columns:
-            of = self._schema.field(name)
-            if name not in table.column_names:
-                table = table.append_column(of, pa.nulls(table.num_rows, of.type))
-            elif not table.schema.field(name).type.equals(of.type):
-                at = table.column_names.index(name)
-                table = table.set_column(at, of, pa.nulls(table.num_rows, of.type))
-        return table
+        return table.filter(self._filter)
 
 
 def _stem(file_name: str) -> str:
@@ -299,7 +284,7 @@ class _Writing:
     ) -> None:
         self._codec, self._out, self._report, self._pool = codec, out, report, pool
         self._overwrite = overwrite
-        self._model_errors = 0
+        self._breaker = Breaker()
 
     def write(self, batch: list[_Row]) -> None:
         """Decode and write these rows, but for those that are there already."""
@@ -327,26 +312,28 @@ class _Writing:
         return True
 
     def _decoded(self, rows: list[_Row]) -> list[tuple[_Row, NDArray[np.float32]]]:
-        """The waveforms, all in one call; if that fails, row by row, to find whose fault it was."""
-        if not rows:
-            return []
-        codes = [Codes(cast("NDArray[Any]", row.codes)) for row in rows]
-        try:
-            decoded = self._codec.decode(codes)
-        except SpeechmillError as error:
-            if len(rows) > 1:
-                return [pair for row in rows for pair in self._decoded([row])]
-            self._report.failed[rows[0].key] = str(error)
-            self._model_errors += isinstance(error, ModelError)
-            if self._model_errors >= MODEL_ERRORS:
-                raise
-            return []
-        self._model_errors = 0
-        rate = self._codec.sample_rate
-        return [
-            (row, trimmed(samples, rate, row.duration_s))
-            for row, samples in zip(rows, decoded, strict=True)
-        ]
+        """The waveforms of those rows that can be decoded."""
+        decoded: list[tuple[_Row, NDArray[np.float32]]] = []
+
+        def decode(some: Sequence[_Row]) -> None:
+            codes = [Codes(cast("NDArray[Any]", row.codes)) for row in some]
+            waveforms = self._codec.decode(codes)
+            self._breaker.worked()
+            rate = self._codec.sample_rate
+            decoded.extend(
+                (row, trimmed(samples, rate, row.duration_s))
+                for row, samples in zip(some, waveforms, strict=True)
+            )
+
+        def failed(row: _Row, error: Exception) -> None:
+            if not isinstance(error, SpeechmillError):
+                raise error
+            self._report.failed[row.key] = str(error)
+            if isinstance(error, ModelError) and self._breaker.failed():
+                raise error
+
+        all_or_each(rows, decode, failed)
+        return decoded
 
     def _put(self, key: str, samples: NDArray[np.float32]) -> str | None:
         """Write one file. Returns what is wrong with its name, if anything is."""

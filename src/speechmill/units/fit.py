@@ -9,20 +9,21 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from speechmill import audio
 from speechmill._version import __version__
+from speechmill.ahead import ahead
 from speechmill.dataset.layout import folder_rule
 from speechmill.errors import (
     AudioError,
@@ -116,7 +117,7 @@ class FitReport:
     wall_s: float
 
 
-class FitObserver(Protocol):
+class FitObserver:
     """Who is told how a fit gets on."""
 
     def listed(self, count: int) -> None:
@@ -127,14 +128,6 @@ class FitObserver(Protocol):
 
     def clustering(self, frames: int, clusters: int) -> None:
         """Everything has been heard: k-means begins."""
-
-
-class _Nobody:
-    def listed(self, count: int) -> None: ...
-
-    def heard(self, audio_s: float, target_s: float, recordings: int, skipped: int) -> None: ...
-
-    def clustering(self, frames: int, clusters: int) -> None: ...
 
 
 def fit_units(options: FitOptions, observer: FitObserver | None = None) -> FitReport:
@@ -151,7 +144,7 @@ def fit_units(options: FitOptions, observer: FitObserver | None = None) -> FitRe
     _check(options)
     features = open_features(options.features)
     store = open_store(options.source, options.store)
-    return _Fit(options, features, store, observer or _Nobody()).run(started)
+    return _Fit(options, features, store, observer or FitObserver()).run(started)
 
 
 def _check(options: FitOptions) -> None:
@@ -311,36 +304,30 @@ class _Fit:
         self, chosen: Sequence[Recording], stretch_s: float
     ) -> Iterator[tuple[Recording, NDArray[np.float32] | None]]:
         """Each recording's stretch, in order; None where it is skipped. Some are read ahead."""
-        waiting = deque(chosen)
-        flying: deque[tuple[Recording, Future[NDArray[np.float32] | None]]] = deque()
-        ahead_s = 0.0
         with ThreadPoolExecutor(FETCHERS, thread_name_prefix="fetch") as pool:
-            try:
-                while waiting or flying:
-                    while waiting and (
-                        not flying
-                        or (
-                            len(flying) < 2 * FETCHERS
-                            and ahead_s + estimate_s(waiting[0]) <= MAX_AHEAD_S
-                        )
-                    ):
-                        recording = waiting.popleft()
-                        ahead_s += estimate_s(recording)
-                        flying.append((recording, pool.submit(self._read, recording, stretch_s)))
-                    recording, reading = flying.popleft()
-                    ahead_s -= estimate_s(recording)
-                    try:
-                        yield recording, reading.result()
-                    except UnavailableError:
-                        raise
-                    except (AudioError, StorageError) as error:
-                        self.skipped.append(
-                            (recording.file_name, f"{type(error).__name__}: {error}")
-                        )
-                        yield recording, None
-            finally:
-                for _, reading in flying:
-                    reading.cancel()
+
+            def begin(recording: Recording) -> Future[NDArray[np.float32] | str | None]:
+                return pool.submit(self._read_or_reason, recording, stretch_s)
+
+            for recording, read in ahead(
+                chosen, begin, most=2 * FETCHERS, cost=estimate_s, most_cost=MAX_AHEAD_S
+            ):
+                if isinstance(read, str):
+                    self.skipped.append((recording.file_name, read))
+                    yield recording, None
+                else:
+                    yield recording, read
+
+    def _read_or_reason(
+        self, recording: Recording, stretch_s: float
+    ) -> NDArray[np.float32] | str | None:
+        """What ``_read`` gives; why, for a recording that cannot be read."""
+        try:
+            return self._read(recording, stretch_s)
+        except UnavailableError:
+            raise
+        except (AudioError, StorageError) as error:
+            return f"{type(error).__name__}: {error}"
 
     def _read(self, recording: Recording, stretch_s: float) -> NDArray[np.float32] | None:
         """A stretch of the recording, at the features' rate; None where it is no recording."""
