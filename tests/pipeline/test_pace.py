@@ -51,7 +51,7 @@ def test_quick_calls_grow_and_slow_ones_shrink_within_bounds(
         with pace.call(pace.pieces):
             pass
     assert pace.pieces == MAX_PIECES
-    monkeypatch.setattr(pace, "CALL_S", 1e-6)
+    monkeypatch.setattr("speechmill.pipeline.pace.CALL_S", 1e-6)
     for _ in range(20):
         with pace.call(pace.pieces):
             time.sleep(0.001)
