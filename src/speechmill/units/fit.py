@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +40,7 @@ from speechmill.storage import Store, StoreOptions, fetch, open_store
 from speechmill.tokenizers.features import FeatureOptions, Features, open_features
 from speechmill.tokenizers.nearest import Nearest
 from speechmill.tokenizers.units_file import MAX_CLUSTERS, UnitsFile, check_target, write_units
+from speechmill.units.cluster import Quality, kmeans, quality_of
 from speechmill.units.sample import Draw, Reservoir, share_s
 
 __all__ = ["FitObserver", "FitOptions", "FitReport", "Quality", "fit_units"]
@@ -57,7 +58,6 @@ FETCHERS: Final = 8
 GROUP: Final = 8  # pieces whose features are computed together
 PIECE_S: Final = 300  # a longer stretch is several pieces
 MAX_AHEAD_S: Final = 1200.0  # audio that is read ahead, unless one recording alone is longer
-BATCH_FRAMES: Final = 10_000
 LISTED_EVERY: Final = 1000
 
 
@@ -83,17 +83,6 @@ class FitOptions:
     max_frames: int = 0
     overwrite: bool = False
     store: StoreOptions = field(default_factory=StoreOptions)
-
-
-@dataclass(frozen=True, slots=True)
-class Quality:
-    """How units fit some frames: the mean squared distance to the nearest centroid, how many of
-    the units occur, and the perplexity of their distribution (at most their number)."""
-
-    frames: int
-    inertia: float
-    used: int
-    perplexity: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,11 +188,11 @@ class _Fit:
         frames = self._enough()
         self.observer.clustering(len(frames), self.options.clusters)
         weights = self._weights(frames)
-        centroids = _kmeans(frames * weights, self.options) / weights
+        centroids = kmeans(frames * weights, self.options.clusters, self.options.seed) / weights
         nearest = Nearest(centroids, weights)
-        trained = _quality(nearest, frames, self.options.clusters)
+        trained = quality_of(nearest, frames, self.options.clusters)
         others = self.held_out.frames if self.held_out else frames[:0]
-        held_out = _quality(nearest, others, self.options.clusters) if len(others) else None
+        held_out = quality_of(nearest, others, self.options.clusters) if len(others) else None
         units = UnitsFile(
             centroids=centroids,
             weights=weights,
@@ -379,34 +368,3 @@ class _Fit:
             return np.ones(frames.shape[1], np.float32)
         deviations = frames.std(axis=0, dtype=np.float64)
         return np.where(deviations > 0, 1 / np.maximum(deviations, 1e-12), 1.0).astype(np.float32)
-
-
-def _kmeans(frames: NDArray[np.float32], options: FitOptions) -> NDArray[np.float32]:
-    """Centroids, float32 [clusters, width]."""
-    from sklearn.cluster import MiniBatchKMeans
-    from threadpoolctl import threadpool_limits
-
-    kmeans: Any = MiniBatchKMeans(
-        options.clusters,
-        random_state=options.seed,
-        batch_size=min(BATCH_FRAMES, len(frames)),
-        init_size=min(len(frames), max(BATCH_FRAMES, 3 * options.clusters)),
-        n_init=3,
-        max_no_improvement=20,
-    )
-    # One thread for sums of floats, so that their order, and the file, is the same again.
-    with threadpool_limits(1):
-        kmeans.fit(frames)
-    return np.asarray(kmeans.cluster_centers_, np.float32)
-
-
-def _quality(nearest: Nearest, frames: NDArray[np.float32], clusters: int) -> Quality:
-    units = nearest(frames)
-    counts = np.bincount(units, minlength=clusters)
-    shares = counts[counts > 0] / len(frames)
-    return Quality(
-        frames=len(frames),
-        inertia=float(nearest.distances(frames, units).mean()),
-        used=int((counts > 0).sum()),
-        perplexity=float(np.exp(-(shares * np.log(shares)).sum())),
-    )

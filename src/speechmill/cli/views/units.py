@@ -9,7 +9,8 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRe
 from rich.text import Text
 
 from speechmill.cli.views.build import PLAIN_EVERY_S, format_duration, print_facts
-from speechmill.units.fit import FitReport, Quality
+from speechmill.units.cluster import Quality
+from speechmill.units.fit import FitReport
 
 __all__ = ["FitDisplay", "print_fit"]
 
