@@ -9,7 +9,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from speechmill.errors import JobError
 
@@ -19,10 +28,28 @@ __all__ = [
     "explain",
     "load_job",
     "parse_options",
+    "parse_tokenizer_options",
     "read_job_file",
 ]
 
-TokenizerOptions = dict[str, dict[str, bool | int | float | str]]
+
+def _by_tokenizer(value: object) -> object:
+    """The flag's form, NAME.OPTION=VALUE, is taken, too."""
+    if not isinstance(value, list):
+        return value
+    options: dict[str, dict[str, Any]] = {}
+    for text in value:
+        path, equals, setting = str(text).partition("=")
+        tokenizer, dot, key = path.partition(".")
+        if not (equals and dot and tokenizer and key):
+            raise ValueError(f"{text!r}: write NAME.OPTION=VALUE, such as mfcc.n_mfcc=13")
+        options.setdefault(tokenizer, {})[key] = _parsed(setting)
+    return options
+
+
+TokenizerOptions = Annotated[
+    dict[str, dict[str, bool | int | float | str]], BeforeValidator(_by_tokenizer)
+]
 WorkerOptions = dict[str, int | float | str]
 
 
@@ -278,21 +305,6 @@ class Job(BaseModel):
         except (TypeError, ValueError):
             raise ValueError(f"{value!r}: give numbers, such as 0 or 0.2") from None
 
-    @field_validator("tokenizer_option", mode="before")
-    @classmethod
-    def _options(cls, value: object) -> object:
-        """The flag's form, NAME.OPTION=VALUE, is taken, too."""
-        if not isinstance(value, list):
-            return value
-        options: dict[str, dict[str, Any]] = {}
-        for text in value:
-            path, equals, setting = str(text).partition("=")
-            tokenizer, dot, key = path.partition(".")
-            if not (equals and dot and tokenizer and key):
-                raise ValueError(f"{text!r}: write NAME.OPTION=VALUE, such as mfcc.n_mfcc=13")
-            options.setdefault(tokenizer, {})[key] = _parsed(setting)
-        return options
-
     @field_validator("worker_option", mode="before")
     @classmethod
     def _worker_options(cls, value: object) -> object:
@@ -350,6 +362,20 @@ class Job(BaseModel):
                     f"such as '^([^/]+)/'; {value!r} has no group"
                 )
         return value
+
+
+def parse_tokenizer_options(given: list[str]) -> TokenizerOptions:
+    """Options by tokenizer and name, of what was given as NAME.OPTION=VALUE.
+
+    Raises:
+        JobError: one of them is written in another way, or has no plain value.
+    """
+    named = TypeAdapter(dict[str, TokenizerOptions])
+    try:
+        parsed = named.validate_python({"tokenizer_option": given}, strict=True)
+    except ValidationError as error:
+        raise JobError(explain(error, Job)) from None
+    return parsed["tokenizer_option"]
 
 
 def parse_options(value: object, example: str) -> object:

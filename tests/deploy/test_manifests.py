@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from speechmill.cli.app import EXIT_SOME_FAILED, EXIT_USAGE
+from speechmill.cli.exits import ExitCode
 from speechmill.cli.signals import STOP_GRACE_S
 from speechmill.errors import JobError
 from speechmill.queues import open_broker
@@ -198,8 +198,8 @@ def test_a_job_knows_the_exit_codes(job: dict[str, Any]) -> None:
     shared = spec.get("completionMode") == "Indexed"
     assert spec["backoffLimitPerIndex" if shared else "backoffLimit"] > 0
     assert actions == {
-        EXIT_USAGE: "FailJob",
-        EXIT_SOME_FAILED: "FailIndex" if shared else "FailJob",
+        ExitCode.USAGE: "FailJob",
+        ExitCode.SOME_FAILED: "FailIndex" if shared else "FailJob",
     }
     (container,) = spec["template"]["spec"]["containers"]
     assert {r["onExitCodes"]["containerName"] for r in rules} == {container["name"]}

@@ -1,41 +1,90 @@
-"""Arguments and options that several commands have."""
+"""Arguments and options of commands, and how a command gets them from the fields of models."""
 
 from __future__ import annotations
 
 import inspect
 import types
 from collections.abc import Callable, Sequence
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 from pydantic import BaseModel
 
+from speechmill.job import Job
+
+if TYPE_CHECKING:
+    from speechmill.storage import Store, StoreOptions
+
 __all__ = [
     "PANELS",
-    "EndpointUrl",
-    "OutEndpointUrl",
-    "OutProfile",
-    "Profile",
-    "Region",
+    "Destination",
+    "Differing",
+    "OutStorage",
     "Sink",
+    "Storage",
+    "described",
+    "with_config",
     "with_flags",
 ]
 
+
+def described(model: type[BaseModel], name: str) -> str:
+    """What a field of a model says of itself, for an option that means the same."""
+    return model.model_fields[name].description or ""
+
+
 Sink = Annotated[str, typer.Argument(metavar="SINK", help="The dataset: s3://…, a folder.")]
-Profile = Annotated[
-    str | None, typer.Option(help="Profile of ~/.aws to read credentials from, such as r2.")
-]
-EndpointUrl = Annotated[
-    str | None, typer.Option(help="The object store's endpoint, where it is not AWS.")
-]
-Region = Annotated[str | None, typer.Option(help="The bucket's region.")]
-OutProfile = Annotated[
-    str | None, typer.Option(help="Profile of OUT, where it differs from SINK's.")
-]
-OutEndpointUrl = Annotated[
-    str | None, typer.Option(help="Endpoint of OUT, where it differs from SINK's.")
-]
+Destination = Annotated[str, typer.Argument(metavar="OUT", help="Where the files go.")]
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """How to reach a store."""
+
+    profile: Annotated[str | None, typer.Option(help=described(Job, "profile"))] = None
+    endpoint_url: Annotated[str | None, typer.Option(help=described(Job, "endpoint_url"))] = None
+    region: Annotated[str | None, typer.Option(help=described(Job, "region"))] = None
+
+    def options(self, otherwise: Storage | None = None) -> StoreOptions:
+        """These options; where one is not given, that of ``otherwise``."""
+        from speechmill.storage import StoreOptions
+
+        other = otherwise or Storage()
+        return StoreOptions(
+            self.profile or other.profile,
+            self.endpoint_url or other.endpoint_url,
+            self.region or other.region,
+        )
+
+    def open(self, url: str, *, otherwise: Storage | None = None) -> Store:
+        """The store at ``url``."""
+        from speechmill.storage import open_store
+
+        return open_store(url, self.options(otherwise))
+
+
+@dataclass(frozen=True, slots=True)
+class Differing:
+    """Marks a ``Storage`` of a second place: its flags begin with ``prefix``, and say that they
+    are for ``place``, where it differs from ``other``'s."""
+
+    prefix: str
+    place: str
+    other: str
+    names: tuple[str, ...] = ("profile", "endpoint_url", "region")
+
+    def flag(self, name: str) -> inspect.Parameter:
+        """The flag of one field."""
+        what = name.partition("_")[0].capitalize()
+        help_text = f"{what} of {self.place}, where it differs from {self.other}'s."
+        return _keyword(
+            f"{self.prefix}_{name}", None, Annotated[str | None, typer.Option(help=help_text)]
+        )
+
+
+OutStorage = Annotated[Storage, Differing("out", "OUT", "SINK", ("profile", "endpoint_url"))]
 
 PANELS = {
     "Storage": (
@@ -83,15 +132,68 @@ def _flag_of(model: type[BaseModel], name: str) -> inspect.Parameter:
         show_default=False,
         rich_help_panel=panel,
     )
+    return _keyword(name, None, Annotated[of_type | None, option])  # type: ignore[operator]
+
+
+def _keyword(name: str, default: Any, of_type: Any) -> inspect.Parameter:
     return inspect.Parameter(
-        name,
-        inspect.Parameter.KEYWORD_ONLY,
-        default=None,
-        annotation=Annotated[of_type | None, option],  # type: ignore[operator]
+        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=of_type
     )
 
 
-def with_flags(
+def _named(
+    run: Callable[..., None], parameters: Sequence[inspect.Parameter], command: Callable[..., None]
+) -> Callable[..., None]:
+    """A function with these parameters, as typer reads them, and the name and help of a command."""
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {p.name: p.annotation for p in parameters}
+    run.__name__, run.__doc__ = command.__name__, command.__doc__
+    return run
+
+
+def with_flags(command: Callable[..., None]) -> Callable[..., None]:
+    """A command whose parameters that are option models have become a flag for each field.
+
+    An option model is a dataclass whose fields are annotated as typer has it. Other parameters
+    stay as they are.
+    """
+    hints = get_type_hints(command, include_extras=True)
+    models: dict[str, tuple[type[Any], dict[str, str]]] = {}
+    parameters: list[inspect.Parameter] = []
+    for name, parameter in inspect.signature(command).parameters.items():
+        hint = hints[name]
+        model, *marks = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+        if is_dataclass(model) and isinstance(model, type):
+            flags = _flags_of(model, next((m for m in marks if isinstance(m, Differing)), None))
+            models[name] = model, {flag.name: field for field, flag in flags.items()}
+            parameters += flags.values()
+        else:
+            default = parameter.default
+            parameters.append(_keyword(name, default, hint))
+
+    def run(**given: Any) -> None:
+        for name, (model, flags) in models.items():
+            values = {field: given.pop(flag) for flag, field in flags.items()}
+            given[name] = model(**values)
+        command(**given)
+
+    return _named(run, parameters, command)
+
+
+def _flags_of(model: type[Any], differing: Differing | None) -> dict[str, inspect.Parameter]:
+    """A parameter for each field of a dataclass."""
+    if differing is not None:
+        return {name: differing.flag(name) for name in differing.names}
+    hints = get_type_hints(model, include_extras=True)
+    return {
+        f.name: _keyword(
+            f.name, inspect.Parameter.empty if f.default is MISSING else f.default, hints[f.name]
+        )
+        for f in fields(model)
+    }
+
+
+def with_config(
     command: Callable[[Path | None, dict[str, Any]], None],
     arguments: Sequence[tuple[type[BaseModel], str]],
     flags: Sequence[tuple[type[BaseModel], str]],
@@ -106,26 +208,13 @@ def with_flags(
         command(config, {name: value for name, value in given.items() if value not in (None, [])})
 
     def argument(model: type[BaseModel], name: str) -> inspect.Parameter:
-        details = typer.Argument(metavar=name.upper(), help=model.model_fields[name].description)
-        return inspect.Parameter(
-            name,
-            inspect.Parameter.POSITIONAL_OR_KEYWORD,
-            default=None,
-            annotation=Annotated[str | None, details],
-        )
+        details = typer.Argument(metavar=name.upper(), help=described(model, name))
+        return _keyword(name, None, Annotated[str | None, details])
 
-    config_option = typer.Option(help="A TOML file with any of these options; flags win.")
+    config = typer.Option(help="A TOML file with any of these options; flags win.")
     parameters = [
         *(argument(model, name) for model, name in arguments),
-        inspect.Parameter(
-            "config",
-            inspect.Parameter.KEYWORD_ONLY,
-            default=None,
-            annotation=Annotated[Path | None, config_option],
-        ),
+        _keyword("config", None, Annotated[Path | None, config]),
         *(_flag_of(model, name) for model, name in flags),
     ]
-    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    run.__annotations__ = {p.name: p.annotation for p in parameters}
-    run.__name__, run.__doc__ = command.__name__, command.__doc__
-    return run
+    return _named(run, parameters, command)

@@ -2,37 +2,24 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import BaseModel, ConfigDict, Field
-from rich.console import Console
 
-from speechmill.cli.options import with_flags
-from speechmill.cli.signals import Stop
+from speechmill.cli.console import err, out, print_fields
+from speechmill.cli.exits import leave, resumable
+from speechmill.cli.options import described, with_config
 from speechmill.errors import JobError
-from speechmill.job import Job, parse_options, read_job_file
+from speechmill.job import Job, read_job_file
 from speechmill.queues.options import WorkOptions
 
-__all__ = [
-    "ENQUEUE_EPILOG",
-    "WORK_EPILOG",
-    "dead_letters_app",
-    "enqueue_command",
-    "work_command",
-]
+if TYPE_CHECKING:
+    from speechmill.queues.base import Broker
 
-ENQUEUE_EPILOG = (
-    "Example: `speechmill enqueue s3://voices/vctk kafka://broker:9092/recordings "
-    "--sink s3://voices/output --profile r2`"
-)
-WORK_EPILOG = (
-    "Example: `speechmill work kafka://broker:9092/recordings s3://voices/output "
-    "--group mill --language en --profile r2`"
-)
-EXIT_SOME_FAILED = 3
-ONE_LINE = str.maketrans({"\t": r"\t", "\n": r"\n", "\r": r"\r"})
+__all__ = ["dead_letters_app", "enqueue", "work"]
 
 # Of a build, not of a worker: it has no plan, and no shards.
 NOT_OF_WORK = (
@@ -45,21 +32,9 @@ OF_ENQUEUE = (
     "part_minutes", "retry_failed",
 )  # fmt: skip
 
-out = Console()
-err = Console(stderr=True)
-
-Queue = Annotated[
-    str,
-    typer.Argument(
-        metavar="QUEUE", help="The queue: kafka://host:9092/TOPIC or amqp://host:5672/QUEUE."
-    ),
-]
+Queue = Annotated[str, typer.Argument(metavar="QUEUE", help=described(WorkOptions, "queue"))]
 BrokerOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        help="A setting of the broker's client, such as security.protocol=SASL_SSL; env:NAME and "
-        "file:PATH are read."
-    ),
+    list[str] | None, typer.Option(help=described(WorkOptions, "broker_option"))
 ]
 
 
@@ -90,12 +65,12 @@ def _enqueue(config: Path | None, given: dict[str, Any]) -> None:
     2 wrong usage, 130 or 143 stopped by a signal.
     """
     from speechmill.cli.views.queues import EnqueueDisplay, print_enqueued
-    from speechmill.queues import open_broker
     from speechmill.queues.enqueue import NO_SINK
     from speechmill.queues.enqueue import enqueue as run
 
     told = {**read_job_file(config), **given}
-    queue, options = _queue_of(told), told.pop("broker_option", [])
+    queue = {name: told.pop(name) for name in ("queue", "broker_option") if name in told}
+    options = WorkOptions(**queue)
     partitions = int(told.pop("partitions", _Places.model_fields["partitions"].default))
     if partitions < 1:
         raise JobError("partitions: must be 1 or more")
@@ -103,18 +78,14 @@ def _enqueue(config: Path | None, given: dict[str, Any]) -> None:
     if unknown := sorted(told.keys() - wanted.keys() - Job.model_fields.keys()):
         raise JobError(f"{unknown[0]}: there is no such key")
     job = Job(**{"sink": NO_SINK, **wanted})
-    broker = open_broker(queue, _broker_options(options))
-    stop = Stop(err)
-    display = EnqueueDisplay(err)
-    try:
-        with stop.listening():
-            report = run(job, broker, partitions=partitions, observer=display, stop=stop)
-    finally:
-        display.close()
-        broker.close()
+    with (
+        closing(_broker(options)) as broker,
+        resumable() as stop,
+        closing(EnqueueDisplay(err)) as display,
+    ):
+        report = run(job, broker, partitions=partitions, observer=display, stop=stop)
     print_enqueued(out, report)
-    if report.stopped:
-        raise typer.Exit(stop.exit_code)
+    leave(True, stop)
 
 
 def _work(config: Path | None, given: dict[str, Any]) -> None:
@@ -130,42 +101,17 @@ def _work(config: Path | None, given: dict[str, Any]) -> None:
     from speechmill.queues.run import work as run
 
     told = {**read_job_file(config), **given}
-    _queue_of(told, keep=True)
     of_worker = {k: v for k, v in told.items() if k in WorkOptions.model_fields}
     options = WorkOptions(**of_worker)
     job = Job(**{"source": ANY_SOURCE, **{k: v for k, v in told.items() if k not in of_worker}})
-    stop = Stop(err, grace_s=options.grace_s)
-    display = WorkDisplay(err)
-    with stop.listening():
-        try:
-            report = run(job, options, observer=display, stop=stop)
-        finally:
-            display.close()
+    with resumable(grace_s=options.grace_s) as stop, closing(WorkDisplay(err)) as display:
+        report = run(job, options, observer=display, stop=stop)
     print_worked(out, report)
-    if report.stopped:
-        raise typer.Exit(stop.exit_code)
-    raise typer.Exit(0 if report.complete else EXIT_SOME_FAILED)
-
-
-def _queue_of(told: dict[str, Any], *, keep: bool = False) -> str:
-    queue = told.get("queue") if keep else told.pop("queue", None)
-    if not isinstance(queue, str):
-        raise JobError("queue: is missing: give it as an argument, or as a key of the job file")
-    return queue
-
-
-def _broker_options(given: object) -> dict[str, str | int | float]:
-    try:
-        parsed = parse_options(given or [], "security.protocol=SASL_SSL")
-    except ValueError as error:
-        raise JobError(f"broker_option: {error}") from None
-    if not isinstance(parsed, dict):
-        raise JobError("broker_option: must be a table of settings")
-    return parsed
+    leave(report.complete, stop)
 
 
 _enqueue.__name__, _work.__name__ = "enqueue", "work"
-enqueue_command = with_flags(
+enqueue = with_config(
     _enqueue,
     [(Job, "source"), (WorkOptions, "queue")],
     [
@@ -175,7 +121,7 @@ enqueue_command = with_flags(
         (_Places, "partitions"),
     ],
 )
-work_command = with_flags(
+work = with_config(
     _work,
     [(WorkOptions, "queue"), (Job, "sink")],
     [
@@ -184,6 +130,13 @@ work_command = with_flags(
         *((Job, name) for name in Job.model_fields if name not in NOT_OF_WORK),
     ],
 )
+
+
+def _broker(options: WorkOptions) -> Broker:
+    from speechmill.queues import open_broker
+
+    return open_broker(options.queue, options.broker_option)
+
 
 dead_letters_app = typer.Typer(
     no_args_is_help=True, help="Messages that nothing could be made of, and why."
@@ -198,14 +151,13 @@ def list_command(queue: Queue, broker_option: BrokerOption = None) -> None:
 
     They stay where they are.
     """
-    from speechmill.queues import open_broker
     from speechmill.queues.dead_letters import read_dead_letters
 
-    letters = read_dead_letters(open_broker(queue, _broker_options(broker_option)))
+    with closing(_broker(WorkOptions(queue=queue, broker_option=broker_option or []))) as broker:
+        letters = read_dead_letters(broker)
     for letter in letters:
         reason = f"{letter.error}: {letter.reason}" if letter.error else letter.reason
-        fields = (letter.what, letter.stage or "-", reason, str(letter.attempts), letter.time)
-        typer.echo("\t".join(field.translate(ONE_LINE) for field in fields))
+        print_fields(letter.what, letter.stage or "-", reason, str(letter.attempts), letter.time)
     err.print(f"{len(letters)} dead letters" if letters else "no dead letters")
 
 
@@ -214,10 +166,8 @@ def list_command(queue: Queue, broker_option: BrokerOption = None) -> None:
 )
 def retry_command(queue: Queue, broker_option: BrokerOption = None) -> None:
     """Publish the dead letters of QUEUE into it again, for another try."""
-    from speechmill.queues import open_broker
     from speechmill.queues.dead_letters import retry_dead_letters
 
-    broker = open_broker(queue, _broker_options(broker_option))
-    count = retry_dead_letters(broker)
-    broker.close()
+    with closing(_broker(WorkOptions(queue=queue, broker_option=broker_option or []))) as broker:
+        count = retry_dead_letters(broker)
     err.print(f"{count} messages are in {broker.url} again")

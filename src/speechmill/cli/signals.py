@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from rich.console import Console
 
-__all__ = ["GOES_ON", "Stop"]
+__all__ = ["GOES_ON", "STOP_GRACE_S", "Stop"]
 
 STOP_GRACE_S = 20.0  # a stop that takes longer is cut short: commits are atomic
 GOES_ON = "stopped; the same command goes on from here"

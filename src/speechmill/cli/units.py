@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
-from speechmill.cli.options import EndpointUrl, Profile, Region
+from speechmill.cli.console import err, out
+from speechmill.cli.exits import leave
+from speechmill.cli.options import Storage, with_flags
+
+if TYPE_CHECKING:
+    from speechmill.tokenizers.features import FeatureOptions
 
 __all__ = ["units_app"]
-
-EXIT_SOME_FAILED = 3
-
-out = Console()
-err = Console(stderr=True)
 
 units_app = typer.Typer(no_args_is_help=True, help="Make units: tokens by k-means over features.")
 
@@ -25,29 +26,21 @@ def _units() -> None:
     pass
 
 
-@units_app.command(
-    "fit",
-    epilog="Example: `speechmill units fit s3://voices/vctk --features whisper --model base "
-    "--clusters 500 --hours 10 --out units.safetensors --profile r2`",
-)
-def fit(
-    source: Annotated[
-        str, typer.Argument(metavar="SOURCE", help="Where the recordings are: s3://…, a folder.")
-    ],
-    target: Annotated[
-        Path, typer.Option("--out", help="The file to write.", show_default=True)
-    ] = Path("units.safetensors"),
+@dataclass(frozen=True, slots=True)
+class ClusteredFeatures:
+    """What is clustered, see ``FeatureOptions``."""
+
     features: Annotated[
         str,
         typer.Option(help="What is clustered: mfcc, logmel, whisper, hubert, wavlm or wav2vec2."),
-    ] = "whisper",
+    ] = "whisper"
     model: Annotated[
         str,
         typer.Option(
             help="The features' model, by name, hub id or folder (default: base).",
             show_default=False,
         ),
-    ] = "",
+    ] = ""
     layer: Annotated[
         int,
         typer.Option(
@@ -55,14 +48,42 @@ def fit(
             show_default=False,
             min=0,
         ),
-    ] = 0,
+    ] = 0
     compute_type: Annotated[
         str, typer.Option(help="Whisper's number format; that of the build shares its work.")
-    ] = "auto",
-    n_mfcc: Annotated[int, typer.Option(help="Coefficients of MFCC a frame.")] = 20,
-    device: Annotated[str, typer.Option(help="Where the features run: auto, cpu or cuda.")] = (
-        "auto"
-    ),
+    ] = "auto"
+    n_mfcc: Annotated[int, typer.Option(help="Coefficients of MFCC a frame.")] = 20
+    device: Annotated[str, typer.Option(help="Where the features run: auto, cpu or cuda.")] = "auto"
+
+    def options(self) -> FeatureOptions:
+        """The same, as the features have them."""
+        from speechmill.tokenizers.features import FeatureOptions
+
+        return FeatureOptions(
+            kind=self.features,
+            model=self.model,
+            layer=self.layer,
+            compute_type=self.compute_type,
+            n_mfcc=self.n_mfcc,
+            device=self.device,
+        )
+
+
+@units_app.command(
+    "fit",
+    epilog="Example: `speechmill units fit s3://voices/vctk --features whisper --model base "
+    "--clusters 500 --hours 10 --out units.safetensors --profile r2`",
+)
+@with_flags
+def fit(
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="Where the recordings are: s3://…, a folder.")
+    ],
+    *,
+    target: Annotated[
+        Path, typer.Option("--out", help="The file to write.", show_default=True)
+    ] = Path("units.safetensors"),
+    features: ClusteredFeatures,
     clusters: Annotated[int, typer.Option(help="How many units.")] = 500,
     hours: Annotated[float, typer.Option(help="Hear at most so much audio.")] = 10.0,
     seed: Annotated[int, typer.Option(help="Another seed draws another sample.")] = 0,
@@ -97,9 +118,7 @@ def fit(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the file if it is there.")
     ] = False,
-    profile: Profile = None,
-    endpoint_url: EndpointUrl = None,
-    region: Region = None,
+    storage: Storage,
 ) -> None:
     """Fit units to a corpus: k-means over the frames of a sample of it.
 
@@ -108,39 +127,24 @@ def fit(
     Exit codes: 0 done, 1 could not run, 2 wrong usage, 3 done but some recordings were skipped.
     """
     from speechmill.cli.views.units import FitDisplay, print_fit
-    from speechmill.storage import StoreOptions
-    from speechmill.tokenizers.features import FeatureOptions
     from speechmill.units.fit import FitOptions, fit_units
 
-    display = FitDisplay(err)
-    try:
-        report = fit_units(
-            FitOptions(
-                source=source,
-                out=target,
-                features=FeatureOptions(
-                    kind=features,
-                    model=model,
-                    layer=layer,
-                    compute_type=compute_type,
-                    n_mfcc=n_mfcc,
-                    device=device,
-                ),
-                clusters=clusters,
-                hours=hours,
-                seed=seed,
-                folder=folder,
-                include=tuple(include or ()),
-                exclude=tuple(exclude or ()),
-                standardize=standardize,
-                max_frames=max_frames,
-                overwrite=overwrite,
-                store=StoreOptions(profile, endpoint_url, region),
-            ),
-            display,
-        )
-    finally:
-        display.close()
+    options = FitOptions(
+        source=source,
+        out=target,
+        features=features.options(),
+        clusters=clusters,
+        hours=hours,
+        seed=seed,
+        folder=folder,
+        include=tuple(include or ()),
+        exclude=tuple(exclude or ()),
+        standardize=standardize,
+        max_frames=max_frames,
+        overwrite=overwrite,
+        store=storage.options(),
+    )
+    with closing(FitDisplay(err)) as display:
+        report = fit_units(options, display)
     print_fit(out, report)
-    if report.skipped:
-        raise typer.Exit(EXIT_SOME_FAILED)
+    leave(not report.skipped)

@@ -2,103 +2,91 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Mapping
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from speechmill.cli.views.build import PLAIN_EVERY_S, format_duration, print_facts
-from speechmill.enrich.add import AddReport
+from speechmill.cli.views.facts import HOUR, format_counts, format_duration, print_facts
+from speechmill.cli.views.progress import ProgressDisplay
+from speechmill.enrich.add import AddObserver, AddReport
 from speechmill.tokens.stats import CodebookStats, ColumnStats
-from speechmill.tokens.verify import VerifyReport
-from speechmill.tokens.wav_files import DecodeReport
+from speechmill.tokens.verify import VerifyObserver, VerifyReport
+from speechmill.tokens.wav_files import DecodeObserver, DecodeReport
 
-__all__ = ["RowsDisplay", "print_added", "print_decoded", "print_stats", "print_verified"]
+__all__ = [
+    "AddDisplay",
+    "DecodeDisplay",
+    "RowsDisplay",
+    "VerifyDisplay",
+    "print_added",
+    "print_decoded",
+    "print_stats",
+    "print_verified",
+]
 
 SHOWN = 10  # rows, recordings and codebooks that are named one by one
-HOUR = 3600
 
 
-class RowsDisplay:
-    """Rows that get done: a bar on a terminal, a plain line now and then in a pipe."""
+class RowsDisplay(ProgressDisplay):
+    """The display of rows that get done, and then merged into the parts."""
 
     def __init__(self, console: Console) -> None:
-        self._console = console
-        self._progress: Progress | None = None
-        self._started = self._said = time.monotonic()
-        self._total, self._total_s = 0, 0.0
+        super().__init__(console)
+        self._merging = False
 
     def planned(self, rows: int, audio_s: float, resumed: int = 0) -> None:
         """So much is to be done; ``resumed`` rows lie ready from before."""
         ready = f"; {resumed:,} more lie ready from before" if resumed else ""
-        self._console.print(
-            f"to do: {rows:,} rows, {format_duration(audio_s)} of audio{ready}", highlight=False
-        )
-        self._started = self._said = time.monotonic()
-        self._total, self._total_s = rows, audio_s
-        if not rows or not self._console.is_terminal:
-            return
-        self._progress = Progress(
-            SpinnerColumn(),
-            BarColumn(bar_width=24),
-            TextColumn("{task.fields[done]}"),
-            TextColumn("left"),
-            TimeRemainingColumn(compact=True),
-            console=self._console,
-            transient=True,
-        )
-        self._task = self._progress.add_task("rows", total=rows, done="")
-        self._progress.start()
+        self.say(f"to do: {rows:,} rows, {format_duration(audio_s)} of audio{ready}")
+        self.begin(rows)
 
-    def progress(self, report: AddReport | DecodeReport | VerifyReport) -> None:
-        """So much is done."""
-        if isinstance(report, VerifyReport):
-            self._show(report.rows + report.lost.total(), None, report.lost.total())
-        elif isinstance(report, AddReport):
-            lost = report.lost.total()
-            self._show(report.rows + lost, report.audio_s, lost)
-        else:
-            self._show(report.done, report.audio_s, len(report.failed))
+    def rows(self, rows: int, audio_s: float, failed: int) -> None:
+        """So many rows are done, with or without success."""
+        done = f"{rows:,}/{self._total:,.0f} rows  {rows / self.elapsed_s:,.1f} rows/s"
+        if audio_s:
+            speed = audio_s / self.elapsed_s
+            done += f"  {audio_s / HOUR:.2f} h audio  {speed:.1f} × real time"
+        self.show(rows, done, f"{failed:,} without" if failed else "")
 
     def merging(self, done: int, total: int) -> None:
-        """So many of the parts have their tokens."""
-        if self._progress:
-            self._progress.update(
-                self._task, total=total, completed=done, done=f"{done:,}/{total:,} parts written"
-            )
-        elif time.monotonic() - self._said >= PLAIN_EVERY_S:
-            self._say(f"{done:,}/{total:,} parts written")
+        """So many of the parts have their new columns."""
+        if not self._merging:
+            self._merging = True
+            self.close()
+            self.begin(total)
+        self.show(done, f"{done:,}/{total:,} parts written")
 
     def parts(self, done: int, total: int) -> None:
-        """So many of the parts are read."""
-        if time.monotonic() - self._said >= PLAIN_EVERY_S:
-            self._say(f"{done:,}/{total:,} parts read")
+        """So many of a dataset's parts are read."""
+        self.say_now_and_then(f"{done:,}/{total:,} parts read")
 
-    def close(self) -> None:
-        """Leave the terminal as it was."""
-        if self._progress:
-            self._progress.stop()
-        self._progress = None
 
-    def _show(self, rows: int, audio_s: float | None, failed: int) -> None:
-        elapsed_s = max(time.monotonic() - self._started, 1e-9)
-        done = f"{rows:,}/{self._total:,} rows  {rows / elapsed_s:,.1f} rows/s"
-        if audio_s:
-            done += f"  {audio_s / HOUR:.2f} h audio  {audio_s / elapsed_s:.1f} × real time"
-        if failed:
-            done += f"  {failed:,} without"
-        if self._progress:
-            self._progress.update(self._task, completed=rows, done=done)
-        elif time.monotonic() - self._said >= PLAIN_EVERY_S and rows:
-            left_s = elapsed_s * (self._total / rows - 1)
-            self._say(f"{done}  {format_duration(max(0.0, left_s))} left")
+class AddDisplay(RowsDisplay, AddObserver):
+    """The display of tokens that are added."""
 
-    def _say(self, text: str) -> None:
-        self._said = time.monotonic()
-        self._console.print(text, highlight=False)
+    def progress(self, report: AddReport) -> None:
+        """See ``AddObserver``."""
+        lost = report.lost.total()
+        self.rows(report.rows + lost, report.audio_s, lost)
+
+
+class DecodeDisplay(RowsDisplay, DecodeObserver):
+    """The display of rows that become sound."""
+
+    def progress(self, report: DecodeReport) -> None:
+        """See ``DecodeObserver``."""
+        self.rows(report.done, report.audio_s, len(report.failed))
+
+
+class VerifyDisplay(RowsDisplay, VerifyObserver):
+    """The display of rows that are compared."""
+
+    def progress(self, report: VerifyReport) -> None:
+        """See ``VerifyObserver``."""
+        lost = report.lost.total()
+        self.rows(report.rows + lost, 0.0, lost)
 
 
 def print_added(console: Console, report: AddReport) -> None:
@@ -127,8 +115,7 @@ def print_added(console: Console, report: AddReport) -> None:
     if report.other:
         facts.append(("other recipes", f"{report.other:,} rows, left for build --rebuild"))
     if report.lost:
-        counts = ", ".join(f"{count:,} {why}" for why, count in report.lost.items())
-        facts.append(("without tokens", counts))
+        facts.append(("without tokens", format_counts(report.lost)))
     facts += [("recipe", report.recipe), ("dataset", f"{report.sink}/data")]
     print_facts(console, "", facts)
     _print_reasons(console, report.reasons)
@@ -159,8 +146,7 @@ def print_verified(console: Console, report: VerifyReport) -> None:
         ("rows compared", f"{report.rows:,} ({report.frames:,} frames)"),
     ]
     if report.lost:
-        counts = ", ".join(f"{count:,} {why}" for why, count in report.lost.items())
-        facts.append(("not compared", counts))
+        facts.append(("not compared", format_counts(report.lost)))
     facts.append(("values that differ", f"{report.rate:.4%}"))
     if report.largest is not None:
         facts.append(("largest difference", f"{report.largest:g}"))
