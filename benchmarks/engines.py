@@ -32,7 +32,7 @@ from benchmarks.figures import command, machine, print_table
 from benchmarks.overhead import CORPUS, read_corpus
 from speechmill import Job, build
 from speechmill.machine import limit_cores
-from speechmill.pipeline.resources import open_tools
+from speechmill.pipeline.resources import open_resources
 from speechmill.records import ShardReport, Speech
 from speechmill.runners.base import Runner
 from speechmill.runners.local import LocalRunner
@@ -86,7 +86,7 @@ class Cost:
 
 def warm(job: Job) -> None:
     """Load the model."""
-    transcriber = open_tools(job).transcriber
+    transcriber = open_resources(job).transcriber
     samples = read_silence(transcriber.sample_rate)
     transcriber.transcribe([Speech(samples)])
 

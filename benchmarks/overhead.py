@@ -27,7 +27,7 @@ from tests.support.services import SeaweedFS
 
 from benchmarks.figures import command, machine, print_table
 from speechmill import Job, audio, build
-from speechmill.pipeline.resources import Tools, open_tools
+from speechmill.pipeline.resources import Resources, open_resources
 from speechmill.records import Codes, Speech, Transcript
 from speechmill.speech.voice import listen
 from speechmill.storage import StoreOptions, open_store
@@ -68,7 +68,7 @@ def _between(samples: NDArray[np.float32], first: int, last: int) -> NDArray[np.
     return samples[first:last]
 
 
-def loop(tools: Tools, recordings: Sequence[bytes]) -> list[tuple[Transcript, list[Codes]]]:
+def loop(tools: Resources, recordings: Sequence[bytes]) -> list[tuple[Transcript, list[Codes]]]:
     """Decode and resample all, listen to each, transcribe all at once, tokenize each."""
     rates = {tools.transcriber.sample_rate, *(t.sample_rate for t in tools.tokenizers)}
     heard = []
@@ -111,7 +111,7 @@ def take_turns(
             model=options.model,
             threads=options.threads,
         )
-        tools = open_tools(job)  # the build finds them open
+        tools = open_resources(job)  # the build finds them open
         loop(tools, data[:1])  # the first call of a model is slower than the others
 
         def one_build(job: Job = job) -> None:
@@ -121,7 +121,7 @@ def take_turns(
                 raise SystemExit(f"{report.rows} rows of {len(recordings)} recordings")
             audio_s = report.audio_s
 
-        def one_loop(tools: Tools = tools) -> None:
+        def one_loop(tools: Resources = tools) -> None:
             loop(tools, data)
 
         sides: list[tuple[list[Cost], Callable[[], None]]]

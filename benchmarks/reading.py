@@ -29,6 +29,7 @@ from speechmill.dataset.state import agree_on_source
 from speechmill.recipe import Recipe
 from speechmill.records import Codes, Part, Recording, Transcript, Utterance
 from speechmill.storage import open_store
+from speechmill.tokenizers.columns import column_of
 from speechmill.tokenizers.fake import FakeTokenizer
 from speechmill.tokenizers.mfcc import MfccTokenizer
 from speechmill.torch import BucketBatchSampler, SpeechDataset, SpeechStream, collate
@@ -43,7 +44,7 @@ def fill(sink: str, rows: int) -> float:
     """Write a sink of so many rows. Returns the seconds of audio that they stand for."""
     store, recipe = open_store(sink), Recipe({"benchmark": "reading"})
     agree_on_source(store, "noise", "parent", recipe, rebuild=False, source_moved=False)
-    schema = row_schema([MfccTokenizer(), FakeTokenizer()])
+    schema = row_schema([column_of(MfccTokenizer()), column_of(FakeTokenizer())])
     rng = np.random.default_rng(0)
     seconds = 0.0
     for start in range(0, rows, ROWS_A_PART):

@@ -29,7 +29,7 @@ from speechmill import Job
 from speechmill.dataset.layout import data_key
 from speechmill.dataset.schema import sort_rows, to_parquet, utterances_to_table
 from speechmill.dataset.summary import summarize
-from speechmill.pipeline.resources import open_tools
+from speechmill.pipeline.resources import open_resources
 from speechmill.records import Recording, RecordingDone, Shard, ShardReport, Transcript, Utterance
 from speechmill.storage import open_store
 
@@ -62,7 +62,7 @@ class PretendRunner:
     ) -> Iterator[ShardReport]:
         """See ``Runner.run``. ``working_s`` is what workers would do elsewhere."""
         del stop
-        tools = open_tools(job)
+        tools = open_resources(job)
         for shard in shards:
             started = time.monotonic()
             for part, recordings in shard.parts:

@@ -22,11 +22,12 @@ from tests.support.codec_references import load_reference
 
 from benchmarks.figures import command, machine, print_table
 from speechmill import audio
-from speechmill.dataset.schema import codes_to_array, row_schema, to_parquet
+from speechmill.dataset.schema import codes_to_array, to_parquet
 from speechmill.machine import num_cores
 from speechmill.records import Codes, Waveform
 from speechmill.tokenizers import open_tokenizer
 from speechmill.tokenizers.base import Tokenizer
+from speechmill.tokenizers.columns import column_of
 
 CORPUS = Path(__file__).parents[1] / "examples" / "corpus"
 NAMES = ("mfcc", *CODECS)
@@ -92,8 +93,7 @@ def share_equal(name: str, ours: Iterable[Codes], theirs: Iterable[NDArray[np.ge
 
 def bytes_an_hour(tokenizer: Tokenizer, codes: Sequence[Codes], hours: float) -> float:
     """What the column takes in a part file."""
-    field = row_schema([tokenizer]).field("token")
-    table = pa.table({"token": codes_to_array(codes, field.type)})
+    table = pa.table({"token": codes_to_array(codes, column_of(tokenizer).type)})
     return len(to_parquet(table)) / hours
 
 

@@ -16,11 +16,11 @@ from speechmill._version import __version__
 from speechmill.dataset.run_log import RunLog, new_run_id
 from speechmill.errors import SpeechmillError
 from speechmill.job import Job
-from speechmill.pipeline.agreement import agree, check, settled_tools
+from speechmill.pipeline.agreement import agree, check, settled_resources
 from speechmill.pipeline.cleanup import count_gone, prune, tidy
 from speechmill.pipeline.planner import Plan, make_plan
 from speechmill.pipeline.report import BuildReport, Tally
-from speechmill.pipeline.resources import Tools
+from speechmill.pipeline.resources import Resources
 from speechmill.records import RecordingDone
 from speechmill.runners import open_runner
 from speechmill.runners.base import Runner
@@ -57,7 +57,7 @@ def plan(job: Job) -> Plan:
     Raises:
         SpeechmillError: as ``build``.
     """
-    tools = settled_tools(job)
+    tools = settled_resources(job)
     check(tools)
     made = make_plan(tools.job, tools.source, tools.sink, tools.recipe.id)
     if job.prune:
@@ -86,7 +86,7 @@ def build(
     """
     started = time.monotonic()
     observer = observer or Observer()
-    tools = settled_tools(job)
+    tools = settled_resources(job)
     job = tools.job
     check(tools)
     log = RunLog(tools.sink, run_id := new_run_id())
@@ -158,7 +158,7 @@ class _Work:
 
 
 def _report(
-    tools: Tools,
+    tools: Resources,
     run_id: str,
     made: Plan,
     work: _Work,
@@ -195,7 +195,7 @@ def _report(
     )
 
 
-def _settled_plan(tools: Tools, observer: Observer) -> Plan:
+def _settled_plan(tools: Resources, observer: Observer) -> Plan:
     """The plan, agreed on with other builds. The sink is tried out while the source is listed."""
     observer.listed(0)
     with ThreadPoolExecutor(1, thread_name_prefix="check") as pool:

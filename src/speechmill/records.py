@@ -265,8 +265,9 @@ class Utterance:
     ``codes`` holds one entry a tokenizer of the job, in its order; so does ``round_trip_cer``, the
     character error rate of what is heard in the decoded codes, None where that was not asked for.
     ``flags`` name what is suspicious. ``sample_rate`` (Hz) and ``channels`` are the source's.
-    ``voiced_s`` are its seconds of voice, None where nothing listened. All times are from the start
-    of the recording.
+    ``voiced_s`` are its seconds of voice, None where nothing listened. ``repetition`` and
+    ``chars_per_voiced_s`` are figures of its text (``text/figures.py``). All times are from the
+    start of the recording.
     """
 
     recording: Recording
@@ -279,6 +280,8 @@ class Utterance:
     codes: tuple[Codes, ...] = ()
     flags: tuple[str, ...] = ()
     voiced_s: float | None = None
+    repetition: float | None = None
+    chars_per_voiced_s: float | None = None
     fetch_s: float = 0.0
     decode_s: float = 0.0
     transcribe_s: float = 0.0

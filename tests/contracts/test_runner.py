@@ -214,7 +214,7 @@ class _Keep:
         stop: Callable[[], bool],
         on_done: Callable[[RecordingDone], None],
     ) -> Iterator[ShardReport | None]:
-        recipe = speechmill.pipeline.resources.open_tools(job).recipe.id
+        recipe = speechmill.pipeline.resources.open_resources(job).recipe.id
         self.tasks = [Task(job, shard, recipe) for shard in shards]
         yield from ()
 

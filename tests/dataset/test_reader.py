@@ -19,6 +19,7 @@ from speechmill.errors import ConflictError, DatasetError
 from speechmill.records import Codes, Part, Recording, Transcript, Utterance
 from speechmill.storage import Store, StoreOptions, open_store
 from speechmill.tokenizers import open_tokenizer
+from speechmill.tokenizers.columns import column_of
 from tests.support.services import SeaweedFS
 
 PART = Part("p1", 0, 1)
@@ -43,7 +44,7 @@ def big_part(num_rows: int, recipe: str) -> bytes:
         for i in range(num_rows)
     ]
     data = to_parquet(
-        utterances_to_table(utterances, row_schema([open_tokenizer("mfcc", {})]), recipe)
+        utterances_to_table(utterances, row_schema([column_of(open_tokenizer("mfcc", {}))]), recipe)
     )
     assert len(data) > 2 * WHOLE_BYTES
     return data

@@ -27,6 +27,7 @@ from speechmill.dataset.layout import data_key
 from speechmill.dataset.schema import row_schema, to_parquet, utterances_to_table
 from speechmill.records import Codes, Part, Recording, Segment, Transcript, Utterance, Word
 from speechmill.storage import open_store
+from speechmill.tokenizers.columns import column_of
 from speechmill.tokenizers.fake import FakeTokenizer
 from speechmill.tokenizers.mfcc import MfccTokenizer
 from tests.support.corpus import build, memory, samples, wav
@@ -127,7 +128,9 @@ def sink(tmp_path_factory: pytest.TempPathFactory) -> str:
     commit(
         open_store(root),
         Part(BY_HAND, 0, 1),
-        utterances_to_table(by_hand(), row_schema(TOKENIZERS), report.recipe),
+        utterances_to_table(
+            by_hand(), row_schema([column_of(t) for t in TOKENIZERS]), report.recipe
+        ),
         [],
         recipe=report.recipe,
         replaces={},

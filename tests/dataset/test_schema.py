@@ -21,11 +21,12 @@ from speechmill.dataset.schema import (
     utterances_to_table,
 )
 from speechmill.records import Codes, Recording, Transcript, Utterance
+from speechmill.tokenizers.columns import column_of
 from speechmill.tokenizers.fake import FakeTokenizer
 from speechmill.tokenizers.mfcc import MfccTokenizer
 from tests.support.rows import rows, utterance
 
-FAKE = row_schema((FakeTokenizer(),))
+FAKE = row_schema([column_of(FakeTokenizer())])
 
 
 class Big(FakeTokenizer):
@@ -48,14 +49,14 @@ def test_codes_are_int16_up_to_32768_of_them_and_features_are_float() -> None:
         (FakeTokenizer(), "int16"),
         (Big(), "int32"),
     ):
-        of_type = row_schema((tokenizer,)).field("token").type
+        of_type = row_schema([column_of(tokenizer)]).field("token").type
         assert str(of_type.value_type.value_type) == name
 
 
 def test_the_first_tokenizer_has_the_column_token_and_others_their_own() -> None:
     assert token_column(0, "mfcc") == "token"
     assert token_column(1, "mfcc") == "token_mfcc"
-    names = row_schema((MfccTokenizer(), FakeTokenizer())).names
+    names = row_schema([column_of(MfccTokenizer()), column_of(FakeTokenizer())]).names
     assert names[:5] == ["folder_name", "file_name", "transcription", "token", "token_fake"]
     assert "token" in row_schema(()).names
 

@@ -43,6 +43,7 @@ from speechmill.enrich.staging import (
 from speechmill.errors import DatasetError, JobError, RecipeChangedError
 from speechmill.records import Codes, Recording, key_of, printable
 from speechmill.storage import Store, open_store
+from speechmill.tokenizers.columns import column_of
 from speechmill.tokenizers.fake import FakeTokenizer
 from speechmill.tokenizers.mfcc import MfccTokenizer
 from tests.support import corpus
@@ -607,7 +608,8 @@ def test_a_build_by_the_old_recipe_at_the_same_time_loses_nothing(tmp_path: Path
 
 
 def test_rows_of_a_build_that_was_overtaken_keep_the_columns_it_does_not_know() -> None:
-    old, new = row_schema([FakeTokenizer()]), row_schema([FakeTokenizer(), MfccTokenizer()])
+    fake, mfcc = column_of(FakeTokenizer()), column_of(MfccTokenizer())
+    old, new = row_schema([fake]), row_schema([fake, mfcc])
     waveform = np.zeros(800, np.float32)
     codes = (*FakeTokenizer().encode([waveform]), *MfccTokenizer().encode([waveform]))
 
@@ -666,7 +668,7 @@ def test_readers_meet_null_where_a_part_has_no_tokens_yet(first: str, tmp_path: 
         },
     )
     of_type = whole.schema.field(name).type
-    addition = Addition(tokenizer, ("fake", {}), name, of_type, recipe.id, target)
+    addition = Addition(tokenizer, column_of(tokenizer, "fake"), name, of_type, recipe.id, target)
     staging = Staging(store, staging_id(recipe.choices, mine))
     for part in list_parts(store)[:2]:
         table = put_into(
@@ -700,7 +702,7 @@ def test_a_part_that_comes_late_without_the_column_does_not_hide_it(tmp_path: Pa
 def test_what_is_put_beside_the_data_twice_is_there_once() -> None:
     staging = Staging(open_store(corpus.memory()), "id")
     (codes,) = FakeTokenizer().encode([np.zeros(800, np.float32)])
-    of_type = row_schema([FakeTokenizer()]).field("token").type
+    of_type = column_of(FakeTokenizer()).type
     column = codes_to_array([codes, codes], of_type)
     keys = [("a", 1, "x", 0.0, 1.0), ("a", 1, "x", 1.0, 2.0), ("b", 1, "y", 0.0, 1.0)]
     staging.add("data/p", staged_table(keys[:2], "token", column, ()))
@@ -714,14 +716,12 @@ def test_what_is_put_beside_the_data_twice_is_there_once() -> None:
 
 
 def test_the_columns_are_those_of_a_build() -> None:
-    fake, mfcc = FakeTokenizer(), MfccTokenizer()
-    choices: list[tuple[str, dict[str, Any]]] = [("fake", {}), ("mfcc", {})]
-    both = row_schema([fake, mfcc], choices=choices)
-    one = row_schema([fake], choices=choices[:1])
-    added = with_tokenizer(one, "token_mfcc", mfcc, choices[1])
+    fake, mfcc = column_of(FakeTokenizer(), "fake"), column_of(MfccTokenizer(), "mfcc")
+    both, one = row_schema([fake, mfcc]), row_schema([fake])
+    added = with_tokenizer(one, "token_mfcc", mfcc)
     assert added.equals(both, check_metadata=True)
-    assert with_tokenizer(added, "token_mfcc", mfcc, choices[1]) is added
-    from_none = with_tokenizer(row_schema([]), "token", fake, choices[0])
+    assert with_tokenizer(added, "token_mfcc", mfcc) is added
+    from_none = with_tokenizer(row_schema([]), "token", fake)
     assert from_none.equals(one, check_metadata=True)
 
 

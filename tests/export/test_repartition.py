@@ -39,6 +39,7 @@ from speechmill.export.files import Place, Unit, in_threads
 from speechmill.export.repartition import RepartitionReport, _files_of
 from speechmill.records import Codes, Part, Recording, Transcript, Utterance
 from speechmill.storage import Store, StoreOptions, open_store
+from speechmill.tokenizers.columns import column_of
 from speechmill.tokenizers.fake import FakeTokenizer
 from tests.support.corpus import build, memory, wav, write
 from tests.support.memory import AnonymousPeak
@@ -48,7 +49,7 @@ from tests.support.spark_sessions import spark_session
 LANGUAGES = ["en", "de", None, "yue", "en", ""]
 FOLDERS = ["p225", "007", "225", "a=b", "50%", "Zoë", "x" * 300, "..", "true", "2023-01-01"]
 TOKENIZERS = (FakeTokenizer(),)
-SCHEMA = row_schema(TOKENIZERS)
+SCHEMA = row_schema([column_of(t) for t in TOKENIZERS])
 numbers = itertools.count()
 
 

@@ -22,7 +22,7 @@ from speechmill.dataset.schema import to_parquet
 from speechmill.dataset.summary import failed_recordings
 from speechmill.errors import DatasetError, JobError, RecipeChangedError, SourceChangedError
 from speechmill.job import Job
-from speechmill.pipeline import planner
+from speechmill.pipeline import lookup, packing, planner
 from speechmill.pipeline.cleanup import prune
 from speechmill.pipeline.planner import make_plan
 from speechmill.pipeline.selection import estimate_s
@@ -420,8 +420,11 @@ def test_what_is_packed_meanwhile_is_planned_as_what_is_not(
     build(source, sink, partition_by=by, limit=12)
     open_store(source).put("p0/00.wav", wav(99))  # changed
     whole = plan(source, sink, partition_by=by)
-    for name, value in {"LOOSE": 3, "FEW": 2, "STRIDE": 3, "LOOK_UP": 5, "LOOKED_UP": 2}.items():
-        monkeypatch.setattr(planner, name, value)
+    monkeypatch.setattr(packing, "LOOSE", 3)
+    monkeypatch.setattr(packing, "FEW", 2)
+    monkeypatch.setattr(planner, "STRIDE", 3)
+    monkeypatch.setattr(planner, "LOOK_UP", 5)
+    monkeypatch.setattr(lookup, "LOOKED_UP", 2)
     packed = plan(source, sink, partition_by=by)
     assert packed == whole
     assert 0 < whole.done < whole.listed

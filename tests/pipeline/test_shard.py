@@ -34,7 +34,7 @@ from speechmill.pipeline import pace
 from speechmill.pipeline import shard as pipeline
 from speechmill.pipeline.planner import Plan
 from speechmill.pipeline.report import BuildReport
-from speechmill.pipeline.resources import open_tools
+from speechmill.pipeline.resources import open_resources
 from speechmill.records import (
     Failure,
     Part,
@@ -137,7 +137,7 @@ def test_an_engine_that_cannot_run_the_model_ends_the_build(
 def test_a_tokenizer_that_fails_fails_that_recording(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tokenizer = open_tools(job).tokenizers[0]
+    tokenizer = open_resources(job).tokenizers[0]
     encode = type(tokenizer).encode
 
     def rough(self: object, waveforms: Sequence[NDArray[np.float32]]) -> object:

@@ -18,7 +18,7 @@ from speechmill.dataset.reader import stored_schema
 from speechmill.dataset.schema import described_tokenizers
 from speechmill.errors import JobError
 from speechmill.job import Job
-from speechmill.pipeline.resources import forget_tools
+from speechmill.pipeline.resources import forget_resources
 from speechmill.records import Codes
 from speechmill.storage import open_store
 from speechmill.tokenizers.compare import mismatch
@@ -64,7 +64,7 @@ def pcm(monkeypatch: pytest.MonkeyPatch) -> type[Pcm]:
     class Here(Pcm):
         pass
 
-    forget_tools()
+    forget_resources()
     monkeypatch.setattr(tokenizers, "TOKENIZERS", {**tokenizers.TOKENIZERS, "pcm": lambda: Here})
     return Here
 
@@ -139,7 +139,7 @@ def test_a_round_trip_tells_codes_that_keep_what_was_said_from_codes_that_do_not
     assert all(row["round_trip_cer"] is None for row in rows)
     assert all(row["round_trip_cer_pcm"] <= 0.05 for row in rows)
     pcm.lossy = True
-    forget_tools()
+    forget_resources()
     speechmill.build(job.model_copy(update={"sink": str(tmp_path / "bad")}))
     rows = speechmill.open_dataset(str(tmp_path / "bad")).to_table().to_pylist()
     assert all(row["round_trip_cer_pcm"] >= 0.5 for row in rows)

@@ -19,6 +19,7 @@ import torch
 from speechmill.dataset.schema import row_schema
 from speechmill.errors import AudioError, JobError, MissingExtraError, ModelError
 from speechmill.tokenizers import open_tokenizer
+from speechmill.tokenizers.columns import column_of
 from speechmill.tokenizers.encodec import LOUDEST_DB, QUIETEST_DB, EncodecTokenizer
 from speechmill.tokenizers.exact.gathered_lstm import GatheredLSTM
 from speechmill.tokenizers.exact.lanes import MOST, grouped, side_by_side
@@ -300,7 +301,7 @@ def test_48_khz_silence_is_silent() -> None:
 def test_the_metadata_say_all_that_decoding_needs() -> None:
     codec = opened("snac")
     spec = f"snac:{small_codec('snac')}"
-    metadata = row_schema([codec], choices=[(spec, {})]).metadata[b"speechmill"]
+    metadata = row_schema([column_of(codec, spec)]).metadata[b"speechmill"]
     (told,) = json.loads(metadata)["tokenizers"]
     again = open_tokenizer(told["spec"], told["options"])
     assert json.loads(json.dumps(again.recipe)) == told["recipe"]

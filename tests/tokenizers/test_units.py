@@ -28,8 +28,9 @@ from speechmill.dataset.arrays import tokens_to_arrays
 from speechmill.errors import JobError, ModelError, SpeechmillError
 from speechmill.records import Codes, Speech
 from speechmill.tokenizers import open_tokenizer
+from speechmill.tokenizers.base import TakesEncoded
 from speechmill.tokenizers.features import FeatureOptions, open_features
-from speechmill.tokenizers.units import EncoderUnits, UnitsTokenizer, expand_runs
+from speechmill.tokenizers.units import UnitsTokenizer, expand_runs
 from speechmill.tokenizers.units_file import UnitsFile, read_units, write_units
 from speechmill.transcribers import TranscriberOptions, ctranslate, open_transcriber
 from speechmill.transcribers.whisper import WhisperTranscriber
@@ -242,7 +243,7 @@ def test_units_out_of_transcription_are_those_of_the_clip_alone(
     files: dict[str, Path], transcriber: WhisperTranscriber
 ) -> None:
     tokenizer = UnitsTokenizer(model=str(files["whisper"]))
-    assert isinstance(tokenizer, EncoderUnits)
+    assert isinstance(tokenizer, TakesEncoded)
     assert tokenizer.shares(transcriber)
     waveforms = [*clips(), np.concatenate(clips(12))[: 30 * SAMPLE_RATE]]
     found: dict[int, NDArray[Any]] = {}

@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from speechmill.records import Codes, Failure, Recording, Segment, Transcript, Utterance, Word
-from speechmill.text.figures import doubts, repetition, speech_rate
-from speechmill.tokenizers.base import Codec, Tokenizer
+from speechmill.records import Codes, Failure, Recording, Segment, Utterance, Word
 
 __all__ = [
     "FAILURE_SCHEMA",
@@ -21,7 +20,7 @@ __all__ = [
     "METADATA_KEY",
     "PARQUET_OPTIONS",
     "SCHEMA_VERSION",
-    "TokenizerChoice",
+    "TokenColumn",
     "codes_to_array",
     "described_tokenizers",
     "dictionary_columns",
@@ -40,9 +39,6 @@ __all__ = [
 
 SCHEMA_VERSION = 2
 METADATA_KEY = b"speechmill"
-
-TokenizerChoice = tuple[str, Mapping[str, Any]]
-"""How a tokenizer was asked for: NAME or NAME:MODEL, and its options by name."""
 
 INT16_CODES = 32_768  # codes of a codebook up to this size fit int16
 # Which version of which recording a row is made of, and how.
@@ -98,15 +94,61 @@ FAILURE_SCHEMA = pa.schema(
 )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenColumn:
+    """What a dataset keeps of the tokenizer that made a column.
+
+    ``hop_length`` is in samples, ``frame_rate`` in Hz. ``codebook_size`` is None for features.
+    ``recipe`` says what the tokens are of; ``spec`` (NAME or NAME:MODEL) and ``options`` where the
+    tokenizer can be had again, None where nobody said. ``decodes`` says whether its codes can be
+    turned back into sound.
+    """
+
+    name: str
+    sample_rate: int
+    hop_length: int
+    frame_rate: float
+    num_codebooks: int
+    codebook_size: int | None
+    recipe: Mapping[str, object]
+    spec: str | None = None
+    options: Mapping[str, object] = field(default_factory=dict)
+    decodes: bool = False
+
+    @property
+    def type(self) -> pa.DataType:
+        """The column's type."""
+        if self.codebook_size is None:
+            return _list(_list(pa.float32()))
+        return _list(_list(pa.int16() if self.codebook_size <= INT16_CODES else pa.int32()))
+
+    @property
+    def bitrate_bps(self) -> float | None:
+        """What the codes take, in bits a second; None for features."""
+        if self.codebook_size is None:
+            return None
+        return self.frame_rate * self.num_codebooks * math.log2(self.codebook_size)
+
+    def described(self, column: str) -> dict[str, Any]:
+        """What the metadata tells of it."""
+        asked = {} if self.spec is None else {"spec": self.spec, "options": dict(self.options)}
+        return {
+            "column": column,
+            "name": self.name,
+            "sample_rate": self.sample_rate,
+            "hop_length": self.hop_length,
+            "frame_rate": self.frame_rate,
+            "num_codebooks": self.num_codebooks,
+            "codebook_size": self.codebook_size,
+            "bitrate_bps": self.bitrate_bps,
+            "recipe": dict(self.recipe),
+            **asked,
+        }
+
+
 def token_column(index: int, name: str) -> str:
     """The column of the job's tokenizer number ``index``."""
     return "token" if index == 0 else f"token_{name}"
-
-
-def _token_type(codebook_size: int | None) -> pa.DataType:
-    if codebook_size is None:
-        return _list(_list(pa.float32()))
-    return _list(_list(pa.int16() if codebook_size <= INT16_CODES else pa.int32()))
 
 
 def round_trip_column(index: int, name: str) -> str:
@@ -114,55 +156,18 @@ def round_trip_column(index: int, name: str) -> str:
     return "round_trip_cer" if index == 0 else f"round_trip_cer_{name}"
 
 
-def _described(index: int, tokenizer: Tokenizer, choice: TokenizerChoice | None) -> dict[str, Any]:
-    """What the metadata tells of the job's tokenizer number ``index``.
-
-    ``spec`` and ``options`` say where it can be had again; ``recipe`` says whether it is the same.
-    """
-    asked = {"spec": choice[0], "options": dict(choice[1])} if choice else {}
-    return {
-        "column": token_column(index, tokenizer.name),
-        "name": tokenizer.name,
-        "sample_rate": tokenizer.sample_rate,
-        "hop_length": tokenizer.hop_length,
-        "frame_rate": tokenizer.frame_rate,
-        "num_codebooks": tokenizer.num_codebooks,
-        "codebook_size": tokenizer.codebook_size,
-        "bitrate_bps": _bitrate(tokenizer),
-        "recipe": dict(tokenizer.recipe),
-        **asked,
-    }
-
-
-def _bitrate(tokenizer: Tokenizer) -> float | None:
-    """What the codes take, in bits a second; None for features."""
-    if tokenizer.codebook_size is None:
-        return None
-    return tokenizer.frame_rate * tokenizer.num_codebooks * math.log2(tokenizer.codebook_size)
-
-
-def row_schema(
-    tokenizers: Sequence[Tokenizer],
-    *,
-    round_trip: bool = False,
-    choices: Sequence[TokenizerChoice] = (),
-) -> pa.Schema:
+def row_schema(tokenizers: Sequence[TokenColumn] = (), *, round_trip: bool = False) -> pa.Schema:
     """The schema of the rows that these tokenizers give, with all that decoding needs in its
     metadata, as JSON under ``speechmill``.
 
     ``round_trip`` says whether codes are turned back into sound, and that is transcribed.
-    ``choices`` say how each of the tokenizers was asked for.
     """
-    described = [
-        _described(i, t, choices[i] if choices else None) for i, t in enumerate(tokenizers)
-    ]
-    tokens = [
-        (token_column(i, t.name), _token_type(t.codebook_size)) for i, t in enumerate(tokenizers)
-    ] or [("token", _token_type(None))]
+    described = [t.described(token_column(i, t.name)) for i, t in enumerate(tokenizers)]
+    tokens = [(token_column(i, t.name), t.type) for i, t in enumerate(tokenizers)]
     judged = [
         (round_trip_column(i, t.name), pa.float32())
         for i, t in enumerate(tokenizers)
-        if i > 0 and round_trip and isinstance(t, Codec)
+        if i > 0 and round_trip and t.decodes
     ]
     metadata = {"schema_version": SCHEMA_VERSION, "tokenizers": described}
     return pa.schema(
@@ -170,7 +175,7 @@ def row_schema(
             ("folder_name", pa.string()),
             *_IDENTITY_FIELDS[:1],
             ("transcription", pa.string()),
-            *tokens,
+            *(tokens or [("token", _list(_list(pa.float32())))]),
             ("start_s", pa.float64()),
             ("end_s", pa.float64()),
             ("duration_s", pa.float64()),
@@ -202,22 +207,19 @@ def row_schema(
     )
 
 
-def with_tokenizer(
-    schema: pa.Schema, column: str, tokenizer: Tokenizer, choice: TokenizerChoice
-) -> pa.Schema:
+def with_tokenizer(schema: pa.Schema, column: str, tokenizer: TokenColumn) -> pa.Schema:
     """The schema of a part with the column of one more tokenizer, as ``row_schema`` has it; the
     same where the part has it already."""
     described = described_tokenizers(schema)
     if any(one["column"] == column for one in described):
         return schema
-    added = pa.field(column, _token_type(tokenizer.codebook_size))
+    added = pa.field(column, tokenizer.type)
     if column in schema.names:  # null, of a dataset without tokens
         schema = schema.set(schema.names.index(column), added)
     else:
         last = max(i for i, name in enumerate(schema.names) if _is_token_column(name))
         schema = schema.insert(last + 1, added)
-    one = {**_described(0, tokenizer, choice), "column": column}
-    return _with_described(schema, [*described, one])
+    return _with_described(schema, [*described, tokenizer.described(column)])
 
 
 def _is_token_column(name: str) -> bool:
@@ -271,22 +273,6 @@ def codes_to_array(codes: Sequence[Codes], of_type: pa.DataType) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(rows), inner, type=of_type)
 
 
-def _repetition(transcript: Transcript) -> float | None:
-    if transcript.repetition is not None:
-        return transcript.repetition
-    return repetition(transcript.text) if transcript.text else None
-
-
-def _doubts(utterance: Utterance) -> set[str]:
-    transcript = utterance.transcript
-    return doubts(
-        transcript.text,
-        utterance.voiced_s,
-        _repetition(transcript) or 0.0,
-        transcript.no_speech_prob,
-    )
-
-
 def _segment(segment: Segment) -> dict[str, object]:
     return {
         "start_s": segment.start_s,
@@ -328,11 +314,17 @@ def utterances_to_table(
         "duration_s": [u.end_s - u.start_s for u in utterances],
         "segments": [[_segment(s) for s in t.segments] for t in transcripts],
         "words": [None if t.words is None else [_word(w) for w in t.words] for t in transcripts],
-        "repetition": [_repetition(t) for t in transcripts],
-        "chars_per_voiced_s": [speech_rate(u.transcript.text, u.voiced_s) for u in utterances],
-        "flags": [sorted({*u.flags, *u.transcript.flags, *_doubts(u)}) for u in utterances],
+        "flags": [sorted({*u.flags, *u.transcript.flags}) for u in utterances],
     }
-    for name in ("start_s", "end_s", "sample_rate", "channels", "voiced_s"):
+    for name in (
+        "start_s",
+        "end_s",
+        "sample_rate",
+        "channels",
+        "voiced_s",
+        "repetition",
+        "chars_per_voiced_s",
+    ):
         columns[name] = [getattr(u, name) for u in utterances]
     for name in (
         "language",

@@ -39,6 +39,7 @@ from speechmill.recipe import Recipe
 from speechmill.storage import Store, StoreOptions, open_store
 from speechmill.tokenizers import open_tokenizer
 from speechmill.tokenizers.base import Codec, Tokenizer
+from speechmill.tokenizers.columns import column_of
 
 __all__ = ["AddObserver", "AddReport", "add_tokens"]
 
@@ -148,8 +149,9 @@ def _plan(
     schema = stored_schema(sink)
     if schema is None:
         raise DatasetError(f"there are no rows in {sink.url}")
-    of_type = with_tokenizer(schema, column, tokenizer, choice).field(column).type
-    addition = Addition(tokenizer, choice, column, of_type, base.id, target)
+    described = column_of(tokenizer, *choice)
+    of_type = with_tokenizer(schema, column, described).field(column).type
+    addition = Addition(tokenizer, described, column, of_type, base.id, target)
     return addition, Staging(sink, staging_id(recipe.choices, mine))
 
 

@@ -20,7 +20,7 @@ from speechmill.dataset.commit import read_part
 from speechmill.dataset.layout import ADDING
 from speechmill.dataset.schema import (
     METADATA_KEY,
-    TokenizerChoice,
+    TokenColumn,
     described_tokenizers,
     to_parquet,
     with_sample_check,
@@ -56,7 +56,7 @@ class Addition:
     """One more tokenizer of a dataset: rows of the recipe ``base`` become those of ``target``."""
 
     tokenizer: Tokenizer
-    choice: TokenizerChoice
+    described: TokenColumn
     column: str
     of_type: pa.DataType
     base: str
@@ -64,7 +64,7 @@ class Addition:
 
     def schema(self, schema: pa.Schema) -> pa.Schema:
         """The columns of a part that has it."""
-        return with_tokenizer(schema, self.column, self.tokenizer, self.choice)
+        return with_tokenizer(schema, self.column, self.described)
 
 
 def row_keys(table: pa.Table) -> list[RowKey]:

@@ -10,7 +10,8 @@ from speechmill.dataset.layout import DATA, FAILURES, data_key
 from speechmill.dataset.reader import scan
 from speechmill.dataset.schema import IDENTITY_COLUMNS
 from speechmill.errors import JobError, NotFoundError, UnsupportedError
-from speechmill.pipeline.planner import Plan, name_digest
+from speechmill.pipeline.listing import name_digest
+from speechmill.pipeline.planner import Plan
 from speechmill.records import Part
 from speechmill.storage import Store
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from speechmill import audio
 from speechmill.errors import NotFoundError, StorageError, UnavailableError
-from speechmill.pipeline.resources import Tools
+from speechmill.pipeline.resources import Resources
 from speechmill.records import (
     Codes,
     Failure,
@@ -63,7 +63,7 @@ class ReadyRecording:
     decode_s: float = 0.0
     lock: threading.Lock = field(default_factory=threading.Lock)
     language: tuple[str, float] | None = None
-    language_heard: bool = False  # whether it was asked for, under the lock
+    language_detected: bool = False  # whether it was asked for, under the lock
 
     @property
     def is_good(self) -> bool:
@@ -167,11 +167,11 @@ def recorded(ready: ReadyRecording, stage: Stage) -> Iterator[None]:
 
 
 class Intake:
-    """Fetches and decodes recordings in the threads of ``tools``."""
+    """Fetches recordings and makes them ready, called from the threads of ``resources``."""
 
-    def __init__(self, tools: Tools) -> None:
-        self.tools = tools
-        rates = {tools.transcriber.sample_rate, *(t.sample_rate for t in tools.tokenizers)}
+    def __init__(self, resources: Resources) -> None:
+        self.resources = resources
+        rates = {resources.transcriber.sample_rate, *(t.sample_rate for t in resources.tokenizers)}
         self.rates = sorted(rates)
 
     def fetch(self, part: Part, recording: Recording) -> tuple[ReadyRecording, Fetched | None]:
@@ -180,11 +180,11 @@ class Intake:
         Raises:
             UnavailableError: the source as a whole is down or gone.
         """
-        ready = ReadyRecording(part, recording, self.tools.folder_of(recording.file_name))
+        ready = ReadyRecording(part, recording, self.resources.folder_of(recording.file_name))
         started = time.perf_counter()
         fetched = None
         with recorded(ready, "fetch"):
-            fetched = fetch_into(ready, self.tools.source)
+            fetched = fetch_into(ready, self.resources.source)
         ready.fetch_s = time.perf_counter() - started
         return ready, fetched
 
@@ -198,14 +198,14 @@ class Intake:
             return ready
         started = time.perf_counter()
         with recorded(ready, "decode"):
-            decode_into(ready, blob, keep_damaged=self.tools.job.keep_damaged)
+            decode_into(ready, blob, keep_damaged=self.resources.job.keep_damaged)
             self._cut(ready)
         ready.decode_s = time.perf_counter() - started
         return ready
 
     def _cut(self, ready: ReadyRecording) -> None:
-        tools, transcriber = self.tools, self.tools.transcriber
-        mode, options = tools.job.segment, tools.segmenting
+        resources, transcriber = self.resources, self.resources.transcriber
+        mode, options = resources.job.segment, resources.segmenting
         whole, duration_s = _decoded(ready), ready.duration_s
         short = duration_s <= WHOLE_S
         cut = keep_whole(duration_s)
@@ -224,8 +224,8 @@ class Intake:
             else:
                 heard = whole
                 num_samples = len(whole.samples) * SAMPLE_RATE // whole.sample_rate
-            voice = listen(reader(heard, SAMPLE_RATE), num_samples, tools.voice, duration_s)
-            cut = segment(voice, mode, options, tools.voice, transcriber.max_speech_s)
+            voice = listen(reader(heard, SAMPLE_RATE), num_samples, resources.voice, duration_s)
+            cut = segment(voice, mode, options, resources.voice, transcriber.max_speech_s)
         ready.voice_highest = cut.highest
         for row in cut.rows:
             ready.rows.append(ReadyRow(ready, row))

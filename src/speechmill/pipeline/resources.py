@@ -6,180 +6,117 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import lru_cache
+from typing import Final
 
 import pyarrow as pa
 
-from speechmill import audio
 from speechmill.dataset.layout import folder_rule
-from speechmill.dataset.schema import row_schema, token_column
+from speechmill.dataset.schema import row_schema
 from speechmill.dataset.state import current_recipe
 from speechmill.errors import JobError
 from speechmill.job import Job
 from speechmill.machine import num_cores
+from speechmill.pipeline.isolate import Breaker
 from speechmill.pipeline.pace import Pace
+from speechmill.pipeline.row_recipe import row_recipe
 from speechmill.recipe import Recipe
 from speechmill.speech.segmentation import SegmentOptions
-from speechmill.speech.voice import VoiceOptions, voice_model_digests
+from speechmill.speech.voice import VoiceOptions
 from speechmill.storage import Store, StoreOptions, open_store
 from speechmill.storage.single import SingleWriter
 from speechmill.tokenizers import open_tokenizer
 from speechmill.tokenizers.base import Tokenizer
-from speechmill.tokenizers.units import EncoderUnits
+from speechmill.tokenizers.columns import column_of
 from speechmill.transcribers import TranscriberOptions, open_transcriber
 from speechmill.transcribers.base import Transcriber
 from speechmill.transcribers.languages import LANGUAGES, language_code
 
-__all__ = ["Tools", "forget_tools", "open_tools"]
+__all__ = ["Resources", "Threads", "forget_resources", "open_resources"]
 
-ROWS_VERSION = 2  # bumped by hand when rows of the same transcripts and tokens would differ
-ROUND_TRIP_VERSION = 1  # likewise, of round_trip_cer
-
-# So many errors of the engine in a row are not the recordings' fault; fewer, before it has worked.
-MODEL_ERRORS = 16
-FIRST_MODEL_ERRORS = 3
-
-UTTERANCES = 8  # half of what the model is given first, where the job does not say
+FIRST_BATCH: Final = 8
+"""Utterances that the model is taken to compute at once before its pace is known, where the job
+does not say."""
 
 
-@dataclass
-class Tools:
-    """What a process needs for a job, opened once: stores, model, tokenizers."""
+@dataclass(frozen=True, slots=True)
+class Threads:
+    """The threads of a job, one set for all shards of the process: threads that come and go leave
+    memory that the allocator keeps for each of them."""
+
+    fetching: ThreadPoolExecutor
+    decoding: ThreadPoolExecutor
+    transcribing: ThreadPoolExecutor
+    tokenizing: ThreadPoolExecutor
+    committing: ThreadPoolExecutor
+
+    @staticmethod
+    def open(job: Job) -> Threads:
+        """Pools that start a thread when there is work for it."""
+
+        def pool(most: int, name: str) -> ThreadPoolExecutor:
+            return ThreadPoolExecutor(most, thread_name_prefix=name)
+
+        cores = job.threads or num_cores()
+        return Threads(
+            fetching=pool(job.fetchers, "fetch"),
+            decoding=pool(cores, "decode"),
+            transcribing=pool(4, "transcribe"),  # two groups of each of two shards
+            tokenizing=pool(cores, "tokenize"),
+            committing=pool(2, "commit"),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What a process needs for a job, opened once: stores, model, tokenizers, threads.
+
+    ``schema`` are the columns of the rows, ``recipe`` is what shapes their values. ``folder_of``
+    gives a file name its ``folder_name``. ``language`` is Whisper's code of the language that the
+    job names; None where it names none. ``pace`` says how many pieces the model is given at a time,
+    and ``breaker`` counts the engine's errors.
+    """
 
     job: Job
     source: Store
     sink: Store
     transcriber: Transcriber
     tokenizers: tuple[Tokenizer, ...]
-    segmenting: SegmentOptions = field(default_factory=SegmentOptions)
-    voice: VoiceOptions = field(default_factory=VoiceOptions)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-    _model_errors: int = MODEL_ERRORS - FIRST_MODEL_ERRORS  # in a row
-
-    def __post_init__(self) -> None:
-        """Let units that are heard by the transcriber's model use it, not load it again."""
-        for tokenizer in self.tokenizers:
-            if isinstance(tokenizer, EncoderUnits):
-                tokenizer.attach(self.transcriber)
-
-    def model_worked(self) -> None:
-        """The engine can run the model: its errors count from none again."""
-        with self._lock:
-            self._model_errors = 0
-
-    def model_failed(self) -> bool:
-        """Count an error of the engine. Whether it has failed so often that the build must end."""
-        with self._lock:
-            self._model_errors += 1
-            return self._model_errors >= MODEL_ERRORS
-
-    @cached_property
-    def pace(self) -> Pace:
-        """How many pieces the model is given at a time."""
-        return Pace(2 * (self.job.batch_size or UTTERANCES))
-
-    # One set of threads for all shards of the process: threads that come and go leave memory that
-    # the allocator keeps for each of them.
-
-    @cached_property
-    def fetchers(self) -> ThreadPoolExecutor:
-        """The threads that fetch."""
-        return ThreadPoolExecutor(self.job.fetchers, thread_name_prefix="fetch")
-
-    @cached_property
-    def decoders(self) -> ThreadPoolExecutor:
-        """The threads that decode."""
-        return ThreadPoolExecutor(self.job.threads or num_cores(), thread_name_prefix="decode")
-
-    @cached_property
-    def transcribing(self) -> ThreadPoolExecutor:
-        """The threads that call the transcriber: two groups of each of two shards."""
-        return ThreadPoolExecutor(4, thread_name_prefix="transcribe")
-
-    @cached_property
-    def tokenizing(self) -> ThreadPoolExecutor:
-        """The threads that tokenize rows while they are transcribed."""
-        return ThreadPoolExecutor(self.job.threads or num_cores(), thread_name_prefix="tokenize")
-
-    @cached_property
-    def committing(self) -> ThreadPoolExecutor:
-        """The threads that commit parts."""
-        return ThreadPoolExecutor(2, thread_name_prefix="commit")
-
-    @cached_property
-    def recipe(self) -> Recipe:
-        """Every choice that shapes the rows."""
-        return Recipe(
-            {
-                "rows": {"version": ROWS_VERSION},
-                "audio": {
-                    "version": audio.AUDIO_VERSION,
-                    "keep_damaged": self.job.keep_damaged,
-                },
-                "segmentation": {
-                    "mode": self.job.segment,
-                    "max_speech_s": self.transcriber.max_speech_s,
-                    "options": dict(self.segmenting.recipe),
-                    "voice": dict(self.voice.recipe),
-                    "voice_model": dict(voice_model_digests()),
-                },
-                "transcriber": dict(self.transcriber.recipe),
-                "tokenizers": {
-                    token_column(i, t.name): {"name": t.name, **t.recipe}
-                    for i, t in enumerate(self.tokenizers)
-                },
-                **({"round_trip": {"version": ROUND_TRIP_VERSION}} if self.job.round_trip else {}),
-            },
-            made_by={"transcriber": self.job.transcriber, **self.transcriber.provenance},
-        )
-
-    @cached_property
-    def language(self) -> str | None:
-        """Whisper's code of the language that the job names; None where it names none."""
-        try:
-            return self.job.language and language_code(self.job.language, LANGUAGES, self.job.model)
-        except JobError:  # the transcriber has taken it as it is
-            return self.job.language
-
-    @cached_property
-    def schema(self) -> pa.Schema:
-        """The columns of the rows."""
-        options = self.job.tokenizer_option
-        choices = [
-            (spec, options.get(tokenizer.name, {}))
-            for spec, tokenizer in zip(_specs(self.job), self.tokenizers, strict=True)
-        ]
-        return row_schema(self.tokenizers, round_trip=self.job.round_trip, choices=choices)
-
-    @cached_property
-    def folder_of(self) -> Callable[[str], str]:
-        """The function from a file name to its ``folder_name``."""
-        return folder_rule(self.job.folder)
+    recipe: Recipe
+    schema: pa.Schema
+    language: str | None
+    folder_of: Callable[[str], str]
+    pace: Pace
+    threads: Threads
+    segmenting: SegmentOptions
+    voice: VoiceOptions
+    breaker: Breaker = field(default_factory=Breaker)
 
     def is_current(self) -> bool:
         """Whether this recipe is the one that the sink's rows are to have."""
         return current_recipe(self.sink) == self.recipe.id
 
 
-def open_tools(job: Job) -> Tools:
-    """The tools of a job; those of the last few jobs stay open until ``forget_tools``.
+_opening: Final = threading.Lock()
+"""Held while resources are opened, so that two shards that begin together share one set."""
+
+
+def open_resources(job: Job) -> Resources:
+    """The resources of a job; those of the last few stay open until ``forget_resources``.
 
     Raises:
         JobError: a name or an option of the transcriber or a tokenizer is wrong.
         ModelError: weights cannot be found.
         StorageError: a store cannot be opened.
     """
-    return _open_tools(job.model_dump_json())
+    with _opening:
+        return _open_resources(job.model_dump_json())
 
 
-def forget_tools() -> None:
+def forget_resources() -> None:
     """Open stores anew from now on, with the credentials that there are then. Models stay."""
-    _open_tools.cache_clear()
-
-
-def _specs(job: Job) -> list[str]:
-    """The job's tokenizers as it names them."""
-    return [spec for spec in job.tokenizer if spec != "none"]
+    with _opening:
+        _open_resources.cache_clear()
 
 
 @lru_cache(maxsize=2)
@@ -188,44 +125,81 @@ def _open_transcriber(name: str, model: str, options: TranscriberOptions) -> Tra
 
 
 @lru_cache(maxsize=4)
-def _open_tools(job_json: str) -> Tools:
+def _open_resources(job_json: str) -> Resources:
     job = Job.model_validate_json(job_json)
-    options = StoreOptions(job.profile, job.endpoint_url, job.region, job.store_retry_s)
-    sink_options = StoreOptions(
-        job.sink_profile or job.profile,
-        job.sink_endpoint_url or job.endpoint_url,
-        job.sink_region or job.region,
-        job.store_retry_s,
+    source, sink = _open_stores(job)
+    specs = [spec for spec in job.tokenizer if spec != "none"]
+    tokenizers = tuple(
+        open_tokenizer(spec, _options_of(job, spec), device=job.device) for spec in specs
     )
-    sink = open_store(job.sink, sink_options)
-    return Tools(
+    transcriber = _open_transcriber(
+        job.transcriber,
+        job.model,
+        TranscriberOptions(
+            language=job.language,
+            languages=job.languages,
+            task=job.task,
+            window=job.window,
+            beam_size=job.beam_size,
+            temperature=job.temperature,
+            words=job.words,
+            initial_prompt=job.initial_prompt,
+            hotwords=job.hotwords,
+            suppress_numerals=job.suppress_numerals,
+            device=job.device,
+            compute_type=job.compute_type,
+            batch_size=job.batch_size,
+            cpu_threads=job.threads,
+        ),
+    )
+    segmenting, voice = SegmentOptions(), VoiceOptions()
+    return Resources(
         job=job,
-        source=open_store(job.source, options),
-        sink=SingleWriter(sink) if job.single_writer else sink,
-        tokenizers=tuple(
-            open_tokenizer(
-                spec, job.tokenizer_option.get(spec.partition(":")[0], {}), device=job.device
-            )
-            for spec in _specs(job)
+        source=source,
+        sink=sink,
+        transcriber=transcriber,
+        tokenizers=tokenizers,
+        recipe=row_recipe(job, transcriber, tokenizers, segmenting, voice),
+        schema=row_schema(
+            [
+                column_of(tokenizer, spec, _options_of(job, spec))
+                for spec, tokenizer in zip(specs, tokenizers, strict=True)
+            ],
+            round_trip=job.round_trip,
         ),
-        transcriber=_open_transcriber(
-            job.transcriber,
-            job.model,
-            TranscriberOptions(
-                language=job.language,
-                languages=job.languages,
-                task=job.task,
-                window=job.window,
-                beam_size=job.beam_size,
-                temperature=job.temperature,
-                words=job.words,
-                initial_prompt=job.initial_prompt,
-                hotwords=job.hotwords,
-                suppress_numerals=job.suppress_numerals,
-                device=job.device,
-                compute_type=job.compute_type,
-                batch_size=job.batch_size,
-                cpu_threads=job.threads,
-            ),
+        language=_language(job),
+        folder_of=folder_rule(job.folder),
+        pace=Pace(2 * (job.batch_size or FIRST_BATCH)),
+        threads=Threads.open(job),
+        segmenting=segmenting,
+        voice=voice,
+    )
+
+
+def _open_stores(job: Job) -> tuple[Store, Store]:
+    """The source and the sink."""
+    source = open_store(
+        job.source, StoreOptions(job.profile, job.endpoint_url, job.region, job.store_retry_s)
+    )
+    sink = open_store(
+        job.sink,
+        StoreOptions(
+            job.sink_profile or job.profile,
+            job.sink_endpoint_url or job.endpoint_url,
+            job.sink_region or job.region,
+            job.store_retry_s,
         ),
     )
+    return source, SingleWriter(sink) if job.single_writer else sink
+
+
+def _options_of(job: Job, spec: str) -> dict[str, bool | int | float | str]:
+    """What the job tells the tokenizer that it names so."""
+    return job.tokenizer_option.get(spec.partition(":")[0], {})
+
+
+def _language(job: Job) -> str | None:
+    try:
+        return job.language and language_code(job.language, LANGUAGES, job.model)
+    except JobError:  # the transcriber has taken it as it is
+        return job.language

@@ -1,62 +1,67 @@
-"""Units of rows out of what transcription has heard of them, instead of hearing them again."""
+"""Tokens of rows out of what the transcriber's encoder has computed of them anyway."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from numpy.typing import NDArray
 
 from speechmill.pipeline.intake import ReadyPiece, ReadyRow
-from speechmill.records import Speech
-from speechmill.tokenizers.base import Tokenizer
-from speechmill.tokenizers.units import EncoderUnits
-from speechmill.transcribers.base import Transcriber
+from speechmill.records import Speech, Transcript
+from speechmill.tokenizers.base import TakesEncoded, Tokenizer
+from speechmill.transcribers.base import SharesEncoder, Transcriber
 
 __all__ = ["SharedEncoder"]
 
 
 class SharedEncoder:
-    """The tokenizers of a job that can take what its transcriber's encoder gives.
+    """A transcriber, and those tokenizers of its job that take what its encoder computes.
 
-    ``__contains__`` takes a tokenizer's number in the job: its rows are to be tokenized after they
-    are transcribed, and only those that ``left`` names.
+    ``__contains__`` takes a tokenizer's number in the job: its rows are tokenized after they are
+    transcribed, and only those that ``left`` names.
     """
 
     def __init__(self, transcriber: Transcriber, tokenizers: Sequence[Tokenizer]) -> None:
-        self._sample_rate = transcriber.sample_rate
-        self._units: dict[int, EncoderUnits] = {
-            i: t
-            for i, t in enumerate(tokenizers)
-            if isinstance(t, EncoderUnits) and t.shares(transcriber)
-        }
+        self._transcriber = transcriber
+        self._sharing: SharesEncoder | None = None
+        self._takers: dict[int, TakesEncoded] = {}
+        for index, tokenizer in enumerate(tokenizers):
+            if isinstance(tokenizer, TakesEncoded):
+                tokenizer.attach(transcriber)
+                if tokenizer.shares(transcriber):
+                    self._sharing = transcriber
+                    self._takers[index] = tokenizer
 
     def __contains__(self, index: int) -> bool:
-        return index in self._units
+        return index in self._takers
 
-    def __bool__(self) -> bool:
-        return bool(self._units)
-
-    def listener(
+    def transcribe(
         self, pieces: Sequence[ReadyPiece], speech: Sequence[Speech]
-    ) -> Callable[[int, NDArray[Any]], None]:
-        """What ``WhisperTranscriber.transcribe(speech, on_encoded=…)`` is to be given."""
+    ) -> list[Transcript]:
+        """Transcribe the speech of these pieces, and make the tokens that come of it.
+
+        Raises:
+            ModelError: the engine cannot run the model.
+        """
+        if self._sharing is None:
+            return self._transcriber.transcribe(speech)
 
         def on_encoded(number: int, encoded: NDArray[Any]) -> None:
             piece, given = pieces[number], speech[number]
             if not self._is_all_of_its_row(piece, given):
                 return
             started = time.perf_counter()
-            for index, units in self._units.items():
-                piece.row.codes[index] = units.from_encoded(encoded, len(given.samples))
+            for index, tokenizer in self._takers.items():
+                piece.row.codes[index] = tokenizer.from_encoded(encoded, len(given.samples))
             with piece.row.lock:
                 piece.row.tokenize_s += time.perf_counter() - started
 
-        return on_encoded
+        return self._sharing.transcribe(speech, on_encoded=on_encoded)
 
     def left(self, index: int, rows: Sequence[ReadyRow]) -> list[ReadyRow]:
-        """The rows whose units have to be computed: silent ones, longer ones, and such as were
+        """The rows that are still to be tokenized: silent ones, longer ones, and such as were
         transcribed in another window."""
         return [row for row in rows if index not in row.codes]
 
@@ -66,5 +71,5 @@ class SharedEncoder:
         return (
             len(row.pieces) == 1
             and piece.piece.start_s == row.row.start_s
-            and len(given.samples) == len(row.samples(self._sample_rate))
+            and len(given.samples) == len(row.samples(self._transcriber.sample_rate))
         )

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from speechmill import audio
 from speechmill.errors import JobError, MissingExtraError
 from speechmill.pipeline.intake import ReadyPiece, ReadyRow, recorded
-from speechmill.pipeline.resources import Tools
+from speechmill.pipeline.isolate import all_or_each
+from speechmill.pipeline.resources import Resources
 from speechmill.records import Codes, Speech, Waveform
 from speechmill.text.transcripts import join_texts
 from speechmill.tokenizers.base import Codec, Tokenizer
@@ -28,26 +29,25 @@ def tokenize(tokenizer: Tokenizer, index: int, rows: Sequence[ReadyRow]) -> None
 
     If that fails, row by row, to find whose fault it was.
     """
-    rows = [row for row in rows if row.owner.is_good]
-    if not rows:
-        return
-    started = time.perf_counter()
-    try:
-        encoded = tokenizer.encode([row.samples(tokenizer.sample_rate) for row in rows])
-    except Exception:
-        if len(rows) > 1:
-            for row in rows:
-                tokenize(tokenizer, index, [row])
+
+    def encode(some: Sequence[ReadyRow]) -> None:
+        good = [row for row in some if row.owner.is_good]
+        if not good:
             return
-        with recorded(rows[0].owner, "tokenize"):
-            raise
-        return
-    seconds = time.perf_counter() - started
-    total_s = sum(row.duration_s for row in rows)
-    for row, codes in zip(rows, encoded, strict=True):
-        row.codes[index] = codes
-        with row.lock:
-            row.tokenize_s += seconds * row.duration_s / total_s
+        started = time.perf_counter()
+        encoded = tokenizer.encode([row.samples(tokenizer.sample_rate) for row in good])
+        seconds = time.perf_counter() - started
+        total_s = sum(row.duration_s for row in good)
+        for row, codes in zip(good, encoded, strict=True):
+            row.codes[index] = codes
+            with row.lock:
+                row.tokenize_s += seconds * row.duration_s / total_s
+
+    def failed(row: ReadyRow, error: Exception) -> None:
+        with recorded(row.owner, "tokenize"):
+            raise error
+
+    all_or_each(rows, encode, failed)
 
 
 class SampleCheck:
@@ -88,11 +88,11 @@ class RoundTrip:
         MissingExtraError: RapidFuzz is not installed.
     """
 
-    def __init__(self, tools: Tools) -> None:
-        self._tools = tools
-        self._codecs = {i: t for i, t in enumerate(tools.tokenizers) if isinstance(t, Codec)}
+    def __init__(self, resources: Resources) -> None:
+        self._resources = resources
+        self._codecs = {i: t for i, t in enumerate(resources.tokenizers) if isinstance(t, Codec)}
         if not self._codecs:
-            names = ", ".join(t.name for t in tools.tokenizers) or "none"
+            names = ", ".join(t.name for t in resources.tokenizers) or "none"
             raise JobError(
                 f"round_trip needs a tokenizer that decodes, such as encodec; there are: {names}"
             )
@@ -112,7 +112,7 @@ class RoundTrip:
 
     def _cer(self, row: ReadyRow, codec: Codec, codes: Codes) -> float:
         (decoded,) = codec.decode([codes])
-        transcriber = self._tools.transcriber
+        transcriber = self._resources.transcriber
         samples = audio.resample(
             Waveform(decoded, codec.sample_rate), transcriber.sample_rate
         ).samples

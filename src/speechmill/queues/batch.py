@@ -34,8 +34,8 @@ from speechmill.errors import (
     UnavailableError,
     WorkerDiedError,
 )
-from speechmill.pipeline.planner import HEAD_BYTES
-from speechmill.pipeline.resources import Tools
+from speechmill.pipeline.listing import HEAD_BYTES
+from speechmill.pipeline.resources import Resources
 from speechmill.pipeline.selection import extension_of
 from speechmill.pipeline.shard import process_shard
 from speechmill.queues.notices import Notice
@@ -122,7 +122,7 @@ class _Suspects:
 class Batches:
     """Processes batches of requests for one sink. Thread-safe."""
 
-    def __init__(self, tools: Tools, *, commit_every_s: float) -> None:
+    def __init__(self, tools: Resources, *, commit_every_s: float) -> None:
         self._tools, self._commit_every_s = tools, commit_every_s
         self._partition_of = partition_rule(tools.job.partition_by)
         self._layout = read_layout(tools.sink)
@@ -204,11 +204,11 @@ class Batches:
         """The versions that parts hold."""
         distinct = list(dict.fromkeys(parts))
         read = partial(read_versions, self._tools.sink)
-        return dict(zip(distinct, self._tools.fetchers.map(read, distinct), strict=True))
+        return dict(zip(distinct, self._tools.threads.fetching.map(read, distinct), strict=True))
 
     def _find(self, requests: Sequence[Request], now: _Round) -> None:
         """Which version of each object there is, if any; what is no recording is left out."""
-        found = self._tools.fetchers.map(self._look, requests)
+        found = self._tools.threads.fetching.map(self._look, requests)
         for request, recording in zip(requests, found, strict=True):
             if recording is None:
                 now.settle(request, "missing")

@@ -14,8 +14,8 @@ from speechmill.dataset.run_log import RunLog, new_run_id
 from speechmill.dataset.state import read_state
 from speechmill.errors import JobError, SpeechmillError
 from speechmill.job import Job
-from speechmill.pipeline.agreement import agree, check, settled_tools
-from speechmill.pipeline.resources import Tools, open_tools
+from speechmill.pipeline.agreement import agree, check, settled_resources
+from speechmill.pipeline.resources import Resources, open_resources
 from speechmill.queues import open_broker
 from speechmill.queues.base import Broker, Consumer, Delivery
 from speechmill.queues.metrics import Endpoint, serve
@@ -162,7 +162,7 @@ def _with_source(
         # Model and digests do not depend on it, and stay with the process.
         anywhere = job.model_copy(update={"source": job.sink})
         with ThreadPoolExecutor(1, thread_name_prefix="load") as pool:
-            loaded = pool.submit(lambda: open_tools(anywhere).recipe)
+            loaded = pool.submit(lambda: open_resources(anywhere).recipe)
             source, first = _first_source(consumer, options, stop)
             if source:
                 loaded.result()
@@ -194,11 +194,11 @@ def _first_source(
     return None, taken
 
 
-def _settled(job: Job, consumer: Consumer, checked: Future[None] | None) -> Tools:
+def _settled(job: Job, consumer: Consumer, checked: Future[None] | None) -> Resources:
     """The tools of the job, agreed on with the sink. Meanwhile the group takes us in."""
 
-    def settle() -> Tools:
-        tools = settled_tools(job)
+    def settle() -> Resources:
+        tools = settled_resources(job)
         check(tools)
         checked.result() if checked else tools.sink.check()
         agree(tools)
@@ -214,7 +214,7 @@ def _settled(job: Job, consumer: Consumer, checked: Future[None] | None) -> Tool
 def _report(
     job: Job,
     queue: str,
-    tools: Tools | None,
+    tools: Resources | None,
     run_id: str,
     tally: WorkTally,
     started: float,

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 from speechmill.dataset.run_log import RunLog
 from speechmill.errors import BrokerError, SpeechmillError, StorageError
-from speechmill.pipeline.planner import below_sink
-from speechmill.pipeline.resources import Tools
+from speechmill.pipeline.listing import below_sink
+from speechmill.pipeline.resources import Resources
 from speechmill.pipeline.selection import selection
 from speechmill.queues.base import Broker, Consumer, Delivery
 from speechmill.queues.batch import Batches, Outcome, Request
@@ -96,7 +96,7 @@ class Worker:
 
     def __init__(
         self,
-        tools: Tools,
+        tools: Resources,
         options: WorkOptions,
         broker: Broker,
         consumer: Consumer,

@@ -17,7 +17,7 @@ from speechmill.dataset.commit import commit
 from speechmill.dataset.schema import utterances_to_table
 from speechmill.errors import JobError, WorkerDiedError
 from speechmill.job import Job
-from speechmill.pipeline.resources import Tools, open_tools
+from speechmill.pipeline.resources import Resources, open_resources
 from speechmill.records import Failure, RecordingDone, Shard, ShardReport
 from speechmill.runners.work import Task, what_is_left
 
@@ -113,7 +113,7 @@ class _Run(Generic[H]):
         on_done: Callable[[RecordingDone], None],
     ) -> None:
         self.job, self.engine, self.stop, self.on_done = job, engine, stop, on_done
-        self.tools = open_tools(job)
+        self.tools = open_resources(job)
         recipe = self.tools.recipe.id
         self.waiting = deque(Task(job, shard, recipe) for shard in shards)
         self.running: dict[H, Task] = {}
@@ -154,7 +154,7 @@ class _Run(Generic[H]):
         return report
 
 
-def _set_aside(tools: Tools, task: Task, error: WorkerDiedError) -> ShardReport:
+def _set_aside(tools: Resources, task: Task, error: WorkerDiedError) -> ShardReport:
     """Commit failures for what a shard that keeps killing its workers still lacks."""
     shard, survivors = what_is_left(tools.sink, task.shard, task.recipe)
     message = f"{task.attempt} workers died of the shard that this was in; the last: {error}"

@@ -19,7 +19,7 @@ from speechmill.dataset.schema import IDENTITY_COLUMNS, row_schema
 from speechmill.errors import DatasetError
 from speechmill.job import Job
 from speechmill.machine import limit_cores
-from speechmill.pipeline.resources import open_tools
+from speechmill.pipeline.resources import open_resources
 from speechmill.pipeline.shard import process_shard
 from speechmill.records import Part, Recording, RecordingDone, Shard, ShardReport
 from speechmill.storage import Object, Store
@@ -61,7 +61,7 @@ def run_task(task: Task, *, stop: Callable[[], bool] = lambda: False) -> ShardRe
     """
     if task.cores is not None:
         limit_cores(task.cores)
-    tools = open_tools(task.job)
+    tools = open_resources(task.job)
     if tools.recipe.id != task.recipe:
         raise DatasetError(
             f"a worker would make rows by the recipe {tools.recipe.id}, the build has "

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, TypeGuard, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from speechmill.records import Codes
+from speechmill.transcribers.base import SharesEncoder, Transcriber
 
-__all__ = ["Codec", "Tokenizer"]
+__all__ = ["Codec", "TakesEncoded", "Tokenizer"]
 
 
 class Tokenizer(Protocol):
@@ -71,3 +72,18 @@ class Codec(Tokenizer, Protocol):
 
     def decoded_length(self, num_frames: int) -> int:
         """How many samples ``decode`` gives for so many frames."""
+
+
+@runtime_checkable
+class TakesEncoded(Tokenizer, Protocol):
+    """A tokenizer that can take what a transcriber's encoder has computed anyway."""
+
+    def attach(self, transcriber: Transcriber) -> None:
+        """Use the transcriber's model instead of loading the same weights again, if they are."""
+
+    def shares(self, transcriber: Transcriber) -> TypeGuard[SharesEncoder]:
+        """Whether the transcriber hands on what its encoder computes, and that will do."""
+
+    def from_encoded(self, encoded: NDArray[Any], num_samples: int) -> Codes:
+        """The codes of a waveform of ``num_samples``, at most 30 s, out of what the encoder made
+        of it: float [at least ceil(num_samples / hop_length), width]. Thread-safe."""

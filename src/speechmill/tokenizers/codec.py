@@ -297,8 +297,9 @@ class TransformersCodec(NeuralCodec):
     def _need_libraries(self) -> None:
         try:
             import safetensors
-            import torch
             import transformers
+
+            import torch
         except ImportError:
             raise MissingExtraError(f"the tokenizer {self.name!r}", EXTRA) from None
         del safetensors, torch, transformers

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Final, Protocol, runtime_checkable
+from typing import Any, Final, Protocol, TypeGuard, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +15,9 @@ from speechmill.records import Codes
 from speechmill.tokenizers.features import FeatureOptions, Features, open_features
 from speechmill.tokenizers.nearest import Nearest
 from speechmill.tokenizers.units_file import UnitsFile, read_units
-from speechmill.transcribers.base import Transcriber
+from speechmill.transcribers.base import SharesEncoder, Transcriber
 
-__all__ = ["MAX_RUN", "EncoderUnits", "UnitsTokenizer", "expand_runs", "merge_runs"]
+__all__ = ["MAX_RUN", "UnitsTokenizer", "expand_runs", "merge_runs"]
 
 VERSION: Final = 1
 """Raised by hand whenever codes of the same file change: it is part of the recipe."""
@@ -27,21 +27,6 @@ MAX_RUN: Final = 255
 
 WIDE: Final = 32_768
 """With more clusters than this, codes are int32."""
-
-
-@runtime_checkable
-class EncoderUnits(Protocol):
-    """A tokenizer that can take what a transcriber's encoder has computed anyway."""
-
-    def attach(self, transcriber: Transcriber) -> None:
-        """Use the transcriber's model instead of loading the same weights again, if they are."""
-
-    def shares(self, transcriber: Transcriber) -> bool:
-        """Whether what ``WhisperTranscriber.transcribe`` gives ``on_encoded`` will do."""
-
-    def from_encoded(self, encoded: NDArray[Any], num_samples: int) -> Codes:
-        """The codes of a waveform of ``num_samples``, at most 30 s, out of what the encoder made
-        of it: float [at least ceil(num_samples / hop_length), width]. Thread-safe."""
 
 
 class UnitsTokenizer:
@@ -118,16 +103,16 @@ class UnitsTokenizer:
         return [self._codes(units) for units in self._features.frames(waveforms, self._nearest)]
 
     def attach(self, transcriber: Transcriber) -> None:
-        """See ``EncoderUnits``."""
+        """See ``TakesEncoded``."""
         if isinstance(self._features, _FromEncoder):
             self._features.attach(transcriber)
 
-    def shares(self, transcriber: Transcriber) -> bool:
-        """See ``EncoderUnits``."""
+    def shares(self, transcriber: Transcriber) -> TypeGuard[SharesEncoder]:
+        """See ``TakesEncoded``."""
         return isinstance(self._features, _FromEncoder) and self._features.shares(transcriber)
 
     def from_encoded(self, encoded: NDArray[Any], num_samples: int) -> Codes:
-        """See ``EncoderUnits``.
+        """See ``TakesEncoded``.
 
         Raises:
             JobError: these units are not of an encoder that transcription computes.
@@ -150,7 +135,7 @@ class _FromEncoder(Protocol):
 
     def attach(self, transcriber: Transcriber) -> None: ...
 
-    def shares(self, transcriber: Transcriber) -> bool: ...
+    def shares(self, transcriber: Transcriber) -> TypeGuard[SharesEncoder]: ...
 
     def from_encoded(self, encoded: NDArray[Any], num_samples: int) -> NDArray[np.float32]: ...
 

@@ -3,7 +3,7 @@ that cannot be believed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -14,22 +14,20 @@ from speechmill.text.figures import can_be_said, compression_ratio, repetition
 from speechmill.text.transcripts import NO_SPACES, join_transcripts
 from speechmill.transcribers import ctranslate, results
 from speechmill.transcribers.attention import Attention
-from speechmill.transcribers.base import TranscriberOptions
+from speechmill.transcribers.base import OnEncoded, TranscriberOptions
 from speechmill.transcribers.coverage import cuts_around, divided, pauses
 from speechmill.transcribers.full_window import FullWindow
 from speechmill.transcribers.hearing import FRAME_RATE, SAMPLE_RATE, Hearing, Spoken
 from speechmill.transcribers.windows import FULL_WINDOW_S, Heard
 from speechmill.transcribers.wording import Wording
 
-__all__ = ["AdaptiveWindows", "OnEncoded"]
+__all__ = ["AdaptiveWindows"]
 
 MAX_TOKENS: Final = 448
 """Prompt and text together: what Whisper's decoder has places for."""
 
 PREPENDED: Final = "\"'“¿([{-"
 APPENDED: Final = "\"'.。,，!！?？:：”)]}、"
-
-OnEncoded = Callable[[int, NDArray[Any]], None]
 
 
 @dataclass(frozen=True, slots=True)

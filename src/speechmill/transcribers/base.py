@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
+
+from numpy.typing import NDArray
 
 from speechmill.records import Speech, Transcript
 
-__all__ = ["Transcriber", "TranscriberOptions"]
+__all__ = ["OnEncoded", "SharesEncoder", "Transcriber", "TranscriberOptions"]
+
+OnEncoded = Callable[[int, NDArray[Any]], None]
+"""Is given a stretch's number, and what the encoder made of it: float [num_frames, width]."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +81,23 @@ class Transcriber(Protocol):
 
         Returns its code and probability; None where there is nothing to detect: no speech is
         given, the language was told, or the model knows but one.
+
+        Raises:
+            ModelError: the engine cannot run the model.
+        """
+
+
+class SharesEncoder(Transcriber, Protocol):
+    """A transcriber that hands on what its encoder computes, for tokens that are made of it.
+
+    A tokenizer that ``TakesEncoded`` says whether a transcriber is one (``shares``).
+    """
+
+    def transcribe(
+        self, speech: Sequence[Speech], *, on_encoded: OnEncoded | None = None
+    ) -> list[Transcript]:
+        """Transcribe each stretch of speech, and call ``on_encoded`` for those that the encoder
+        has computed, from any thread. The array is not to be kept: copy what you need.
 
         Raises:
             ModelError: the engine cannot run the model.

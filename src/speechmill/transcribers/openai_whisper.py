@@ -255,8 +255,9 @@ def _from_checkpoint(weights: Model, device: str, *, words: bool) -> Any:
         MissingExtraError: safetensors is not installed.
         ModelError: it is no Whisper that openai-whisper can run, or its weights are not whole.
     """
-    import torch
     from whisper.model import ModelDimensions, Whisper
+
+    import torch
 
     try:
         from safetensors import SafetensorError

@@ -23,8 +23,8 @@ from speechmill.errors import JobError, ModelError
 from speechmill.models.weights import resolve_whisper
 from speechmill.records import Speech, Transcript
 from speechmill.transcribers import ctranslate, results
-from speechmill.transcribers.adaptive import AdaptiveWindows, OnEncoded
-from speechmill.transcribers.base import TranscriberOptions
+from speechmill.transcribers.adaptive import AdaptiveWindows
+from speechmill.transcribers.base import OnEncoded, TranscriberOptions
 from speechmill.transcribers.full_window import FullWindow
 from speechmill.transcribers.hearing import SAMPLE_RATE, Hearing, best
 from speechmill.transcribers.languages import LANGUAGES, language_code

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,7 @@ from speechmill.models.weights import resolve_whisper
 from speechmill.records import Speech
 from speechmill.tokenizers.features.base import Each, FeatureOptions, as_they_are
 from speechmill.transcribers import ctranslate
-from speechmill.transcribers.base import Transcriber
+from speechmill.transcribers.base import SharesEncoder, Transcriber
 from speechmill.transcribers.hearing import SAMPLE_RATE, Hearing
 from speechmill.transcribers.whisper import WhisperTranscriber
 from speechmill.transcribers.windows import FULL_WINDOW_S, WindowOptions
@@ -142,7 +142,7 @@ class WhisperFeatures:
         if isinstance(transcriber, WhisperTranscriber) and self._is_same(transcriber):
             self._hearing = transcriber.hearing
 
-    def shares(self, transcriber: Transcriber) -> bool:
+    def shares(self, transcriber: Transcriber) -> TypeGuard[SharesEncoder]:
         """Whether what this transcriber's encoder gives, in whichever batch, is what ours gives.
 
         On a GPU that is so up to rounding.
