@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from speechmill.audio import decode, resample, spilling
-from speechmill.audio.formats.octets import Octets, Piece, only_zeros, starts_with
+from speechmill.audio.formats.octets import Octets, SpanReader, only_zeros, starts_with
 from speechmill.audio.spilling import Spool
 from speechmill.errors import AudioError, DamagedError, StorageError
 from speechmill.records import Waveform
@@ -199,7 +199,7 @@ def test_a_piece_of_a_file_reads_like_a_file(
 ) -> None:
     start = cut.draw(st.integers(0, len(data)))
     end = cut.draw(st.integers(start, len(data)))
-    whole, piece = io.BytesIO(data[start:end]), Piece(_mapped(data), (start, end))
+    whole, piece = io.BytesIO(data[start:end]), SpanReader(_mapped(data), (start, end))
     for step, number in steps:
         if step == "read":
             assert piece.read(number) == whole.read(number)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from speechmill.speech.segmentation import SegmentOptions
-from speechmill.speech.speaker_change import NUM_CEPSTRA, Sums, cepstra, change
+from speechmill.speech.speaker_change import NUM_CEPSTRA, CepstralSums, cepstra, speaker_change
 from speechmill.speech.voice import Voice, VoiceOptions, listen
 from tests.support.weights import speech
 
@@ -37,20 +37,20 @@ def vectors(count: int, seed: int) -> NDArray[np.float16]:
 
 
 @cache
-def read(path: str) -> Sums:
+def read(path: str) -> CepstralSums:
     samples = speech(path)
     voice: Voice = listen(lambda start, end: samples[start:end], len(samples), VoiceOptions())
-    return Sums.of(voice.cepstra[voice.probabilities >= VoiceOptions().threshold])
+    return CepstralSums.of(voice.cepstra[voice.probabilities >= VoiceOptions().threshold])
 
 
 def test_readers_of_audiobooks_are_told_apart() -> None:
     alike = [
-        change(read(one), read(other))
+        speaker_change(read(one), read(other))
         for paths in READERS.values()
         for one, other in combinations(paths, 2)
     ]
     apart = [
-        change(read(one), read(other))
+        speaker_change(read(one), read(other))
         for first, second in combinations(READERS.values(), 2)
         for one in first
         for other in second
@@ -64,15 +64,15 @@ def test_another_distance_is_another_speaker(gain: float) -> None:
     samples = speech(READERS["1998"][0])
     frames = samples[: len(samples) // 512 * 512].reshape(-1, 512)
     near, far = cepstra(frames[::2]), cepstra(frames[1::2] * np.float32(gain))
-    assert change(Sums.of(near), Sums.of(cepstra(frames[1::2]))) < LIMIT
-    assert change(Sums.of(near), Sums.of(far)) > LIMIT
+    assert speaker_change(CepstralSums.of(near), CepstralSums.of(cepstra(frames[1::2]))) < LIMIT
+    assert speaker_change(CepstralSums.of(near), CepstralSums.of(far)) > LIMIT
 
 
 @given(st.integers(0, 80), st.integers(0, 80), st.integers(0, 9))
 def test_sums_of_parts_are_those_of_the_whole(first: int, second: int, seed: int) -> None:
     whole = vectors(first + second, seed)
-    parts = Sums.of(whole[:first]) + Sums.of(whole[first:])
-    together = Sums.of(whole)
+    parts = CepstralSums.of(whole[:first]) + CepstralSums.of(whole[first:])
+    together = CepstralSums.of(whole)
     assert parts.count == together.count
     np.testing.assert_allclose(parts.total, together.total, atol=1e-6)
     np.testing.assert_allclose(parts.products, together.products, atol=1e-5)
@@ -82,11 +82,11 @@ def test_sums_of_parts_are_those_of_the_whole(first: int, second: int, seed: int
 def test_who_is_first_makes_no_difference_and_nothing_is_nobody(
     first: int, second: int, seed: int
 ) -> None:
-    left, right = Sums.of(vectors(first, seed)), Sums.of(vectors(second, seed + 1))
-    assert change(left, right) == pytest.approx(change(right, left))
-    assert change(left, left) < 0.1  # nothing but rounding
+    left, right = CepstralSums.of(vectors(first, seed)), CepstralSums.of(vectors(second, seed + 1))
+    assert speaker_change(left, right) == pytest.approx(speaker_change(right, left))
+    assert speaker_change(left, left) < 0.1  # nothing but rounding
     if not first or not second:
-        assert change(left, right) == 0.0
+        assert speaker_change(left, right) == 0.0
 
 
 def test_cepstra_are_those_of_the_definition() -> None:

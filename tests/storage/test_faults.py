@@ -22,7 +22,7 @@ from speechmill.errors import (
 )
 from speechmill.storage import StoreOptions, open_store
 from speechmill.storage.base import check_store
-from speechmill.storage.faults import fault_of_reply
+from speechmill.storage.faults import error_of_reply
 from speechmill.storage.single import SingleWriter
 from tests.support.faults import FaultyProxy
 from tests.support.services import SeaweedFS
@@ -170,7 +170,7 @@ def test_refusals_are_not_tried_again(proxy: FaultyProxy, url: str) -> None:
     ],
 )
 def test_each_reply_has_its_error(status: int, code: str, expected: type[StorageError]) -> None:
-    fault = fault_of_reply(status, code, "what the store says", what="reading x", bucket="b")
+    fault = error_of_reply(status, code, "what the store says", what="reading x", bucket="b")
     assert type(fault) is expected
     assert "reading x" in str(fault)
 

@@ -113,7 +113,7 @@ def test_an_object_that_keeps_changing_is_given_up(store: Store) -> None:
     meddling = _Meddling(store, replace)
     with pytest.raises(UnavailableError, match="keeps changing"):
         fetch(meddling, "a", 1500)
-    assert meddling.reads == large.TRIES
+    assert meddling.reads == large.MAX_RESTARTS
 
 
 @pytest.mark.usefixtures("_small_limits")

@@ -1,4 +1,4 @@
-"""Recordings as bytes → mono waveforms; and waveforms at another rate.
+"""Decode recordings to mono waveforms, and resample waveforms.
 
 Bytes are told apart by their content (``sniffing``), their structure is checked against what it
 declares (``mpeg``, ``ogg``, ``riff``, ``boxes``, ``flac``), FFmpeg decodes them (``decoding``),
@@ -13,4 +13,4 @@ from speechmill.audio.sniffing import EXTENSIONS, looks_like_audio
 __all__ = ["AUDIO_VERSION", "EXTENSIONS", "Decoded", "decode", "looks_like_audio", "resample"]
 
 AUDIO_VERSION: int = 1
-"""Part of every recipe: to be raised whenever decode or resample would give other values."""
+"""Part of every recipe. Raise it by hand whenever decode or resample gives other values."""

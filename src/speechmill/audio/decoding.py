@@ -1,4 +1,4 @@
-"""Bytes → waveform, by FFmpeg's decoders, with what FFmpeg passes over in silence made an error."""
+"""Decode bytes to a waveform with FFmpeg, and raise errors where FFmpeg silently drops audio."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from speechmill.audio.formats import boxes, flac, mpeg, ogg, riff
-from speechmill.audio.formats.anatomy import Anatomy, Problem
-from speechmill.audio.formats.octets import Octets, Piece
+from speechmill.audio.formats.octets import Octets, SpanReader
+from speechmill.audio.formats.structure import Problem, Structure
 from speechmill.audio.mixing import Mixer, Weights
 from speechmill.audio.resampling import resample
 from speechmill.audio.sniffing import Kind, describe, recognise
@@ -28,7 +28,7 @@ from speechmill.records import Waveform
 
 __all__ = ["Decoded", "decode"]
 
-_INSPECTORS: dict[Kind, Callable[[Octets, int], Anatomy]] = {
+_INSPECTORS: dict[Kind, Callable[[Octets, int], Structure]] = {
     "aac": mpeg.inspect_aac,
     "aiff": riff.inspect_aiff,
     "amr": mpeg.inspect_amr,
@@ -45,11 +45,14 @@ _INSPECTORS: dict[Kind, Callable[[Octets, int], Anatomy]] = {
     "webm": boxes.inspect_webm,
 }
 _DTYPES = {"u8": "u1", "s16": "i2", "s32": "i4", "s64": "i8", "flt": "f4", "dbl": "f8"}
+# Hz. Telephony has 8 kHz, studios 192 kHz: a rate beyond these limits comes of a damaged header.
 _MIN_RATE, _MAX_RATE = 1_000, 1_000_000
 _SKIP_MANUAL = int(av.codec.context.Flags2.skip_manual)
-_MAX_PADDING = 4096  # samples
-_WILD = 2.0**31  # no integer stored as a float is larger
-_OVER = 1.122  # 1 dB above full scale; lossy codecs overshoot by less
+# Samples. Encoders pad by a frame or two (AAC: 1,024 or 2,048 a frame); a stated length that is
+# shorter by more is taken for wrong, so that it cuts no sound away.
+_MAX_PADDING = 4096
+_LARGEST_PEAK = 2.0**31  # of 32-bit integers that a file stores as floats; more is no sound
+_CLEAR_OVERSHOOT = 1.122  # 1 dB above full scale; what lossy codecs add stays below it
 # Decoders that may be opened: sound only, whatever else a file holds.
 # fmt: off
 _CODECS = {
@@ -63,11 +66,12 @@ _CODECS = {
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """A recording's waveform, and what is to be known about its source.
+    """A recording's waveform, and the facts about its source that a row states.
 
     ``waveform`` is mono, at the source's rate. ``sample_rate`` (Hz) and ``channels`` are the
     source's, at its start. ``flags`` are sorted and name what is suspicious; docs/audio.md lists
-    them. The samples of a long recording cannot be written to.
+    them. The samples of a long recording are
+    read-only.
     """
 
     waveform: Waveform
@@ -77,9 +81,9 @@ class Decoded:
 
 
 def decode(data: Octets, *, keep_damaged: bool = False) -> Decoded:
-    """Decode a whole recording to mono.
+    """Decode a whole recording to mono, at its own sample rate.
 
-    The format is told by the content, never by a name. Several audio tracks: the default one,
+    The content tells the format, never a name. Of several audio tracks the default one is taken,
     else the first. With ``keep_damaged`` a truncated or damaged recording gives what could be
     decoded of it, flagged ``truncated``, ``damaged`` or ``non_finite``.
 
@@ -95,25 +99,25 @@ def decode(data: Octets, *, keep_damaged: bool = False) -> Decoded:
     if found is None:
         raise NotAudioError(f"this is no audio but {describe(data)}")
     kind, start = found
-    anatomy = _INSPECTORS[kind](data, start)
-    tally = _read(data, anatomy, None)
-    problem = find_problem(anatomy, tally)
+    structure = _INSPECTORS[kind](data, start)
+    tally = _decode_file(data, structure, None)
+    problem = find_problem(structure, tally)
     if not tally.samples:
-        raise nothing_decoded(anatomy, tally)
+        raise nothing_decoded(structure, tally)
     if problem is not None and not keep_damaged:
-        raise as_error(problem, anatomy, tally)
-    flags = set(anatomy.flags)
+        raise as_error(problem, structure, tally)
+    flags = set(structure.flags)
     if problem is not None:
         flags.add(problem.kind)
-    if has_gap(anatomy, tally):
+    if has_gap(structure, tally):
         flags.add("gap")
-    return _finish(data, anatomy, tally, flags, keep_damaged=keep_damaged)
+    return _to_mono(data, structure, tally, flags, keep_damaged=keep_damaged)
 
 
-def _finish(
-    data: Octets, anatomy: Anatomy, tally: Tally, flags: set[str], *, keep_damaged: bool
+def _to_mono(
+    data: Octets, structure: Structure, tally: Tally, flags: set[str], *, keep_damaged: bool
 ) -> Decoded:
-    """Mono at last: choose the channels, join the runs, scale; and flag what is odd."""
+    """Choose the channels to mix, join the runs, scale to full scale, and flag what is odd."""
     first = tally.mixers[0]
     non_finite = sum(mixer.non_finite for mixer in tally.mixers)
     if non_finite:
@@ -127,22 +131,22 @@ def _finish(
     mixed = tally
     if any(weights is not None for weights, _ in chosen):
         tally.spool.clear()  # the mix that is not wanted, before the next one is made
-        mixed = _read(data, anatomy, [weights for weights, _ in chosen])
-    samples = _join(mixed, first.sample_rate)
-    samples = samples[: _without_padding(anatomy, tally)]
+        mixed = _decode_file(data, structure, [weights for weights, _ in chosen])
+    samples = _join_runs(mixed, first.sample_rate)
+    samples = samples[: _unpadded_length(structure, tally)]
     peak = max(float(samples.max()), -float(samples.min()))
-    if peak > _WILD:
+    if peak > _LARGEST_PEAK:
         raise DamagedError(f"a sample of {peak:.3g} is no sound: full scale is 1.0")
     if peak > 1.0:
-        samples = _scaled(samples, peak)
-        if peak > _OVER:
+        samples = _scale_to_peak(samples, peak)
+        if peak > _CLEAR_OVERSHOOT:
             flags.add("scaled")
     waveform = Waveform(samples, first.sample_rate)
     return Decoded(waveform, first.sample_rate, first.channels, tuple(sorted(flags)))
 
 
-def _join(tally: Tally, sample_rate: int) -> NDArray[np.float32]:
-    """One waveform, float32 [num_samples], of all runs; runs of another rate are resampled."""
+def _join_runs(tally: Tally, sample_rate: int) -> NDArray[np.float32]:
+    """Join all runs to one waveform, float32 [num_samples]; resample runs of another rate."""
     for mixer in tally.mixers:
         mixer.flush()
     samples = tally.spool.join()
@@ -159,8 +163,8 @@ def _join(tally: Tally, sample_rate: int) -> NDArray[np.float32]:
     return joined.join()
 
 
-def _scaled(samples: NDArray[np.float32], peak: float) -> NDArray[np.float32]:
-    """Samples, float32 [num_samples], divided by their peak."""
+def _scale_to_peak(samples: NDArray[np.float32], peak: float) -> NDArray[np.float32]:
+    """Divide samples, float32 [num_samples], by their peak."""
     scaled = Spool()
     for piece in pieces(samples):
         quotient = piece / np.float32(peak)
@@ -168,55 +172,55 @@ def _scaled(samples: NDArray[np.float32], peak: float) -> NDArray[np.float32]:
     return scaled.join()
 
 
-def _read(data: Octets, anatomy: Anatomy, weights: list[Weights | None] | None) -> Tally:
-    """Decode every piece of the file; ``weights`` has one entry a run of equal frames."""
+def _decode_file(data: Octets, structure: Structure, weights: list[Weights | None] | None) -> Tally:
+    """Decode every span of the file; ``weights`` has one entry per run of equal frames."""
     tally = Tally()
-    for span in anatomy.pieces:
+    for span in structure.pieces:
         try:
-            _read_piece(Piece(data, span), anatomy, tally, weights)
+            _decode_span(SpanReader(data, span), structure, tally, weights)
         except av.error.FFmpegError as error:
             if not tally.samples:
                 why = f"FFmpeg cannot read it: {error.strerror}"
                 raise as_error(
-                    anatomy.problem or Problem("damaged", why), anatomy, tally
+                    structure.problem or Problem("damaged", why), structure, tally
                 ) from error
             tally.packets += 1
             tally.bad.append(tally.packets)
         except (MemoryError, ValueError, OverflowError) as error:
-            raise DamagedError(f"the {anatomy.name} file makes no sense: {error}") from error
+            raise DamagedError(f"the {structure.name} file makes no sense: {error}") from error
     return tally
 
 
-def _read_piece(
-    file: Piece, anatomy: Anatomy, tally: Tally, weights: list[Weights | None] | None
+def _decode_span(
+    file: SpanReader, structure: Structure, tally: Tally, weights: list[Weights | None] | None
 ) -> None:
     options = {
         # Nothing outside these bytes is ever opened, whatever they say.
         "protocol_whitelist": "none",
-        "format_whitelist": anatomy.demuxer,
+        "format_whitelist": structure.demuxer,
         "codec_whitelist": ",".join(_CODECS),
-        **dict(anatomy.options),
+        **dict(structure.options),
     }
     with av.open(
-        file, "r", format=anatomy.demuxer, options=options, metadata_errors="replace"
+        file, "r", format=structure.demuxer, options=options, metadata_errors="replace"
     ) as container:
         streams = container.streams.audio
         if not streams:
-            if anatomy.problem is not None:
-                raise as_error(anatomy.problem, anatomy, tally)
-            raise NotAudioError(f"the {anatomy.name} file has no audio track")
+            if structure.problem is not None:
+                raise as_error(structure.problem, structure, tally)
+            raise NotAudioError(f"the {structure.name} file has no audio track")
         stream = next((s for s in streams if s.disposition & s.disposition.default), streams[0])
         context = stream.codec_context
         if context is None or context.name not in _CODECS:
-            if anatomy.problem is not None:
-                raise as_error(anatomy.problem, anatomy, tally)
+            if structure.problem is not None:
+                raise as_error(structure.problem, structure, tally)
             what = "" if context is None else f" ({context.name})"
             raise NotAudioError(f"the codec of its track{what} is not supported")
         check = None
         context.thread_count = 1  # the caller has threads of its own
         tally.codec = context.name
         tally.starts.append(tally.packets)
-        if anatomy.name == "CAF" and context.name == "alac":
+        if structure.name == "CAF" and context.name == "alac":
             # FFmpeg would cut the last packet twice: it is a short one, not a padded one.
             context.flags2 |= _SKIP_MANUAL
         tally.alone = len(container.streams) == 1
@@ -231,14 +235,14 @@ def _read_piece(
         _decode_packets(container, stream, tally, weights, check)
 
 
-def _without_padding(anatomy: Anatomy, tally: Tally) -> int | None:
-    """How many samples are sound, where FFmpeg leaves padding behind them; None if all are."""
+def _unpadded_length(structure: Structure, tally: Tally) -> int | None:
+    """Count the samples before the padding that FFmpeg leaves in place; None if there is none."""
     if len(tally.mixers) != 1:
         return None
-    if anatomy.declared_samples is not None:
-        return anatomy.declared_samples
-    declared = anatomy.padded_samples
-    if anatomy.name == "MP4" and tally.stream_s is not None:
+    if structure.declared_samples is not None:
+        return structure.declared_samples
+    declared = structure.padded_samples
+    if structure.name == "MP4" and tally.stream_s is not None:
         declared = round(tally.stream_s * tally.mixers[0].sample_rate)
     if len(tally.starts) == 1 and tally.stated_samples is not None:
         declared = tally.stated_samples
@@ -279,32 +283,34 @@ def _decode_packets(
             tally.last_good = tally.packets
             first_sample = frames[0].pts if first_sample is None else first_sample
         elif packet.size:
-            tally.barren.append(tally.packets)
+            tally.frameless.append(tally.packets)
         for frame in frames:
-            _take(frame, tally, weights, check)
+            _mix_frame(frame, tally, weights, check)
     if tally.mixers:
-        _checked(check, tally.mixers[-1].flush())
+        _check_samples(check, tally.mixers[-1].flush())
     if first_pts is not None and stream.time_base is not None:
         tally.end_s = float(end_pts * stream.time_base)
         tally.span_s = float((end_pts - first_pts) * stream.time_base)
 
 
 def _stated_samples(packet: Any, first_sample: int) -> int | None:
-    """How many samples an empty packet says that there are, if it does: its time is where they end,
-    less what is beyond, which it has as a negative duration, without the sign."""
+    """Read the number of samples that an empty last packet states; None where it states none.
+
+    Its time is the end of the samples, its duration (stored as if unsigned) minus the padding.
+    """
     if packet.pts is None:
         return None
     beyond = 2**32 - packet.duration if packet.duration else 0
     return int(packet.pts) - beyond - first_sample
 
 
-def _take(
+def _mix_frame(
     frame: av.AudioFrame,
     tally: Tally,
     weights: list[Weights | None] | None,
     check: flac.FlacCheck | None,
 ) -> None:
-    """Give a frame to the mixer of its run; a new run starts where rate or channels change."""
+    """Mix a frame into its run; a change of rate, channels or sample format starts a new run."""
     channels, name = frame.layout.nb_channels, frame.format.name
     planar = name.endswith("p")
     sample_format = name[:-1] if planar else name
@@ -313,7 +319,7 @@ def _take(
         if not _MIN_RATE <= frame.sample_rate <= _MAX_RATE:
             raise DamagedError(f"a sample rate of {frame.sample_rate} Hz makes no sense")
         if tally.mixers:
-            _checked(check, tally.mixers[-1].flush())
+            _check_samples(check, tally.mixers[-1].flush())
         run = len(tally.mixers)
         chosen = weights[run] if weights is not None and run < len(weights) else None
         if weights is not None and chosen is None:
@@ -321,12 +327,14 @@ def _take(
         emit, over_range = tally.spool.add, tally.codec.startswith("pcm_f")
         mixer = Mixer(*key, chosen, emit, over_range=over_range)
         tally.mixers.append(mixer)
-    samples = _view(frame, _DTYPES[sample_format], channels, planar=planar)
-    _checked(check, tally.mixers[-1].add(samples))
+    samples = _frame_samples(frame, _DTYPES[sample_format], channels, planar=planar)
+    _check_samples(check, tally.mixers[-1].add(samples))
 
 
-def _view(frame: av.AudioFrame, dtype: str, channels: int, *, planar: bool) -> NDArray[Any]:
-    """A frame's samples [num_channels, num_samples] as FFmpeg has them, without a copy."""
+def _frame_samples(
+    frame: av.AudioFrame, dtype: str, channels: int, *, planar: bool
+) -> NDArray[Any]:
+    """View a frame's samples, [num_channels, num_samples] in FFmpeg's format, without a copy."""
     count = frame.samples
     if planar:
         planes = [np.frombuffer(memoryview(plane), dtype, count) for plane in frame.planes]
@@ -338,6 +346,6 @@ def _view(frame: av.AudioFrame, dtype: str, channels: int, *, planar: bool) -> N
     )
 
 
-def _checked(check: flac.FlacCheck | None, raw: NDArray[Any] | None) -> None:
+def _check_samples(check: flac.FlacCheck | None, raw: NDArray[Any] | None) -> None:
     if raw is not None and check is not None:
         check.see_samples(raw)

@@ -1,4 +1,4 @@
-"""Decoded samples of any format and any number of channels → mono float32, and what is odd."""
+"""Mix decoded samples of any format and channel count to mono float32, and find what is odd."""
 
 from __future__ import annotations
 
@@ -12,21 +12,24 @@ from numpy.typing import NDArray
 __all__ = ["FULL_SCALE", "Mixer", "Weights"]
 
 Weights = tuple[float, ...]
-"""What each channel counts for in the mono mix."""
+"""The weight of each channel in the mono mix."""
 
 FULL_SCALE = {"u8": 2.0**-7, "s16": 2.0**-15, "s32": 2.0**-31, "s64": 2.0**-63}
 """FFmpeg's integer sample formats → the value of one step in −1..1."""
 
-_BLOCK = 1 << 16  # samples per channel that are converted at a time
-_HOT = 0.9995  # of full scale: where clipped samples lie
-_SILENT_POWER = 1e-3  # −30 dB: a channel this far below the loudest …
-_SILENT_PEAK = 0.05  # … and whose peak is this far below, carries nothing
-_EQUAL = 0.999  # of the loudest channel's power: as loud
-_CANCELLED = 0.1  # of the power that as many unrelated channels would leave
+_BLOCK = 1 << 16  # samples per channel mixed at a time: FFmpeg's frames alone are too small
+_CLIP_LEVEL = 0.9995  # of full scale: clipped samples lie above
+# A channel whose power is 30 dB and whose peak is 26 dB below the loudest one's carries no speech,
+# only crosstalk and noise. Both are asked: one loud word in an hour has little power.
+_SILENT_POWER = 1e-3
+_SILENT_PEAK = 0.05
+_EQUAL_POWER = 0.999  # of the loudest channel's power: equally loud, but for rounding
+# A mix with less than this share of the power that unrelated channels would leave is antiphase.
+_CANCELLED_POWER = 0.1
 
 
 @dataclass(slots=True)
-class _Stats:
+class _ChannelStats:
     """Sums over all samples, one entry a channel."""
 
     count: int = 0
@@ -34,18 +37,18 @@ class _Stats:
     square: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
     low: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
     high: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
-    hot: int = 0
+    clipped: int = 0
     mix_total: float = 0.0
     mix_square: float = 0.0
 
 
 class Mixer:
-    """Takes in the frames of one run (same rate, channels and format), gives mono blocks.
+    """Mixes the frames of one run (same rate, channels and format) to mono blocks.
 
-    ``emit`` is given each of them, float32 [num_samples], in order.
+    ``emit`` is called with each block, float32 [num_samples], in order.
 
-    Without ``weights`` all channels count alike, and ``choose`` tells which weights would have
-    been right.
+    Without ``weights`` all channels count equally, and ``choose`` returns the weights that would
+    have been right.
     """
 
     def __init__(
@@ -65,26 +68,26 @@ class Mixer:
         self.samples = 0
         self._scale = FULL_SCALE.get(sample_format)
         # Floats above full scale are as good as any; elsewhere they are clipped peaks.
-        self._too_hot = _HOT + 2 * (1 - _HOT) if over_range else np.inf
+        self._clip_ceiling = _CLIP_LEVEL + 2 * (1 - _CLIP_LEVEL) if over_range else np.inf
         self._offset = 128.0 if sample_format == "u8" else 0.0
         self._weights = weights
         self._pending: list[NDArray[Any]] = []
         self._num_pending = 0
         self._emit = emit
         zeros = np.zeros(channels)
-        self._stats = _Stats(
+        self._stats = _ChannelStats(
             total=zeros.copy(), square=zeros.copy(), low=zeros + np.inf, high=zeros - np.inf
         )
 
     def add(self, samples: NDArray[Any]) -> NDArray[Any] | None:
-        """Take in samples [num_channels, num_samples]; returns what was mixed, if it was."""
+        """Add samples, [num_channels, num_samples]. Returns those that were mixed, if any."""
         self._pending.append(samples)
         self._num_pending += samples.shape[1]
         self.samples += samples.shape[1]
         return self.flush() if self._num_pending >= _BLOCK else None
 
     def flush(self) -> NDArray[Any] | None:
-        """Mix what is pending; returns it, [num_channels, num_samples], as it was decoded."""
+        """Mix what is pending. Returns it as decoded, [num_channels, num_samples], or None."""
         if not self._pending:
             return None
         raw = self._pending[0] if len(self._pending) == 1 else np.concatenate(self._pending, axis=1)
@@ -116,10 +119,10 @@ class Mixer:
         np.minimum(stats.low, low, out=stats.low)
         np.maximum(stats.high, high, out=stats.high)
         for channel, samples in enumerate(block):
-            if high[channel] >= _HOT or low[channel] <= -_HOT:
+            if high[channel] >= _CLIP_LEVEL or low[channel] <= -_CLIP_LEVEL:
                 magnitude = np.abs(samples)
-                hot = (magnitude >= _HOT) & (magnitude <= self._too_hot)
-                stats.hot += int(np.count_nonzero(hot[2:] & hot[1:-1] & hot[:-2]))
+                clipped = (magnitude >= _CLIP_LEVEL) & (magnitude <= self._clip_ceiling)
+                stats.clipped += int(np.count_nonzero(clipped[2:] & clipped[1:-1] & clipped[:-2]))
         if self.channels == 1:
             self._emit(block[0])
             return
@@ -134,7 +137,7 @@ class Mixer:
         self._emit(mono)
 
     def choose(self) -> tuple[Weights | None, str | None]:
-        """The weights that the mix should have had, None if equal ones; and a flag, or None."""
+        """Choose the weights that the mix should have had (None: equal), and a flag or None."""
         stats = self._stats
         if self.channels == 1 or not stats.count or self._weights is not None:
             return None, None
@@ -142,7 +145,7 @@ class Mixer:
         power = np.maximum(stats.square / stats.count - mean**2, 0.0)
         peak = np.maximum(stats.high - mean, mean - stats.low)
         # The first of equals: sums of floats tell them apart by the machine's rounding.
-        loudest = int((power >= _EQUAL * power.max()).argmax())
+        loudest = int((power >= _EQUAL_POWER * power.max()).argmax())
         if power[loudest] <= 1e-12:  # silence
             return None, None
         silent = (power < _SILENT_POWER * power[loudest]) & (peak < _SILENT_PEAK * peak[loudest])
@@ -153,7 +156,7 @@ class Mixer:
         share = len(carrying) / self.channels
         mix_power = stats.mix_square / stats.count - (stats.mix_total / stats.count) ** 2
         unrelated = power[carrying].mean() / len(carrying) * share**2
-        if mix_power < _CANCELLED * unrelated:
+        if mix_power < _CANCELLED_POWER * unrelated:
             return alone, "antiphase"
         if len(carrying) < self.channels:
             weight = 1.0 / len(carrying)
@@ -162,6 +165,9 @@ class Mixer:
 
     @property
     def clipped(self) -> bool:
-        """Whether samples stay at full scale for longer than speech does."""
+        """Whether samples stay at full scale for longer than speech does.
+
+        Three in a row count once; five, or one in 10,000, may be loud speech.
+        """
         stats = self._stats
-        return stats.hot > max(5.0, 1e-4 * stats.count * self.channels)
+        return stats.clipped > max(5.0, 1e-4 * stats.count * self.channels)

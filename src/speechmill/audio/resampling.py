@@ -11,15 +11,15 @@ from speechmill.records import Waveform
 
 __all__ = ["resample"]
 
-_QUALITY = "HQ"
+_QUALITY = "HQ"  # soxr's default, 20 bits of precision: more than 16-bit speech has
 
 
 def resample(waveform: Waveform, sample_rate: int) -> Waveform:
-    """The waveform at ``sample_rate`` Hz, by soxr at its "HQ" setting.
+    """Resample a waveform to ``sample_rate`` Hz, by soxr at its "HQ" setting.
 
-    The same object where the rate is that already. Never empty for a waveform that is not. What
-    overshoots −1..1 by filtering is clipped. A long one is resampled piece by piece, with the same
-    values; its samples are held in a temporary file, and cannot be written to.
+    Returns the same object where it has that rate already. A waveform that is not empty stays so.
+    What the filter makes overshoot −1..1 is clipped. A long waveform is resampled piece by piece,
+    with the same values; its samples are held in a temporary file, and are read-only.
 
     Raises StorageError where the temporary folder has no room.
     """
@@ -37,7 +37,7 @@ def resample(waveform: Waveform, sample_rate: int) -> Waveform:
 
 
 def _piecewise(waveform: Waveform, sample_rate: int) -> NDArray[np.float32]:
-    """What ``soxr.resample`` gives, clipped, without the whole in memory."""
+    """Resample and clip without holding all of it in memory, to the same values."""
     stream = soxr.ResampleStream(waveform.sample_rate, sample_rate, 1, "float32", _QUALITY)
     count = len(waveform.samples)
     growth = max(1.0, sample_rate / waveform.sample_rate)

@@ -1,4 +1,4 @@
-"""What kind of file some bytes are, by their content alone."""
+"""Recognise the kind of a file by its content alone."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ _TEXTS = (
 
 
 def recognise(data: Octets) -> tuple[Kind, int] | None:
-    """The kind of container and where it starts (behind an ID3 tag), None if it is no audio."""
+    """Find the container's kind and start (behind an ID3 tag); None if it is no audio."""
     start = mpeg.skip_id3(data, 0)
     head = data[start : start + 64]
     kind = _by_magic(head)
@@ -152,7 +152,7 @@ def _by_magic(head: bytes) -> Kind | None:
 
 
 def describe(data: Octets) -> str:
-    """What bytes that are no audio look like, for an error's text."""
+    """Describe bytes that are no audio, for an error's text."""
     for magic, name in _OTHERS:
         if starts_with(data, magic):
             return name

@@ -1,4 +1,4 @@
-"""Long waveforms, held in a temporary file instead of in memory."""
+"""Temporary files for long waveforms, so that memory does not hold them."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ from speechmill.errors import StorageError
 __all__ = ["PIECE_SAMPLES", "SPILL_SAMPLES", "Spool", "pieces"]
 
 SPILL_SAMPLES = 5 * 60 * 48_000
-"""A waveform of more samples than these (58 MB, 5 minutes at 48 kHz) goes to a file."""
+"""A longer waveform (58 MB, 5 minutes at 48 kHz) goes to a file; shorter ones are most, and faster
+in memory."""
 
 PIECE_SAMPLES = 1 << 20
-"""So much of a waveform is worked on at a time."""
+"""Samples processed at a time (4 MB): enough that numpy's calls pay, and little memory."""
 
 
 def pieces(samples: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
-    """A waveform, float32 [num_samples], in views of up to ``PIECE_SAMPLES``."""
+    """Yield a waveform, float32 [num_samples], in views of up to ``PIECE_SAMPLES``."""
     for at in range(0, len(samples), PIECE_SAMPLES):
         yield samples[at : at + PIECE_SAMPLES]
 
 
 class Spool:
-    """Takes in a waveform block by block; a long one goes to a file in the temporary folder.
+    """Collects a waveform block by block; a long one goes to a file in the temporary folder.
 
     The file has no name (TMPDIR says in which folder): it is gone when the spool and the joined
     array are, however the process ends.
@@ -41,7 +42,7 @@ class Spool:
         self._file: io.FileIO | None = None
 
     def add(self, block: NDArray[np.float32]) -> None:
-        """Take in a block, float32 [num_samples].
+        """Add a block, float32 [num_samples].
 
         Raises StorageError where the temporary folder has no room.
         """
@@ -55,9 +56,9 @@ class Spool:
                 raise _no_room(error) from None
 
     def join(self) -> NDArray[np.float32]:
-        """All samples, float32 [num_samples]; then the spool is empty.
+        """Return all samples, float32 [num_samples], and leave the spool empty.
 
-        Of a long waveform they are mapped from the file, and cannot be written to.
+        Those of a long waveform are a read-only map of the file.
 
         Raises StorageError where the file cannot be mapped.
         """
@@ -82,7 +83,7 @@ class Spool:
         return samples
 
     def clear(self) -> None:
-        """Forget all samples."""
+        """Discard all samples."""
         if self._file is not None:
             self._file.close()
         self._num_samples, self._blocks, self._file = 0, [], None

@@ -1,20 +1,20 @@
-"""What came of a recording's packets, and whether that is all of it."""
+"""Counts of a recording's packets, and the judgement whether all of it was decoded."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from speechmill.audio.formats.anatomy import Anatomy, Problem
 from speechmill.audio.formats.flac import FlacCheck
+from speechmill.audio.formats.structure import Problem, Structure
 from speechmill.audio.mixing import Mixer
 from speechmill.audio.spilling import Spool
 from speechmill.errors import AudioError, DamagedError, EmptyAudioError, TruncatedError
 
 __all__ = ["Tally", "as_error", "find_problem", "has_gap", "nothing_decoded"]
 
-_TOLERANCE_S = 0.15  # lossy codecs start and end a frame early or late
+_TOLERANCE_S = 0.15  # lossy codecs start and end a frame (up to 128 ms) early or late
 _WMA_GAP_S = 0.1  # WMA has no pauses; its first frame, up to 46 ms, only primes the decoder
-_GAP_S = 0.3  # a hole in the packets' times that is worth a flag
+_GAP_S = 0.3  # a hole in the packets' times that deserves a flag; clocks of containers jitter less
 # One packet in, one frame out: a packet without a frame is a loss …
 _STEADY = {"aac", "flac", "mp2float", "mp3float", "opus"}
 _EDGE_PACKETS = 4  # … but not at the edges, where the encoder's padding is cut away
@@ -25,47 +25,47 @@ _CUT_ANYWHERE = {"mp3", "aac", "amr"}
 
 @dataclass(slots=True)
 class Tally:
-    """Counts of one reading of a file. Packets are numbered from 1."""
+    """Counts made while a file is decoded. Packets are numbered from 1."""
 
-    mixers: list[Mixer] = field(default_factory=list)  # one a run of equal frames
-    spool: Spool = field(default_factory=Spool)  # what they have mixed, one run after the other
+    mixers: list[Mixer] = field(default_factory=list)  # one per run of equal frames
+    spool: Spool = field(default_factory=Spool)  # the mixed samples, one run after another
     packets: int = 0
     bad: list[int] = field(default_factory=list)  # packets that could not be decoded
-    starts: list[int] = field(default_factory=list)  # packets before each piece
+    starts: list[int] = field(default_factory=list)  # packets before each span
     last_good: int = 0
-    barren: list[int] = field(default_factory=list)  # packets that gave no frame
+    frameless: list[int] = field(default_factory=list)  # packets that gave no frame
     end_s: float = 0.0  # of the last packet, by its own time
     span_s: float = 0.0  # from the start of the first packet to there
-    stated_samples: int | None = None  # what the last piece's last packet says, without sound
+    stated_samples: int | None = None  # what an empty last packet of the last span states
     stream_s: float | None = None  # length of the track, as FFmpeg has read it
     codec: str = ""
     alone: bool = True  # the file holds nothing but this one track
-    checks: list[FlacCheck] = field(default_factory=list)  # one a piece, FLAC only
+    checks: list[FlacCheck] = field(default_factory=list)  # one per span, FLAC only
 
     @property
     def decoded_s(self) -> float:
-        """Seconds of sound."""
+        """Seconds decoded."""
         return sum(mixer.samples / mixer.sample_rate for mixer in self.mixers)
 
     @property
     def samples(self) -> int:
-        """Samples per channel."""
+        """Samples decoded per channel."""
         return sum(mixer.samples for mixer in self.mixers)
 
 
-def find_problem(anatomy: Anatomy, tally: Tally) -> Problem | None:
-    """What is missing of a recording or wrong with it, None if nothing is."""
-    if anatomy.problem is not None:
-        return anatomy.problem
+def find_problem(structure: Structure, tally: Tally) -> Problem | None:
+    """Find what is missing from a recording or wrong with it; None if nothing is."""
+    if structure.problem is not None:
+        return structure.problem
     if tally.checks:
         problem, sure = _flac_problem(tally)
         if problem is not None or sure:
             return problem
-    return _packet_problem(anatomy, tally) or _length_problem(anatomy, tally)
+    return _packet_problem(structure, tally) or _length_problem(structure, tally)
 
 
 def _flac_problem(tally: Tally) -> tuple[Problem | None, bool]:
-    """What FLAC's own checks say; and whether they are sure that all is well."""
+    """Judge by FLAC's own checks. Also returns whether they prove that all is there."""
     for check in tally.checks:
         if check.total and check.samples < check.total:
             if check.reaches_end and not _breaks_off(tally):
@@ -86,13 +86,13 @@ def _flac_problem(tally: Tally) -> tuple[Problem | None, bool]:
 
 
 def _breaks_off(tally: Tally) -> bool:
-    """Whether nothing came of the last packet."""
+    """Whether the last packet gave no samples."""
     return tally.last_good < tally.packets
 
 
-def _packet_problem(anatomy: Anatomy, tally: Tally) -> Problem | None:
+def _packet_problem(structure: Structure, tally: Tally) -> Problem | None:
     bad = tally.bad
-    if anatomy.demuxer in _CUT_ANYWHERE:
+    if structure.demuxer in _CUT_ANYWHERE:
         bad = [packet for packet in bad if packet > 1]
     if bad:
         if tally.codec == "flac" and _breaks_off(tally):
@@ -101,59 +101,60 @@ def _packet_problem(anatomy: Anatomy, tally: Tally) -> Problem | None:
     if tally.codec in _STEADY:
         edges = [*tally.starts, tally.packets]
         lost = sum(
-            all(abs(packet - edge) > _EDGE_PACKETS for edge in edges) for packet in tally.barren
+            all(abs(packet - edge) > _EDGE_PACKETS for edge in edges) for packet in tally.frameless
         )
         if lost:
             return Problem("damaged", f"{lost} of {tally.packets} packets hold no sound")
     return None
 
 
-def _length_problem(anatomy: Anatomy, tally: Tally) -> Problem | None:
-    if anatomy.name == "WMA" and tally.span_s - tally.decoded_s > _WMA_GAP_S:
+def _length_problem(structure: Structure, tally: Tally) -> Problem | None:
+    if structure.name == "WMA" and tally.span_s - tally.decoded_s > _WMA_GAP_S:
         return Problem("damaged", "some of its packets are missing")
-    expected = anatomy.declared_samples
+    expected = structure.declared_samples
     if expected is not None and tally.samples < expected:
         return Problem("damaged", f"{tally.samples} of {expected} samples could be decoded")
-    declared_s = _declared_s(anatomy, tally)
-    if anatomy.packet_clock and declared_s is not None:
+    declared_s = _declared_s(structure, tally)
+    if structure.packet_clock and declared_s is not None:
         seen_s = max(tally.decoded_s, tally.end_s)
         if declared_s - seen_s > _TOLERANCE_S:
             return Problem("truncated", "its end is missing")
     return None
 
 
-def _declared_s(anatomy: Anatomy, tally: Tally) -> float | None:
-    """Seconds that the file says it has; a picture's track may be longer than the sound's."""
-    if anatomy.declared_s is not None:
-        return anatomy.declared_s if tally.alone else None
-    return tally.stream_s if anatomy.name == "MP4" else None
+def _declared_s(structure: Structure, tally: Tally) -> float | None:
+    """The length that the file states, in seconds; a video track may be longer than the sound's."""
+    if structure.declared_s is not None:
+        return structure.declared_s if tally.alone else None
+    return tally.stream_s if structure.name == "MP4" else None
 
 
-def has_gap(anatomy: Anatomy, tally: Tally) -> bool:
+def has_gap(structure: Structure, tally: Tally) -> bool:
     """Whether the packets' times have a hole: a pause of the recorder, or lost packets."""
-    return anatomy.packet_clock and tally.span_s - tally.decoded_s > _GAP_S
+    return structure.packet_clock and tally.span_s - tally.decoded_s > _GAP_S
 
 
-def as_error(problem: Problem, anatomy: Anatomy, tally: Tally) -> AudioError:
-    """The problem as an error that says how much is there."""
-    declared_s = _declared_s(anatomy, tally)
+def as_error(problem: Problem, structure: Structure, tally: Tally) -> AudioError:
+    """Make the error for a problem; it says how much could be decoded."""
+    declared_s = _declared_s(structure, tally)
     if declared_s is None or declared_s <= tally.decoded_s:
         there = f"{tally.decoded_s:.2f} s could be decoded"
     else:
         there = f"{tally.decoded_s:.2f} of {declared_s:.2f} s are there"
-    text = f"the {anatomy.name} file is {problem.kind}: {problem.text}; {there}"
+    text = f"the {structure.name} file is {problem.kind}: {problem.text}; {there}"
     return TruncatedError(text) if problem.kind == "truncated" else DamagedError(text)
 
 
-def nothing_decoded(anatomy: Anatomy, tally: Tally) -> AudioError:
-    """The error for a file of which no sample came."""
-    if anatomy.problem is not None and anatomy.problem.kind == "damaged":
-        return as_error(anatomy.problem, anatomy, tally)
+def nothing_decoded(structure: Structure, tally: Tally) -> AudioError:
+    """Make the error for a file that gave no sample."""
+    if structure.problem is not None and structure.problem.kind == "damaged":
+        return as_error(structure.problem, structure, tally)
     if tally.bad:
-        problem = find_problem(anatomy, tally)
-        return as_error(problem or Problem("damaged", "it cannot be decoded"), anatomy, tally)
-    if anatomy.problem is not None:
+        problem = find_problem(structure, tally)
+        return as_error(problem or Problem("damaged", "it cannot be decoded"), structure, tally)
+    if structure.problem is not None:
         return TruncatedError(
-            f"the {anatomy.name} file is truncated before its first sample: {anatomy.problem.text}"
+            f"the {structure.name} file is truncated before its first sample: "
+            f"{structure.problem.text}"
         )
-    return EmptyAudioError(f"header only: the {anatomy.name} file holds no samples")
+    return EmptyAudioError(f"header only: the {structure.name} file holds no samples")

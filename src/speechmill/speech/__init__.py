@@ -1,1 +1,1 @@
-"""Where speech is, and where it is cut."""
+"""Voice activity, speaker changes, and the segmentation of recordings into utterances."""

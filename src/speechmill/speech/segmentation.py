@@ -1,9 +1,8 @@
-"""What of a recording becomes rows, and what of a row is transcribed in one go.
+"""Segment a recording into rows, and each row into the pieces that are transcribed in one go.
 
 A row is an utterance, or the whole recording. Its pieces are what the transcriber is given, none
-longer than it takes. Where a stretch has to be cut, it is cut at its best pause; where there is
-none, between two words as far as can be heard. Nothing in which a voice was heard is lost or
-given twice.
+longer than it accepts. A stretch that must be cut is cut at its best pause or, where it has none,
+in a dip of voice and level between words. No voiced frame is lost or given twice.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from speechmill.speech.speaker_change import Sums, change
+from speechmill.speech.speaker_change import CepstralSums, speaker_change
 from speechmill.speech.voice import FRAME, SAMPLE_RATE, Voice, VoiceOptions, voice_spans
 
 __all__ = ["Piece", "Row", "SegmentOptions", "Segmentation", "keep_whole", "must_listen", "segment"]
@@ -29,7 +28,12 @@ Span = tuple[float, float]
 
 @dataclass(frozen=True, slots=True)
 class SegmentOptions:
-    """How recordings are cut. All of it shapes the rows, so all of it is in the recipe."""
+    """The limits of segmentation. All of them shape rows, so all are in the recipe.
+
+    The joining was measured with Whisper base on LibriSpeech utterances joined to one file: cut at
+    every pause of half a second 11.2 % word errors, at the utterances' own ends 10.5 %, joined up
+    to 8 s 8.8 %, up to 12 or 15 s 9.1 %.
+    """
 
     short_s: float = 8.0
     """An utterance that is shorter is joined with its nearest neighbour: Whisper understands a
@@ -37,9 +41,13 @@ class SegmentOptions:
     join_s: float = 2.0
     """… unless the pause between them is longer than this, …"""
     max_change: float = 0.85
-    """… or another speaker begins: the criterion of ``speakers.change``."""
+    """… or another speaker begins: the criterion of ``speaker_change``.
+
+    Over 242 utterances of some 80 readers it takes 1 to 5 % of pairs of one reader for two, and
+    misses 30, 6, 2 and 0.1 % of pairs of two, of 1, 2, 4 and 6 s each.
+    """
     min_s: float = 2.0
-    """What has to be cut leaves no end that is shorter."""
+    """Cutting a long span leaves no shorter piece at its end."""
     max_s: float = 30.0
     """No utterance is longer, and no recording that ``auto`` keeps whole."""
     min_pause_s: float = 0.5
@@ -49,9 +57,10 @@ class SegmentOptions:
     cut_windows_s: tuple[float, ...] = (0.1, 0.3, 1.0)
     """A cut lies where, over windows of these lengths around it, there is least voice …"""
     cut_level_weight: float = 0.5
-    """… and sound, which counts so much of what the voice does …"""
+    """… and sound, weighted by this against the voice …"""
     cut_range_db: float = 40.0
-    """… and is none where it is so far below the loudest."""
+    """… and counts as none this far below the loudest. How a cut is found hardly matters:
+    6.5 to 6.7 % word errors by voice, by level, and with any window of these."""
 
     @property
     def recipe(self) -> Mapping[str, object]:
@@ -61,10 +70,10 @@ class SegmentOptions:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What is transcribed in one go, in seconds of the recording's clock.
+    """A span that is transcribed in one go, in seconds from the recording's start.
 
-    ``voiced`` are the stretches of it in which a voice was heard, in order and apart; None where
-    nothing listened.
+    ``voiced`` are its stretches with a voice, in order and disjoint; None where voice activity was
+    not computed.
     """
 
     start_s: float
@@ -73,14 +82,14 @@ class Piece:
 
     @property
     def voiced_s(self) -> float:
-        """Seconds of voice; all of it where nothing listened."""
+        """Seconds of voice; all of it where voice activity was not computed."""
         spans = ((self.start_s, self.end_s),) if self.voiced is None else self.voiced
         return sum(end - start for start, end in spans)
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row-to-be, in seconds of the recording's clock; without pieces where nobody speaks."""
+    """A future row, in seconds from the recording's start; without pieces where nobody speaks."""
 
     start_s: float
     end_s: float
@@ -88,7 +97,7 @@ class Row:
 
     @property
     def voiced_s(self) -> float | None:
-        """Seconds of voice; None where nothing listened."""
+        """Seconds of voice; None where voice activity was not computed."""
         if any(piece.voiced is None for piece in self.pieces):
             return None
         return sum(piece.voiced_s for piece in self.pieces)
@@ -96,15 +105,15 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Segmentation:
-    """A recording's rows, at least one, in order and apart; and the highest probability of a voice
-    in it (None where nothing listened)."""
+    """A recording's rows, at least one, in order and disjoint; and the highest probability of a
+    voice in it (None where voice activity was not computed)."""
 
     rows: tuple[Row, ...]
     highest: float | None = None
 
 
 def _cut_at_silences(mode: Mode, duration_s: float, options: SegmentOptions) -> bool:
-    """Whether a recording is to be cut into utterances."""
+    """Whether a recording is cut into utterances."""
     return mode == "vad" or (mode == "auto" and duration_s > options.max_s)
 
 
@@ -116,13 +125,13 @@ def must_listen(
     needs_voice: bool,
     max_speech_s: float | None,
 ) -> bool:
-    """Whether it takes the voice to say what the rows and pieces of a recording are."""
+    """Whether the rows and pieces of a recording depend on its voice activity."""
     too_long = max_speech_s is not None and duration_s > max_speech_s
     return needs_voice or too_long or _cut_at_silences(mode, duration_s, options)
 
 
 def keep_whole(duration_s: float) -> Segmentation:
-    """One row and one piece, where nothing is to be heard before."""
+    """Segment a recording into one row of one piece, without voice activity."""
     return Segmentation((Row(0.0, duration_s, (Piece(0.0, duration_s),)),))
 
 
@@ -133,10 +142,10 @@ def segment(
     voice_options: VoiceOptions,
     max_speech_s: float | None = None,
 ) -> Segmentation:
-    """Cut a recording by the voice that was heard in it.
+    """Segment a recording by its voice activity.
 
-    Rows hold every frame that may hold a voice, but for stretches of which none surely does. A
-    recording without a voice is one row without pieces.
+    The rows hold every frame that may be voiced, except in stretches without a frame above the
+    threshold. A recording without a voice is one row without pieces.
     """
     duration_s, highest = voice.duration_s, voice.highest
     if highest < voice_options.threshold:
@@ -154,7 +163,7 @@ def segment(
 
 
 def _runs(voiced: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """The runs of voiced frames, [num_runs, 2]: the first frame, and the one after the last."""
+    """Find the runs of voiced frames, [num_runs, 2]: first frame, and the one after the last."""
     edges = np.flatnonzero(np.diff(np.pad(voiced.astype(np.int8), 1)))
     return edges.reshape(-1, 2)
 
@@ -166,26 +175,26 @@ def _utterances(
     options: SegmentOptions,
     voice_options: VoiceOptions,
 ) -> list[Span]:
-    """The utterances of a recording, with some of the pauses around them."""
+    """Find the utterances of a recording, each with part of the pauses around it."""
     inner_s = longest_s - 2 * min(options.pad_s, longest_s / 8)
     spans = [
         span
-        for first, end in _joined(voiced, int(inner_s / FRAME_S), voice, options, voice_options)
+        for first, end in _join_runs(voiced, int(inner_s / FRAME_S), voice, options, voice_options)
         if voice.probabilities[first:end].max() >= voice_options.threshold
-        for span in _split((first * FRAME_S, end * FRAME_S), inner_s, voice, options)
+        for span in _split_long((first * FRAME_S, end * FRAME_S), inner_s, voice, options)
     ]
-    return _padded(spans, voice.duration_s, (longest_s - inner_s) / 2)
+    return _pad(spans, voice.duration_s, (longest_s - inner_s) / 2)
 
 
-def _joined(
+def _join_runs(
     runs: NDArray[np.int64],
     longest: int,
     voice: Voice,
     options: SegmentOptions,
     voice_options: VoiceOptions,
 ) -> list[tuple[int, int]]:
-    """Runs joined across short pauses, and then short ones with their nearest neighbour; in
-    frames, as ``_runs``. Nothing within ``longest`` comes to be longer by what is joined to it."""
+    """Join runs across short pauses, and then short ones with their nearest neighbour; in frames,
+    as ``_runs``. No joined span exceeds ``longest``, unless a part of it does."""
     least, reach = round(options.short_s / FRAME_S), round(options.join_s / FRAME_S)
     spans: list[tuple[int, int]] = []
     for first, end in runs.tolist():
@@ -195,7 +204,7 @@ def _joined(
             spans.append((first, end))
     if len(spans) < 2:
         return spans
-    speakers = [_speaker(first, end, voice, voice_options) for first, end in spans]
+    speakers = [_voice_sums(first, end, voice, voice_options) for first, end in spans]
     before, after = list(range(-1, len(spans) - 1)), list(range(1, len(spans) + 1))
     pairs: list[tuple[int, int, int, int]] = []  # pause, length together, both indices
 
@@ -210,7 +219,7 @@ def _joined(
             pause <= reach
             and min(lengths) < least
             and fits
-            and change(speakers[left], speakers[right]) <= options.max_change
+            and speaker_change(speakers[left], speakers[right]) <= options.max_change
         ):
             heapq.heappush(pairs, (pause, together, left, right))
 
@@ -230,15 +239,14 @@ def _joined(
     return [spans[i] for i in range(len(spans)) if after[i] >= 0]
 
 
-def _speaker(first: int, end: int, voice: Voice, options: VoiceOptions) -> Sums:
-    """What the voice of some frames is like."""
+def _voice_sums(first: int, end: int, voice: Voice, options: VoiceOptions) -> CepstralSums:
+    """Sum the cepstra of the voiced ones among some frames."""
     is_voice = voice.probabilities[first:end] >= options.threshold
-    return Sums.of(voice.cepstra[first:end][is_voice])
+    return CepstralSums.of(voice.cepstra[first:end][is_voice])
 
 
-def _split(span: Span, longest_s: float, voice: Voice, options: SegmentOptions) -> list[Span]:
-    """Cut a span into such as are not longer, each at the best place of the latter half of what
-    may be taken at once."""
+def _split_long(span: Span, longest_s: float, voice: Voice, options: SegmentOptions) -> list[Span]:
+    """Cut a span into spans of at most ``longest_s``, each at the best place in its latter half."""
     start_s, end_s = span
     spans = []
     while end_s - start_s > longest_s:
@@ -251,7 +259,7 @@ def _split(span: Span, longest_s: float, voice: Voice, options: SegmentOptions) 
 
 
 def _best_cut(first: int, last: int, voice: Voice, options: SegmentOptions) -> int:
-    """The frame in first … last before which there is least voice and sound around."""
+    """Find the frame in first … last with the least voice and sound around its start."""
     reach = round(max(options.cut_windows_s) / FRAME_S) + 1
     begin, end = max(0, first - reach), min(last + reach, len(voice.probabilities))
     levels = voice.levels_db[begin:end]
@@ -267,8 +275,8 @@ def _best_cut(first: int, last: int, voice: Voice, options: SegmentOptions) -> i
     return first + int(np.argmin(cost))
 
 
-def _padded(utterances: Sequence[Span], duration_s: float, pad_s: float) -> list[Span]:
-    """Utterances with some of the pauses around them; they stay apart."""
+def _pad(utterances: Sequence[Span], duration_s: float, pad_s: float) -> list[Span]:
+    """Extend utterances into the pauses around them; they stay disjoint."""
     ends_s = [-np.inf, *(end_s for _, end_s in utterances)]
     starts_s = [*(start_s for start_s, _ in utterances), np.inf]
     pads_s = [min((a - b) / 2, pad_s) for a, b in zip(starts_s, ends_s, strict=True)]
@@ -281,7 +289,7 @@ def _padded(utterances: Sequence[Span], duration_s: float, pad_s: float) -> list
 def _pieces(
     spans: Sequence[Span], voiced: NDArray[np.int64], duration_s: float
 ) -> tuple[Piece, ...]:
-    """The spans with what is voiced in each."""
+    """Make a piece of each span, with its voiced stretches."""
     runs = np.minimum(voiced * FRAME_S, duration_s)
     pieces = []
     for start_s, end_s in spans:

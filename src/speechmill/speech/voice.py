@@ -1,7 +1,7 @@
-"""Where in a waveform somebody speaks, as Silero's voice activity model hears it.
+"""Voice activity detection, by the Silero model that faster-whisper carries.
 
 Whisper makes up words where there are none, above all in digital silence. This finds the stretches
-that are worth transcribing, and it is meant to miss none: voices 40 dB down, in noise as loud as
+worth transcribing, and is tuned to miss none: voices 40 dB down, in noise as loud as
 they are, or a fifth of a second long are found (``tests/speech/test_voice.py`` holds it to that).
 """
 
@@ -32,20 +32,21 @@ __all__ = [
 
 SAMPLE_RATE: Final = 16_000
 FRAME: Final = 512
-"""Samples that Silero judges at once (32 ms)."""
+"""Samples per probability (32 ms): what Silero was trained with at 16 kHz."""
 
 PIECE: Final = 120 * SAMPLE_RATE // FRAME * FRAME
 """Samples judged in one call of the model: it bounds the memory that long recordings take, and
 shapes nothing."""
 
 CONTEXT: Final = 64
-"""Samples before a frame that the model hears with it."""
+"""Samples before a frame that are part of the model's input."""
 
-TAPS: Final = 63
-"""Length of the low-pass filter: it goes from passing to stopping within about 800 Hz."""
+LOW_PASS_TAPS: Final = 63
+"""Length of the low-pass filter, whose transition band is about 800 Hz wide. With it Silero's
+probability over a minute of plain noise stays below 0.14; without it, it came to 0.81."""
 
-Read = Callable[[int, int], NDArray[np.float32]]
-"""Gives the samples from one position to another, float32 [num_samples] at 16 kHz."""
+ReadSamples = Callable[[int, int], NDArray[np.float32]]
+"""Reads the samples from one position to another, float32 [num_samples] at 16 kHz."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +65,14 @@ class VoiceOptions:
     pad_s: float = 1.0
     """What is kept of them on either side."""
     level_window_s: int = 3
-    """Each second is amplified by the peak of so many around it …"""
+    """Each second is amplified by the peak of this many seconds around it (of 3,704 s of voice in
+    101 clips of five languages, −49 to 0 dB, joined in 30 orders, 39.6 s were missed with 7, 12.0 s
+    with 5, 1.8 s with 3 and 14.9 s with 1) …"""
     level_floor: float = 1e-4
     """… but no peak counts as smaller than this (−80 dB): what is below is taken for silence."""
     cutoff_hz: float = 7000.0
-    """What is above is not listened to: where resampling has thinned it out, as in all that was
-    recorded at a higher rate, Silero comes to hear a voice in half a minute of plain noise."""
+    """Higher frequencies are filtered out: where resampling has thinned them out, as in everything
+    recorded at a higher rate, Silero drifts to a voice within half a minute of plain noise."""
 
     @property
     def recipe(self) -> Mapping[str, object]:
@@ -79,11 +82,11 @@ class VoiceOptions:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Voice:
-    """What was heard in a waveform of ``duration_s``, frame by frame.
+    """The voice activity of a waveform of ``duration_s``, frame by frame.
 
     ``probabilities`` of a voice, 0 to 1, and ``levels_db`` (of the amplified copy; 0 is full
-    scale) are float32 [num_frames], ``cepstra`` (``speakers.cepstra``, as loud as it was)
-    [num_frames, 13]; a frame is 32 ms, the last one may be cut short.
+    scale) are float32 [num_frames], ``cepstra`` (``speaker_change.cepstra``, not amplified)
+    float16 [num_frames, 13]; a frame is 32 ms, the last one may be cut short.
     """
 
     probabilities: NDArray[np.float32]
@@ -99,7 +102,7 @@ class Voice:
 
 @cache
 def voice_model_digests() -> Mapping[str, str]:
-    """SHA-256 of each file of the Silero model that faster-whisper carries, by file name."""
+    """Compute the SHA-256 of each file of the Silero model in faster-whisper, by file name."""
     spec = find_spec("faster_whisper")  # which is heavy to import
     return {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest()
@@ -109,13 +112,13 @@ def voice_model_digests() -> Mapping[str, str]:
 
 
 def listen(
-    read: Read, num_samples: int, options: VoiceOptions, duration_s: float | None = None
+    read: ReadSamples, num_samples: int, options: VoiceOptions, duration_s: float | None = None
 ) -> Voice:
-    """Listen to a waveform of so many samples at 16 kHz, which is read two minutes at a time.
+    """Detect voice in a waveform of ``num_samples`` at 16 kHz, read two minutes at a time.
 
-    ``duration_s`` is what it lasts exactly, where its own rate is another.
+    ``duration_s`` is its exact duration, where its own rate is another.
     """
-    silero = _Silero()
+    silero = _SileroSession()
     probabilities, levels = [np.zeros(0, np.float32)], [np.zeros(0, np.float32)]
     timbres = [np.zeros((0, NUM_CEPSTRA), np.float16)]
     for start in range(0, num_samples, PIECE):
@@ -133,10 +136,10 @@ def listen(
 
 
 def voice_spans(voice: Voice, options: VoiceOptions) -> list[tuple[float, float]]:
-    """The stretches of a waveform, (start_s, end_s), that are to be transcribed.
+    """Find the stretches of a waveform, (start_s, end_s), that are transcribed.
 
-    They are in order and apart; there is none where nobody speaks. Where no pause is long enough
-    to be left out, the only one is the whole waveform.
+    They are in order and disjoint; none where nobody speaks. Where no pause is long enough to be
+    left out, it is the whole waveform.
     """
     if voice.highest < options.threshold:
         return []
@@ -154,9 +157,12 @@ def voice_spans(voice: Voice, options: VoiceOptions) -> list[tuple[float, float]
     return list(zip(firsts_s.tolist(), lasts_s.tolist(), strict=True))
 
 
-class _Silero:
-    """The model on its way through one waveform: faster-whisper's session, and what it remembers
-    from piece to piece (its wrapper forgets, which tells for minutes)."""
+class _SileroSession:
+    """The model's state on its way through one waveform, carried from piece to piece.
+
+    faster-whisper's own wrapper resets it with each call, which changes probabilities for minutes:
+    after 16 s of warming up by up to 0.28.
+    """
 
     def __init__(self) -> None:
         from faster_whisper.vad import get_vad_model
@@ -167,7 +173,7 @@ class _Silero:
         self._context = np.zeros((1, CONTEXT), np.float32)
 
     def hear(self, frames: NDArray[np.float32]) -> NDArray[np.float32]:
-        """[num_frames, 512], the next ones → the probability of a voice in each."""
+        """Compute the probability of a voice in each of the next frames, [num_frames, 512]."""
         contexts = np.concatenate([self._context, frames[:-1, -CONTEXT:]])
         self._context = frames[-1:, -CONTEXT:]
         given = {"input": np.concatenate([contexts, frames], 1), "h": self._h, "c": self._c}
@@ -176,14 +182,14 @@ class _Silero:
 
 
 def _frames(piece: NDArray[np.float32]) -> NDArray[np.float32]:
-    """[num_samples] → [num_frames, 512]; the last one ends in zeros."""
+    """Cut [num_samples] into [num_frames, 512]; the last frame is padded with zeros."""
     return np.pad(piece, (0, -len(piece) % FRAME)).reshape(-1, FRAME)
 
 
 def _low_passed_with_gains(
-    read: Read, start: int, num_samples: int, options: VoiceOptions
+    read: ReadSamples, start: int, num_samples: int, options: VoiceOptions
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """The piece at ``start``, and how much each of its samples is to be amplified.
+    """Read the low-passed piece at ``start``, and the gain of each of its samples.
 
     The gains are those of the whole waveform: enough is read around the piece to know its peaks.
     """
@@ -200,15 +206,15 @@ def _low_passed_with_gains(
 
 
 def _low_passed(samples: NDArray[np.float32], cutoff_hz: float) -> NDArray[np.float32]:
-    """float32 [num_samples] without what is above ``cutoff_hz``: a sinc under a Hamming window."""
-    at = np.arange(TAPS) - TAPS // 2
-    taps = np.sinc(2 * cutoff_hz / SAMPLE_RATE * at) * np.hamming(TAPS)
+    """Low-pass float32 [num_samples] at ``cutoff_hz``, by a sinc under a Hamming window."""
+    at = np.arange(LOW_PASS_TAPS) - LOW_PASS_TAPS // 2
+    taps = np.sinc(2 * cutoff_hz / SAMPLE_RATE * at) * np.hamming(LOW_PASS_TAPS)
     taps = (taps / taps.sum()).astype(np.float32)
-    return np.convolve(samples, taps)[TAPS // 2 :][: len(samples)]
+    return np.convolve(samples, taps)[LOW_PASS_TAPS // 2 :][: len(samples)]
 
 
 def _gains(waveform: NDArray[np.float32], options: VoiceOptions) -> NDArray[np.float64]:
-    """Each second's gain, which brings the peak of the seconds around it to one half."""
+    """Compute each second's gain, which brings the peak of the seconds around it to one half."""
     num_seconds = -(-len(waveform) // SAMPLE_RATE)
     peaks = np.maximum.reduceat(np.abs(waveform), np.arange(num_seconds) * SAMPLE_RATE)
     padded = np.pad(peaks.astype(np.float64), options.level_window_s // 2)
@@ -217,6 +223,6 @@ def _gains(waveform: NDArray[np.float32], options: VoiceOptions) -> NDArray[np.f
 
 
 def _smooth(probabilities: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Averages over three frames; what lies beyond the ends counts as silence."""
+    """Average over three frames; beyond the ends is silence."""
     padded = np.pad(probabilities, 1)
     return (padded[:-2] + padded[1:-1] + padded[2:]) / np.float32(3)

@@ -1,4 +1,4 @@
-"""Object stores: a URL in, bytes out. S3, Google, Azure, folders and memory behind one Protocol."""
+"""Object stores behind one Protocol: S3, Google, Azure, local folders, and memory."""
 
 from __future__ import annotations
 
@@ -28,11 +28,10 @@ _memory_lock = threading.Lock()
 
 
 def open_store(url: str, options: StoreOptions = StoreOptions()) -> Store:  # noqa: B008 it is frozen
-    """The store at ``url``: a path, ``s3://``, ``gs://``, ``az://``, ``file://``, ``memory://NAME``.
+    """Open the store at ``url``: a path, ``s3://``, ``gs://``, ``az://``, ``file://``, ``memory://NAME``.
 
-    A plain path is taken literally, also with ``%``, ``#`` and ``?``. Opening asks the store
-    nothing; only credentials are looked for. ``memory://NAME`` is the same store for all of this
-    process.
+    A plain path is taken literally, also with ``%``, ``#`` and ``?``. Opening sends no request; it
+    only looks for credentials. ``memory://NAME`` is one store for the whole process.
 
     Raises:
         JobError: the URL, the profile or the endpoint is wrong.

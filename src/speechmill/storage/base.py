@@ -1,4 +1,4 @@
-"""What every store does, and the values that it takes and gives."""
+"""The Protocol of object stores, the values that it uses, and the check of conditional puts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from speechmill.errors import ConflictError, StorageError, UnsupportedError
 __all__ = ["CHECK_PREFIX", "Blob", "Object", "Store", "StoreOptions", "check_store"]
 
 CHECK_PREFIX = "_speechmill/check-"
-"""Scratch objects of ``Store.check`` are called this, and a random number."""
+"""The prefix of the scratch objects of ``Store.check``; a random number follows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +26,8 @@ class Object:
     nanoseconds as a decimal string, else the store's ETag without its quotes. ``modified_us`` is
     in microseconds since 1970, UTC.
 
-    An empty ``etag`` means that the listing met something that it could not look at (a folder
-    without permission, a link to nothing): ``get`` then says why.
+    An empty ``etag`` means that the listing could not open the object (a folder without permission,
+    a dangling link): ``get`` then says why.
     """
 
     key: str
@@ -49,8 +49,8 @@ class Blob:
 class StoreOptions:
     """How to reach a store. Holds no secrets, and may be pickled.
 
-    ``profile`` names a profile of the AWS files. ``endpoint_url`` and ``region`` go before what
-    the profile says. ``retry_s``: for how many seconds one failing request is tried again.
+    ``profile`` names a profile of the AWS files. ``endpoint_url`` and ``region`` override those
+    of the profile. ``retry_s``: for how many seconds a failing request is retried.
     ``anonymous``: requests are not signed, for public buckets.
     """
 
@@ -65,34 +65,34 @@ class Store(Protocol):
     """A place with objects. Thread-safe.
 
     Every method may raise AccessDeniedError, or UnavailableError once retries are used up.
-    Transient failures are retried inside. A conditional put whose reply is lost may meet its own
-    success on the retry: it then raises ConflictError, and the caller reads the object again to
-    see what became of it.
+    Transient failures are retried inside. A conditional put whose reply was lost may conflict with
+    its own success on the retry: it then raises ConflictError, and the caller reads the object
+    again to find out.
     """
 
     @property
     def url(self) -> str:
-        """Where it is: no secrets, no trailing slash; for folders the absolute path."""
+        """The normalised URL: no secrets, no trailing slash; for folders the absolute path."""
 
     def list(self, prefix: str = "") -> Iterator[Object]:
-        """Everything below ``prefix`` (whole path components, or ""), in a stable order.
+        """List everything below ``prefix`` (whole path components, or ""), in a stable order.
 
-        Streams: memory does not grow with the number of objects, but for the names of the
-        directories it is in. Folder markers (empty, ending in "/") are left out.
+        Streams: memory does not grow with the number of objects, except for the names of the
+        directories being listed. Folder markers (empty, ending in "/") are left out.
 
         Raises:
             NotFoundError: there is no such bucket, or the store's folder does not exist.
         """
 
     def get(self, key: str) -> Blob:
-        """The object, whole.
+        """Read the whole object.
 
         Raises:
             NotFoundError: there is none.
         """
 
     def read(self, key: str, start: int, length: int, *, etag: str) -> bytes:
-        """``length`` bytes from byte ``start``, of the version ``etag`` and no other.
+        """Read ``length`` bytes from byte ``start``, of the version ``etag`` and no other.
 
         Raises:
             ConflictError: the object has another etag by now.
@@ -101,7 +101,7 @@ class Store(Protocol):
         """
 
     def head(self, key: str) -> Object:
-        """The object's size, etag and time.
+        """Look up the object's size, etag and time.
 
         Raises:
             NotFoundError: there is none.
@@ -119,7 +119,7 @@ class Store(Protocol):
         """
 
     def put_file(self, key: str, path: Path) -> None:
-        """Write the object from a local file, whole or not at all, whatever is there.
+        """Write the object from a local file, whole or not at all, over any object of that key.
 
         The file may be of any size; it is not held in memory.
 
@@ -128,10 +128,10 @@ class Store(Protocol):
         """
 
     def delete(self, key: str) -> None:
-        """Remove the object; no error when it is gone already."""
+        """Remove the object; no error if there is none."""
 
     def check(self) -> None:
-        """Prove, on a scratch object, that one can write here and that conditions are honoured.
+        """Prove, on a scratch object, that the store can be written and honours conditions.
 
         Raises:
             UnsupportedError: the store does not honour conditional puts.
@@ -140,7 +140,7 @@ class Store(Protocol):
 
 
 def check_store(store: Store) -> None:
-    """``Store.check``, by means of the store's other methods."""
+    """Implement ``Store.check`` by the store's other methods."""
     key = f"{CHECK_PREFIX}{uuid.uuid4().hex}"
     try:
         _check_conditions(store, key)

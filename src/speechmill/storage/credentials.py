@@ -1,4 +1,4 @@
-"""Where an S3 bucket is and with which keys: what boto3 knows, in our order of precedence."""
+"""Find an S3 bucket's endpoint, region and keys: what boto3 knows, in our order of precedence."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from speechmill.storage.base import StoreOptions
 __all__ = ["S3Access", "resolve"]
 
 _R2 = ".r2.cloudflarestorage.com"
-_FALLBACK_REGION = "us-east-1"
+_FALLBACK_REGION = "us-east-1"  # stores other than AWS accept it; AWS names the right one
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ def resolve(bucket: str, options: StoreOptions) -> S3Access:
 
     Raises:
         JobError: no such profile, or an endpoint that is no URL.
-        AccessDeniedError: there are no credentials, or they cannot be had.
+        AccessDeniedError: there are no credentials, or they cannot be obtained.
     """
     try:
         session = boto3.session.Session(
@@ -57,7 +57,8 @@ def resolve(bucket: str, options: StoreOptions) -> S3Access:
         )
         ca_bundle = core.get_config_variable("ca_bundle")
     except botocore.exceptions.ProfileNotFound as error:
-        raise JobError(_no_profile(str(error.kwargs.get("profile", options.profile)))) from None
+        name = str(error.kwargs.get("profile", options.profile))
+        raise JobError(_profile_missing(name)) from None
     except (
         botocore.exceptions.ConfigParseError,
         botocore.exceptions.InvalidRegionError,
@@ -88,7 +89,7 @@ def _aws_endpoint(session: Any, region: str | None) -> str:
 
 
 def _configured_endpoint(core: Any, options: StoreOptions) -> str | None:
-    """The flag; then a named profile's own endpoint, then the environment's.
+    """Choose the flag's endpoint, else a named profile's own, else the environment's.
 
     Where no profile is named, the environment goes before the default profile, as it does in
     every AWS tool.
@@ -153,7 +154,7 @@ def _credentials(session: Any, options: StoreOptions, bucket: str, has_endpoint:
         credentials = session.get_credentials()
         frozen = credentials.get_frozen_credentials() if credentials is not None else None
     except botocore.exceptions.PartialCredentialsError as error:
-        raise AccessDeniedError(f"s3://{bucket}: {error}; {_how(named)}") from None
+        raise AccessDeniedError(f"s3://{bucket}: {error}; {_login_hint(named)}") from None
     except (botocore.exceptions.SSOError, botocore.exceptions.TokenRetrievalError) as error:
         again = f" --profile {named}" if named else ""
         raise AccessDeniedError(f"s3://{bucket}: {error} (run `aws sso login{again}`)") from None
@@ -166,18 +167,18 @@ def _credentials(session: Any, options: StoreOptions, bucket: str, has_endpoint:
     ) as error:
         # Its text may quote what a credential process has printed.
         raise AccessDeniedError(
-            f"s3://{bucket}: no credentials could be had ({type(error).__name__}); {_how(named)}"
+            f"s3://{bucket}: no credentials ({type(error).__name__}); {_login_hint(named)}"
         ) from None
     if frozen is None or not frozen.access_key or not frozen.secret_key:
         where = f"the profile {named!r} holds no keys" if named else "there are no credentials"
         raise AccessDeniedError(
-            f"s3://{bucket}: {where} (looked at {_files()}"
-            f"{'' if named else ', the environment'}); {_how(named)}"
+            f"s3://{bucket}: {where} (looked at {_config_files()}"
+            f"{'' if named else ', the environment'}); {_login_hint(named)}"
         )
     return credentials
 
 
-def _how(profile: str | None) -> str:
+def _login_hint(profile: str | None) -> str:
     return (
         f"run `aws configure --profile {profile}`"
         if profile
@@ -186,11 +187,13 @@ def _how(profile: str | None) -> str:
     )
 
 
-def _files() -> str:
+def _config_files() -> str:
     config = os.environ.get("AWS_CONFIG_FILE", "~/.aws/config")
     credentials = os.environ.get("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials")
     return f"{config} and {credentials}"
 
 
-def _no_profile(name: str) -> str:
-    return f"there is no profile {name!r} in {_files()}: run `aws configure --profile {name}`"
+def _profile_missing(name: str) -> str:
+    return (
+        f"there is no profile {name!r} in {_config_files()}: run `aws configure --profile {name}`"
+    )

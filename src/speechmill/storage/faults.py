@@ -1,4 +1,4 @@
-"""Foreign errors become ours here; what may pass by itself is tried again."""
+"""Map the errors of obstore, botocore and urllib3 to ours, and retry transient ones."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ from speechmill.errors import (
     UnsupportedError,
 )
 
-__all__ = ["Retrier", "fault_of_reply"]
+__all__ = ["Retrier", "error_of_reply"]
 
+# Doubling from the time of a few requests to one after which a throttled store has recovered.
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 8.0
 FIRST_CONTACT_S = 10.0
@@ -64,12 +65,12 @@ _DENIED = {
 _ELSEWHERE = {"PermanentRedirect", "AuthorizationHeaderMalformed", "InvalidRegionName"}
 
 
-def fault_of_reply(
+def error_of_reply(
     status: int, code: str, message: str, *, what: str, bucket: str = ""
 ) -> StorageError:
-    """Our error for an S3 reply: its HTTP status, error code and message.
+    """Map an S3 reply (HTTP status, error code and message) to our error.
 
-    ``what`` says what was being done to which object. UnavailableError means: try again.
+    ``what`` says what was being done to which object. UnavailableError is worth a retry.
     """
     said = ": ".join(filter(None, (f"{status} {code}".strip(), message)))
     if code == "NoSuchBucket":
@@ -94,13 +95,13 @@ def fault_of_reply(
 
 
 def _translate(error: Exception, what: str, bucket: str) -> tuple[StorageError, bool]:
-    """Our error, and whether anything has answered at all."""
+    """Map an error to ours. Also returns whether the host has answered at all."""
     if isinstance(error, StorageError):
         return error, True
     text = str(error)
     if status := _STATUS.search(text):
         code, message = _CODE.search(text), _MESSAGE.search(text)
-        return fault_of_reply(
+        return error_of_reply(
             int(status[1]),
             code[1] if code else "",
             message[1] if message else "",
@@ -143,7 +144,7 @@ def _translate(error: Exception, what: str, bucket: str) -> tuple[StorageError, 
 
 
 def _reason(text: str) -> str:
-    """Why it failed, in a line without URLs: those may carry signatures."""
+    """Say in a line why it failed, without URLs: those may carry signatures."""
     for sign, reason in (
         ("dns error", "the host's name cannot be resolved"),
         ("invalid peer certificate", "the host's TLS certificate is not trusted"),
@@ -159,9 +160,9 @@ def _reason(text: str) -> str:
 
 
 class Retrier:
-    """Runs requests; those that fail in a way that may pass are tried again, with backoff.
+    """Runs requests, and retries transient failures with exponential backoff and jitter.
 
-    ``retry_s``: for how many seconds one request is tried again. ``host`` is named in errors.
+    ``retry_s``: for how many seconds one request is retried. ``host`` is named in errors.
     Thread-safe.
     """
 
@@ -172,13 +173,13 @@ class Retrier:
         self._reached = threading.Event()
 
     def call(self, what: str, action: Callable[[], T], *, once: bool = False) -> T:
-        """What ``action`` returns. ``what`` says what it does, for errors.
+        """Run ``action``, and return its result. ``what`` says what it does, for errors.
 
-        ``once``: do not try again, only make foreign errors ours.
+        ``once``: do not retry, only map errors.
 
         Raises:
             UnavailableError: it still fails after ``retry_s`` seconds.
-            StorageError: it fails for good; see ``fault_of_reply``.
+            StorageError: it fails in a way that a retry cannot mend; see ``error_of_reply``.
         """
         started = time.monotonic()
         attempt = 0

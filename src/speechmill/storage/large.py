@@ -1,4 +1,4 @@
-"""Large objects: fetched by ranges into a temporary file, so that memory does not hold them."""
+"""Fetch large objects by ranges into a temporary file, so that memory does not hold them."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from speechmill.storage.base import Object, Store
 __all__ = ["Fetched", "fetch"]
 
 LARGE_BYTES = 64 * 1024 * 1024
-"""Objects up to this size are held in memory."""
+"""Objects up to this size are held in memory: half an hour of 16-bit speech at 16 kHz."""
 
-RANGE_BYTES = 8 * 1024 * 1024
-TRIES = 5  # times that an object is begun anew because it was replaced meanwhile
+RANGE_BYTES = 8 * 1024 * 1024  # per request, so that few are needed and a failed one costs little
+MAX_RESTARTS = 5  # after the object was replaced during the download
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,23 +36,23 @@ class Fetched:
 
 
 def fetch(store: Store, key: str, size: int) -> Fetched:
-    """The object, whole and of one version; in memory only if it is no larger than 64 MiB.
+    """Fetch a whole object, of one version; in memory only if it is no larger than 64 MiB.
 
-    ``size`` (bytes) is what the listing says; the object may have another one by now.
+    ``size`` (bytes) is that of the listing; the object may have another one by now.
 
     Raises:
         NotFoundError: there is none.
         UnavailableError: it keeps being replaced while it is read.
         StorageError: the temporary folder has no room for it, or another error of ``Store``.
     """
-    for attempt in range(TRIES if size > LARGE_BYTES else 0):
+    for attempt in range(MAX_RESTARTS if size > LARGE_BYTES else 0):
         found = store.head(key)
         if found.size <= LARGE_BYTES or not found.etag:  # without an etag, parts may not fit
             break
         try:
-            return Fetched(_in_ranges(store, key, found), found.etag, found.modified_us)
+            return Fetched(_fetch_ranges(store, key, found), found.etag, found.modified_us)
         except ConflictError:
-            if attempt == TRIES - 1:
+            if attempt == MAX_RESTARTS - 1:
                 raise UnavailableError(
                     f"{store.url}/{printable(key)} keeps changing while it is read"
                 ) from None
@@ -61,25 +61,25 @@ def fetch(store: Store, key: str, size: int) -> Fetched:
     return Fetched(blob.data, blob.etag, blob.modified_us)
 
 
-def _in_ranges(store: Store, key: str, found: Object) -> mmap.mmap:
-    """This version of the object, mapped from a file that has no name."""
+def _fetch_ranges(store: Store, key: str, found: Object) -> mmap.mmap:
+    """Download this version of the object into a file without a name, and map it."""
     what = f"{store.url}/{printable(key)} ({found.size} bytes)"
-    with _making_room(what):
+    with _naming_the_folder(what):
         # Without a buffer, so that a full disk shows in write, not when the file is closed.
         file = tempfile.TemporaryFile(prefix="speechmill-", buffering=0)  # noqa: SIM115 see below
     with file:
         for start in range(0, found.size, RANGE_BYTES):
             length = min(RANGE_BYTES, found.size - start)
             data = memoryview(store.read(key, start, length, etag=found.etag))
-            with _making_room(what):
+            with _naming_the_folder(what):
                 while data:
                     data = data[file.write(data) :]
-        with _making_room(what):
+        with _naming_the_folder(what):
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 @contextlib.contextmanager
-def _making_room(what: str) -> Iterator[None]:
+def _naming_the_folder(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:

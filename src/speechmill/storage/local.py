@@ -37,19 +37,20 @@ __all__ = ["LocalStore"]
 LOCK = "_speechmill/lock"
 STAGED = "_speechmill/staged"
 LOCK_TIMEOUT_S = 60.0
-"""The lock is held for some system calls only; whoever has it longer is stopped, or its disk is."""
-LEFTOVER_S = 3600.0
-READ_ATTEMPTS = 5
-# A file system may keep times by nanoseconds, microseconds, milliseconds, or two seconds.
+"""The lock is held for a few system calls only: a process that holds it longer is stopped, or its
+disk is."""
+LEFTOVER_S = 3600.0  # older staged files are of killed writers
+READ_ATTEMPTS = 5  # of a file that is changed while it is read
+# Resolutions of modification times: nanoseconds (ext4, XFS) down to two seconds (FAT).
 _TICKS_NS = (1, 1_000, 1_000_000, 1_000_000_000, 2_000_000_000)
 
 
 class LocalStore:
     """A folder. See ``Store``. Reading creates nothing in it.
 
-    Symbolic links are followed, to files and to directories; a link to a directory that it lies
-    in is left out, for what is there is listed already. What is neither a file nor a directory
-    is left out, too.
+    Symbolic links are followed, to files and to directories; a link to a directory that
+    contains it is left out, because its files are listed already. So is everything that is neither
+    a file nor a directory.
     """
 
     def __init__(self, root: str) -> None:
@@ -91,7 +92,7 @@ class LocalStore:
                 continue
             directories = []
             for entry in entries:
-                found = self._look(key + entry)
+                found = self._classify(key + entry)
                 if isinstance(found, Object):
                     yield found
                 elif found and key + entry != STAGED:
@@ -112,7 +113,7 @@ class LocalStore:
             if _version(before) == _version(after) and len(data) == after.st_size:
                 return Blob(data, str(after.st_mtime_ns), after.st_mtime_ns // 1000)
             time.sleep(0.05 * 2**attempt)
-        raise UnavailableError(f"{self._show(key)} keeps changing while it is read")
+        raise UnavailableError(f"{self._shown(key)} keeps changing while it is read")
 
     def read(self, key: str, start: int, length: int, *, etag: str) -> bytes:
         """See ``Store.read``."""
@@ -122,9 +123,11 @@ class LocalStore:
             data = file.read(length)
             after = os.fstat(file.fileno())
         if _version(before) != _version(after) or str(after.st_mtime_ns) != etag:
-            raise ConflictError(f"{self._show(key)} is not as it was")
+            raise ConflictError(f"{self._shown(key)} is not as it was")
         if len(data) != length:
-            raise StorageError(f"{self._show(key)} has {after.st_size} bytes, not {start + length}")
+            raise StorageError(
+                f"{self._shown(key)} has {after.st_size} bytes, not {start + length}"
+            )
         return data
 
     def head(self, key: str) -> Object:
@@ -134,7 +137,7 @@ class LocalStore:
         except OSError as error:
             raise self._translate(error, key) from None
         if not stat.S_ISREG(status.st_mode):
-            raise NotFoundError(f"{self._show(key)} is no file")
+            raise NotFoundError(f"{self._shown(key)} is no file")
         return _object(key, status)
 
     def put(
@@ -149,12 +152,12 @@ class LocalStore:
             try:
                 _write_through(staged, data)
                 with self._locked():
-                    current = self._current(target)
+                    current = self._mtime_ns(target)
                     if (if_absent and current is not None) or (
                         if_etag is not None and str(current) != if_etag
                     ):
-                        raise ConflictError(f"writing {self._show(key)}: it is not as it was")
-                    etag = _date(staged, current or 0)
+                        raise ConflictError(f"writing {self._shown(key)}: it is not as it was")
+                    etag = _set_later_mtime(staged, current or 0)
                     os.replace(staged, target)  # noqa: PTH105 Path cannot hold every name
             finally:
                 with contextlib.suppress(FileNotFoundError):
@@ -192,7 +195,7 @@ class LocalStore:
             raise self._translate(error, key) from None
 
     def check(self) -> None:
-        """See ``Store.check``. Removes what killed writers have left behind, too."""
+        """See ``Store.check``. Also removes files that killed writers left behind."""
         check_store(self)
         now = time.time()
         with contextlib.suppress(OSError), os.scandir(f"{self._root}/{STAGED}") as entries:
@@ -202,18 +205,18 @@ class LocalStore:
                         os.unlink(entry.path)  # noqa: PTH108 see above
 
     def _path(self, key: str) -> str:
-        """Where ``key`` is. A key cannot lead out of the folder."""
+        """Return the path of ``key``. A key cannot lead out of the folder."""
         if "\0" in key or any(part in ("", ".", "..") for part in key.split("/")):
             raise UnsupportedError(f"{printable(self.url)}: {key!a} cannot be a file's name")
         return f"{self._root}/{key}"
 
-    def _show(self, key: str) -> str:
+    def _shown(self, key: str) -> str:
         return printable(f"{self._root}/{key}")
 
     def _open(self, key: str) -> BinaryIO:
-        """A regular file, opened for reading."""
+        """Open a regular file for reading."""
         try:
-            # A pipe would block, a device may do anything: neither is opened for good.
+            # Opening a pipe would block, so not without O_NONBLOCK; what is no file is closed.
             descriptor = os.open(self._path(key), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as error:
             raise self._translate(error, key) from None
@@ -221,15 +224,15 @@ class LocalStore:
         if stat.S_ISREG(mode):
             return os.fdopen(descriptor, "rb", buffering=0)
         os.close(descriptor)
-        raise NotFoundError(f"{self._show(key)} is no file")
+        raise NotFoundError(f"{self._shown(key)} is no file")
 
     def _entries(self, key: str) -> tuple[tuple[int, int], builtins.list[str]]:
         path = f"{self._root}/{key}"
         status = os.stat(path)  # noqa: PTH116 Path cannot hold every name
         return (status.st_dev, status.st_ino), sorted(os.listdir(path))  # noqa: PTH208 see above
 
-    def _look(self, key: str) -> Object | bool:
-        """A file as an object; True for a directory, False for what is left out."""
+    def _classify(self, key: str) -> Object | bool:
+        """Return a file as an object; True for a directory, False for what is left out."""
         path = f"{self._root}/{key}"
         try:
             status = os.stat(path)  # noqa: PTH116 Path cannot hold every name
@@ -240,8 +243,8 @@ class LocalStore:
             return False if key == LOCK else _object(key, status)
         return stat.S_ISDIR(status.st_mode)
 
-    def _current(self, target: str) -> int | None:
-        """The modification time (ns) of what is there, or None."""
+    def _mtime_ns(self, target: str) -> int | None:
+        """Return the modification time (ns) of the file, None if there is none."""
         try:
             return os.stat(target).st_mtime_ns  # noqa: PTH116 Path cannot hold every name
         except FileNotFoundError:
@@ -257,7 +260,7 @@ class LocalStore:
         deadline = time.monotonic() + LOCK_TIMEOUT_S
         # Threads queue here, where waiting costs nothing; other processes have to be polled.
         if not self._lock.acquire(timeout=LOCK_TIMEOUT_S):
-            raise UnavailableError(f"the lock {path} was not to be had in {LOCK_TIMEOUT_S:.0f} s")
+            raise UnavailableError(f"the lock {path} was not free within {LOCK_TIMEOUT_S:.0f} s")
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             try:
@@ -286,7 +289,7 @@ class LocalStore:
         return NotFoundError(f"there is no folder {printable(self.url)}")
 
     def _translate(self, error: OSError, key: str) -> StorageError:
-        where = self._show(key)
+        where = self._shown(key)
         if isinstance(error, PermissionError) or error.errno == errno.EROFS:
             return AccessDeniedError(f"{where}: {error.strerror}; check its permissions")
         if isinstance(error, FileNotFoundError | NotADirectoryError):
@@ -322,7 +325,7 @@ def _copy_through(source: Path, path: str) -> None:
         os.fsync(file.fileno())
 
 
-def _date(path: str, older_ns: int) -> int:
+def _set_later_mtime(path: str, older_ns: int) -> int:
     """Give the file a modification time after ``older_ns``. Returns it, in ns."""
     for tick in _TICKS_NS:
         now = max(time.time_ns(), older_ns + tick)

@@ -1,4 +1,4 @@
-"""Stores behind obstore: memory, Google, Azure, and what S3 builds on."""
+"""Stores that obstore opens: memory, Google, Azure, and the base of S3."""
 
 from __future__ import annotations
 
@@ -44,22 +44,22 @@ NO_RETRIES: RetryConfig = {"max_retries": 0, "retry_timeout": timedelta(0)}
 
 READ_STALL_S = 30.0
 WRITE_STALL_S = 120.0
-"""How long nothing may arrive. For a write this includes the time to send it."""
+"""How long a connection may be silent. For a write this includes the time to send the object."""
 
-LIST_CHUNK = 1_000
+LIST_CHUNK = 1_000  # S3's own page
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
-_ODD = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]|(?:^|/)\.{0,2}(?:/|$)")
+_UNNAMEABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]|(?:^|/)\.{0,2}(?:/|$)")
 
 
 def nameable(key: str) -> bool:
-    """Whether obstore can name it: no empty, ``.`` or ``..`` component, no control characters,
+    """Whether obstore can name a key: no empty, ``.`` or ``..`` component, no control characters,
     no bytes that are not UTF-8."""
-    return _ODD.search(key) is None
+    return _UNNAMEABLE.search(key) is None
 
 
 def client_config(*, allow_http: bool, writing: bool) -> ClientConfig:
-    """Time limits of connections: on silence, not on the length of a transfer."""
+    """Configure obstore's HTTP client: time limits on silence, not on the length of a transfer."""
     return {
         "allow_http": allow_http,
         "connect_timeout": timedelta(seconds=5),
@@ -68,9 +68,9 @@ def client_config(*, allow_http: bool, writing: bool) -> ClientConfig:
     }
 
 
-class _Threads:
-    """Whether obstore's threads run in this process. A fork has none of its parent's, but obstore
-    there does not know it: any call would wait for ever."""
+class _ObstoreThreads:
+    """Whether obstore's threads run in this process. A fork has none of its parent's threads, but
+    obstore does not know it there: any call would wait for ever."""
 
     started = False
     lost = False
@@ -80,21 +80,21 @@ class _Threads:
         cls.lost = cls.lost or cls.started
 
 
-os.register_at_fork(after_in_child=_Threads.after_fork)
+os.register_at_fork(after_in_child=_ObstoreThreads.after_fork)
 
 
 def lost_by_fork() -> bool:
-    """Whether obstore cannot be used here, because the parent of this fork has used it before."""
-    return _Threads.lost
+    """Whether obstore cannot be used here, because this process was forked off one that used it."""
+    return _ObstoreThreads.lost
 
 
-def _usable(client: ObjectStore, url: str) -> ObjectStore:
-    if _Threads.lost:
+def _mark_used(client: ObjectStore, url: str) -> ObjectStore:
+    if _ObstoreThreads.lost:
         raise UnsupportedError(
             f"{url} cannot be used in a process that was forked off one that has used a store: "
             'start it by "spawn" or "forkserver" (multiprocessing_context of a DataLoader)'
         )
-    _Threads.started = True
+    _ObstoreThreads.started = True
     return client
 
 
@@ -120,11 +120,11 @@ class RemoteStore:
 
     @property
     def _reader(self) -> ObjectStore:
-        return _usable(self._clients[0], self.url)
+        return _mark_used(self._clients[0], self.url)
 
     @property
     def _writer(self) -> ObjectStore:
-        return _usable(self._clients[1], self.url)
+        return _mark_used(self._clients[1], self.url)
 
     def list(self, prefix: str = "") -> Iterator[Object]:
         """See ``Store.list``."""
@@ -146,7 +146,7 @@ class RemoteStore:
         def action() -> Blob:
             result = obstore.get(self._reader, full)
             meta, data = result.meta, result.bytes().to_bytes()
-            _expect(len(data), meta["size"], what)
+            _check_length(len(data), meta["size"], what)
             return Blob(data, _etag(meta), self._modified_us(meta))
 
         return self._retrier.call(what, action)
@@ -172,7 +172,7 @@ class RemoteStore:
                 size = result.meta["size"]
                 raise StorageError(f"{what}: it has {size} bytes, not {start + length}")
             data = result.bytes().to_bytes()
-            _expect(len(data), length, what)
+            _check_length(len(data), length, what)
             return data
 
         return self._retrier.call(what, action)
@@ -224,7 +224,7 @@ class RemoteStore:
         return etag.strip('"') if etag else self.head(key).etag
 
     def put_file(self, key: str, path: Path) -> None:
-        """See ``Store.put_file``. A large file goes in several pieces."""
+        """See ``Store.put_file``. A large file is uploaded in parts."""
         full = self._full(key)
         self._retrier.call(
             f"writing {self.url}/{key}", lambda: obstore.put(self._writer, full, path)
@@ -249,7 +249,7 @@ class RemoteStore:
         return full
 
     def _generation(self, full: str, etag: str, what: str) -> str | None:
-        """Google makes puts depend on a generation, not on an ETag."""
+        """Look up the generation of this version: Google's conditional puts ask for it."""
         meta = self._retrier.call(what, lambda: obstore.head(self._writer, full))
         if _etag(meta) != etag:
             raise ConflictError(f"{what}: the object is not as it was")
@@ -276,19 +276,19 @@ def _quoted(etag: str) -> str:
     return etag if etag.startswith("W/") else f'"{etag}"'
 
 
-def _expect(found: int, size: int, what: str) -> None:
+def _check_length(found: int, size: int, what: str) -> None:
     if found != size:
         raise UnavailableError(f"{what}: {found} bytes came, not {size}")
 
 
 def open_memory(location: Location, stores: dict[str, MemoryStore]) -> RemoteStore:
-    """The store of that name among ``stores``; a new one where there is none."""
+    """Open the store of that name among ``stores``; create it where there is none."""
     store = stores.setdefault(location.bucket, MemoryStore())
     return RemoteStore(location, store, store, Retrier(0.0, "memory", location.bucket))
 
 
 def open_cloud(location: Location, options: StoreOptions) -> RemoteStore:
-    """Google or Azure, with the credentials that obstore finds in the environment."""
+    """Open Google or Azure, with the credentials that obstore finds in the environment."""
     retrier = Retrier(options.retry_s, f"{location.scheme}://", location.bucket)
     kind = GCSStore if location.scheme == "gs" else AzureStore
     try:

@@ -37,8 +37,8 @@ CREDENTIALS_TTL = timedelta(minutes=10)
 minutes ahead, so what obstore holds is never stale."""
 
 
-class _Credentials:
-    """Gives obstore the keys, fresh ones where they expire."""
+class _KeyProvider:
+    """Gives obstore the keys, and fresh ones when they expire."""
 
     def __init__(self, credentials: Any) -> None:
         self._credentials = credentials
@@ -64,9 +64,9 @@ class _Credentials:
 
 
 class _S3Retrier(Retrier):
-    """Does not retry for a login that has run out."""
+    """Does not retry once a login has expired."""
 
-    def __init__(self, retry_s: float, host: str, bucket: str, provider: _Credentials) -> None:
+    def __init__(self, retry_s: float, host: str, bucket: str, provider: _KeyProvider) -> None:
         super().__init__(retry_s, host, bucket)
         self._provider = provider
 
@@ -96,7 +96,7 @@ class S3Store(RemoteStore):
 
     def __init__(self, location: Location, options: StoreOptions) -> None:
         access = resolve(location.bucket, options)
-        provider = _Credentials(access.credentials)
+        provider = _KeyProvider(access.credentials)
         retrier = _S3Retrier(
             options.retry_s,
             urlsplit(access.endpoint_url).netloc,
@@ -105,8 +105,8 @@ class S3Store(RemoteStore):
         )
         super().__init__(
             location,
-            _open(access, provider, writing=False),
-            _open(access, provider, writing=True),
+            _open_bucket(access, provider, writing=False),
+            _open_bucket(access, provider, writing=True),
             retrier,
         )
         self.endpoint_url = access.endpoint_url
@@ -147,7 +147,7 @@ class S3Store(RemoteStore):
         return nameable(self._start + key) and not lost_by_fork()
 
 
-def _open(access: S3Access, provider: _Credentials, *, writing: bool) -> ObstoreS3:
+def _open_bucket(access: S3Access, provider: _KeyProvider, *, writing: bool) -> ObstoreS3:
     # Every setting that obstore would else take from the environment is given.
     config: S3Config = {
         "endpoint": access.endpoint_url,

@@ -1,8 +1,8 @@
-"""S3 requests that obstore cannot make: listings with odd keys in them, and reading those keys.
+"""Make the S3 requests that obstore cannot: list odd keys, and read their objects.
 
-obstore parses every key as a path, and gives a listing up at the first that is none. S3 keys are
-bytes. So listings are read here, with keys as bytes, and a key that obstore cannot name is read
-by a plain signed request.
+obstore parses every key as a path, and fails the whole listing at the first key that is none. S3
+keys are bytes. So listings are parsed here, with keys as bytes, and a key that obstore cannot name
+is read by a plain signed request.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ import botocore.utils
 from speechmill.errors import UnavailableError
 from speechmill.storage.base import Object
 from speechmill.storage.credentials import S3Access
-from speechmill.storage.faults import Retrier, fault_of_reply
+from speechmill.storage.faults import Retrier, error_of_reply
 
 __all__ = ["Reply", "SignedClient"]
 
-CONNECT_TIMEOUT_S = 5.0
-READ_TIMEOUT_S = 30.0
+CONNECT_TIMEOUT_S = 5.0  # as obstore's, see remote.client_config
+READ_TIMEOUT_S = 30.0  # of silence
 _NAMESPACE = "{http://s3.amazonaws.com/doc/2006-03-01/}"
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """An object as a GET or HEAD has it; ``size`` (bytes) is that of the body."""
+    """The reply to a GET or HEAD of an object; ``size`` (bytes) is that of the body."""
 
     data: bytes
     size: int
@@ -44,7 +44,7 @@ class Reply:
 
 
 class SignedClient:
-    """Lists a bucket, and reads any key. Thread-safe. See the errors of ``Retrier.call``."""
+    """Lists a bucket, and reads any key. Thread-safe. Raises what ``Retrier.call`` raises."""
 
     def __init__(self, access: S3Access, retrier: Retrier) -> None:
         self._access = access
@@ -58,15 +58,15 @@ class SignedClient:
         )
 
     def get(self, key: str, headers: Mapping[str, str] | None = None) -> Reply:
-        """The object's body, as ``headers`` (Range, If-Match) ask for it."""
+        """Read the object, or what ``headers`` (Range, If-Match) ask of it."""
         return self._object("GET", key, headers or {})
 
     def head(self, key: str) -> Reply:
-        """The object without its body."""
+        """Look up the object without its body."""
         return self._object("HEAD", key, {})
 
     def list(self, prefix: str) -> Iterator[Object]:
-        """Every object whose key starts with ``prefix``, in S3's order, with its full key."""
+        """List every object whose key starts with ``prefix``, in S3's order, with its full key."""
         token = ""
         while True:
             query = {"encoding-type": "url", "list-type": "2", "prefix": prefix}
@@ -111,7 +111,7 @@ class SignedClient:
         response = self._http.send(request.prepare())
         if response.status_code not in (200, 206):
             code, message = _error_of(response.content)
-            raise fault_of_reply(
+            raise error_of_reply(
                 response.status_code, code, message, what=what, bucket=self._access.bucket
             )
         return response
@@ -131,7 +131,7 @@ def _error_of(body: bytes) -> tuple[str, str]:
 
 
 def _parse_page(body: bytes) -> tuple[list[Object], str]:
-    """The objects of a reply to ListObjectsV2, and the token of the next page ("" at the end)."""
+    """Parse a reply to ListObjectsV2: its objects, and the next page's token ("" at the end)."""
     root = ET.fromstring(body)  # noqa: S314 see _error_of
     space = _NAMESPACE if root.tag.startswith("{") else ""
     if root.tag != f"{space}ListBucketResult":
@@ -146,7 +146,7 @@ def _parse_page(body: bytes) -> tuple[list[Object], str]:
             key = raw.decode("utf-8", "surrogateescape")
         if size == 0 and key.endswith("/"):
             continue  # a folder marker
-        # Replies to GET and HEAD have whole seconds only: so that an object has one time.
+        # Cut to whole seconds, as GET and HEAD have them, so that an object has one time.
         modified = datetime.fromisoformat(fields[f"{space}LastModified"])
         etag = fields[f"{space}ETag"].strip('"')
         objects.append(Object(key, size, etag, int(modified.timestamp()) * 10**6))

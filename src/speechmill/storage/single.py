@@ -1,4 +1,4 @@
-"""A store whose only writer we are, on the user's word."""
+"""A store with one writer, as the user vouches: puts need no conditions."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class SingleWriter:
     def put(
         self, key: str, data: bytes, *, if_absent: bool = False, if_etag: str | None = None
     ) -> str:
-        """Write the object whatever is there."""
+        """Write the object over any other of that key."""
         del if_absent, if_etag
         return self._store.put(key, data)
 
@@ -53,7 +53,7 @@ class SingleWriter:
         self._store.delete(key)
 
     def check(self) -> None:
-        """Prove that one can write here; conditions are not asked for."""
+        """Prove that the store can be written; conditions are not needed."""
         key = "_speechmill/check-single-writer"
         self._store.put(key, b"")
         self._store.delete(key)

@@ -1,4 +1,4 @@
-"""URLs of stores: what they name, and whether one lies in another."""
+"""URLs of stores: parse them, and find whether one lies inside another."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*)://")
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """Where a store is. ``scheme`` "file": ``prefix`` is the absolute path, ``bucket`` is empty.
+    """A parsed URL of a store.
 
-    Elsewhere ``prefix`` is the path inside the bucket, without slashes around it.
+    With the scheme "file" ``prefix`` is the absolute path, and ``bucket`` is empty. Else
+    ``prefix`` is the path inside the bucket, without slashes around it.
     """
 
     scheme: str
@@ -35,7 +36,7 @@ class Location:
 
 
 def parse_url(url: str) -> Location:
-    """Take a URL or a plain path apart. Nothing in it is decoded, but for ``file://``.
+    """Parse a URL or a plain path. Nothing in it is decoded, except after ``file://``.
 
     Raises:
         JobError: the scheme is unknown, the bucket is missing, or there are secrets in it.
@@ -75,9 +76,9 @@ def _file_path(rest: str) -> str:
 
 
 def inside(outer: str, inner: str) -> str | None:
-    """Where ``inner`` lies in ``outer``, as a prefix of its keys; "" when they are equal.
+    """Return where ``inner`` lies in ``outer``, as a prefix of its keys; "" if they are equal.
 
-    None when it lies elsewhere. Folders are compared with symbolic links resolved.
+    None if it lies elsewhere. Folders are compared with symbolic links resolved.
     """
     a, b = parse_url(outer), parse_url(inner)
     if (a.scheme, a.bucket) != (b.scheme, b.bucket):

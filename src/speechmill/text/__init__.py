@@ -1,1 +1,1 @@
-"""Text: figures that tell made-up text from speech, and transcripts joined."""
+"""Figures that tell made-up text from speech, and the joining of transcripts."""

@@ -1,5 +1,5 @@
-"""Figures that tell a made-up text from speech, which confidence alone does not
-(SYSTRAN/faster-whisper issue 506), and codes from others."""
+"""Figures that tell made-up text from speech, which confidence alone does not
+(SYSTRAN/faster-whisper issue 506)."""
 
 from __future__ import annotations
 
@@ -20,43 +20,50 @@ __all__ = [
 
 PHRASE_WORDS: Final = 3
 PHRASE_CHARACTERS: Final = 6
-LONGEST_WORDS: Final = 15
-"""Characters a word, above which a script is taken to be written without spaces."""
+"""Length of a phrase: shorter ones come again in plain speech."""
+MAX_MEAN_WORD: Final = 15
+"""Mean characters per word, above which a script is taken to be written without spaces."""
 
-REPETITIVE: Final = 0.4
-"""The least ``repetition`` of what a model has begun to loop on; people stay below 0.3."""
+MIN_REPETITIVE: Final = 0.4
+"""The least ``repetition`` of a text that loops; people stay below 0.3."""
 
-FASTEST: Final = 30.0
-"""Characters a second, spaces included, that nobody speaks in an alphabet …"""
-FASTEST_DENSE: Final = 15.0
+MAX_CHARS_PER_S: Final = 30.0
+"""Characters per second, spaces included, above which nobody speaks in an alphabet …"""
+MAX_SYLLABIC_CHARS_PER_S: Final = 15.0
 """… and in scripts whose characters are syllables or words."""
-SLOWEST: Final = 2.0
-"""Characters a second, below which most of what was said is missing …"""
-SLOWEST_OF_S: Final = 3.0
-"""… where there are so many seconds of voice."""
-LEAST_VOICE_S: Final = 0.25
-"""Of less voice no rate is to be told."""
+MIN_CHARS_PER_S: Final = 2.0
+"""Characters per second, below which most of what was said is missing …"""
+MIN_CHARS_VOICE_S: Final = 3.0
+"""… in this many seconds of voice or more."""
+MIN_VOICE_S: Final = 0.25
+"""Rates are those of at least this much voice: shorter ones say nothing."""
 
 SPOKEN_SIGNS: Final = "%&@#+"
-"""Besides currencies. Whisper writes them for a word alone."""
+"""Signs, besides currencies, that Whisper writes for a word said alone."""
 
-RATHER_NO_SPEECH: Final = 0.6
-"""Whisper's own threshold, above which it holds a window for one without speech. It believes words
-there if it is sure of them; chimes and jingles show that it may be sure of "you"."""
+MAX_NO_SPEECH_PROB: Final = 0.6
+"""Whisper's own threshold, above which it takes a window for silence. It keeps words there if it is
+sure of them; chimes and jingles show that it may be sure of "you"."""
 
-_DENSE: Final = re.compile(
+_SYLLABIC: Final = re.compile(
     "[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3\uf900-\ufaff\U00020000-\U0003ffff]"
 )
 
 
 def compression_ratio(text: str) -> float:
-    """UTF-8 bytes of a text (not empty) by their size under zlib: high where it repeats itself."""
+    """Divide a text's size in UTF-8 (not 0) by that under zlib: high where it repeats itself.
+
+    It is Whisper's own figure (Radford et al., 2022, section 4.5).
+    """
     return _compression(text.encode())
 
 
 def letter_compression_ratio(text: str) -> float:
-    """The same with one byte a letter. UTF-8 takes two or three in most scripts, and as those that
-    come first are always the same, plain Tamil looks like a loop."""
+    """Compute the compression ratio with one byte per letter.
+
+    UTF-8 takes two or three in most scripts; as the first ones are always the same, plain Tamil
+    looks like a loop (2.57 for a sentence whose ratio here is 1.3).
+    """
     return _compression(bytes(ord(letter) & 0xFF for letter in text))
 
 
@@ -65,8 +72,8 @@ def _compression(encoded: bytes) -> float:
 
 
 def _words(text: str) -> list[str]:
-    """The words in lower case. Vowel signs, as of Devanagari, are of the word, other than for
-    regular expressions."""
+    """Split into words in lower case. Vowel signs, as of Devanagari, are part of a word, which
+    regular expressions do not know."""
     letters = (
         letter if letter.isalnum() or unicodedata.category(letter)[0] == "M" else " "
         for letter in text.lower()
@@ -75,15 +82,15 @@ def _words(text: str) -> list[str]:
 
 
 def repetition(text: str) -> float:
-    """The share of a text that repeats a phrase said before in it: 0 to 1, 0.5 when all is said
-    twice.
+    """Compute the share of a text that repeats an earlier phrase of it: 0 to 1, 0.5 where all is
+    said twice.
 
     A phrase is three words, or six characters in scripts without spaces; case and punctuation do
     not count.
     """
     words = _words(text)
     length = PHRASE_WORDS
-    if sum(map(len, words)) > LONGEST_WORDS * len(words):
+    if sum(map(len, words)) > MAX_MEAN_WORD * len(words):
         words, length = list("".join(words)), PHRASE_CHARACTERS
     seen: set[tuple[str, ...]] = set()
     repeats = [False] * len(words)
@@ -105,8 +112,8 @@ def is_said_again(text: str) -> bool:
 
 
 def can_be_said(text: str) -> bool:
-    """Whether there is a letter in a text, a digit or a sign that is read out, as "%" and "$". Dots
-    and notes of music are none."""
+    """Whether a text holds a letter, a digit or a sign that is read out, as "%" and "$"; dots and
+    notes of music are not."""
     return any(
         character.isalnum() or character in SPOKEN_SIGNS or unicodedata.category(character) == "Sc"
         for character in text
@@ -114,31 +121,31 @@ def can_be_said(text: str) -> bool:
 
 
 def speech_rate(text: str, voiced_s: float | None) -> float | None:
-    """Characters of a text a second of voice; None where there is no text, or no voice to count."""
+    """Compute characters per second of voice; None where there is no text or no voice to count."""
     return len(text) / voiced_s if text and voiced_s else None
 
 
 def doubts(
     text: str, voiced_s: float | None, repeated: float, no_speech_prob: float | None
 ) -> set[str]:
-    """The flags that a row's text deserves: ``repetitive``, ``too_fast``, ``too_slow``,
+    """Find the flags of a row's text: ``repetitive``, ``too_fast``, ``too_slow``,
     ``maybe_no_speech``.
 
     ``repeated`` is its ``repetition``. How fast is too fast depends on the script: the limits of
     Chinese, Japanese and Korean are half of those of alphabets, and a mixture has a mixed one.
     """
     found = set()
-    if repeated >= REPETITIVE:
+    if repeated >= MIN_REPETITIVE:
         found.add("repetitive")
-    if text and no_speech_prob is not None and no_speech_prob > RATHER_NO_SPEECH:
+    if text and no_speech_prob is not None and no_speech_prob > MAX_NO_SPEECH_PROB:
         found.add("maybe_no_speech")
     if not text or not voiced_s:
         return found
-    dense = len(_DENSE.findall(text)) / len(text)
-    scale = dense * FASTEST / FASTEST_DENSE + 1 - dense
-    rate = scale * len(text) / max(voiced_s, LEAST_VOICE_S)
-    if rate > FASTEST:
+    dense = len(_SYLLABIC.findall(text)) / len(text)
+    scale = dense * MAX_CHARS_PER_S / MAX_SYLLABIC_CHARS_PER_S + 1 - dense
+    rate = scale * len(text) / max(voiced_s, MIN_VOICE_S)
+    if rate > MAX_CHARS_PER_S:
         found.add("too_fast")
-    if rate < SLOWEST and voiced_s >= SLOWEST_OF_S:
+    if rate < MIN_CHARS_PER_S and voiced_s >= MIN_CHARS_VOICE_S:
         found.add("too_slow")
     return found

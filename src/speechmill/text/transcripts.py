@@ -1,4 +1,4 @@
-"""What was heard in the pieces of a row, put together as the row's."""
+"""Join the transcripts of a row's pieces to the row's own."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ NO_SPACES: Final = re.compile(
 
 
 def no_voice(language: str | None, highest: float) -> Transcript:
-    """The transcript of a row in which no voice was heard; ``highest`` is its probability."""
+    """Make the transcript of a row without a voice, whose highest probability was ``highest``."""
     return Transcript("", language=language, no_speech_prob=1.0 - highest, flags=("no_voice",))
 
 
 def join_texts(texts: Sequence[str]) -> str:
-    """Texts in their order, with a space between two unless both are of scripts without spaces."""
+    """Join texts in order, with a space between two unless both scripts are written without."""
     joined = ""
     for text in filter(None, (text.strip() for text in texts)):
         bare = joined and NO_SPACES.match(joined[-1]) and NO_SPACES.match(text[0])
@@ -38,13 +38,13 @@ def join_texts(texts: Sequence[str]) -> str:
 
 
 def join_transcripts(starts_s: Sequence[float], transcripts: Sequence[Transcript]) -> Transcript:
-    """Put together the transcripts of a row's pieces, at least one, in order.
+    """Join the transcripts of a row's pieces, at least one, in order.
 
     Their times count from the first sample of the piece; those of the result from the start of
-    the recording, in which the pieces begin at ``starts_s``. Means are weighted by the length of
+    the recording, where the pieces begin at ``starts_s``. Means are weighted by the length of
     the text, in bytes; where no piece has a text, ``no_speech_prob`` is the plain mean.
     """
-    moved = [_moved(t, start_s) for start_s, t in zip(starts_s, transcripts, strict=True)]
+    moved = [_shifted(t, start_s) for start_s, t in zip(starts_s, transcripts, strict=True)]
     if len(moved) == 1:
         return moved[0]
     text = join_texts([t.text for t in moved])
@@ -64,17 +64,17 @@ def join_transcripts(starts_s: Sequence[float], transcripts: Sequence[Transcript
         avg_logprob=mean([t.avg_logprob for t in told]),
         no_speech_prob=mean([t.no_speech_prob for t in told]),
         # Both grow with the length of a text, so those of an hour say nothing.
-        compression_ratio=_highest([t.compression_ratio for t in told]),
+        compression_ratio=_max_known([t.compression_ratio for t in told]),
         repetition=max(repetition(t.text) for t in told),
         segments=tuple(s for t in moved for s in t.segments),
         words=tuple(w for some in words for w in some) if words else None,
-        temperature=_highest([t.temperature for t in told]),
-        window_s=_highest([t.window_s for t in told]),
+        temperature=_max_known([t.temperature for t in told]),
+        window_s=_max_known([t.window_s for t in told]),
         flags=tuple(sorted(flags - NO_TEXT if text else flags)),
     )
 
 
-def _moved(transcript: Transcript, by_s: float) -> Transcript:
+def _shifted(transcript: Transcript, by_s: float) -> Transcript:
     if not by_s:
         return transcript
     words = transcript.words
@@ -88,5 +88,5 @@ def _moved(transcript: Transcript, by_s: float) -> Transcript:
     )
 
 
-def _highest(values: Sequence[float | None]) -> float | None:
+def _max_known(values: Sequence[float | None]) -> float | None:
     return max((v for v in values if v is not None), default=None)

@@ -1,1 +1,1 @@
-"""What each container must look like to be whole."""
+"""Structural checks, one module per family of containers."""

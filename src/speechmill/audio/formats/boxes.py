@@ -1,12 +1,12 @@
-"""Containers of packets (MP4, WebM, ASF), whose last element has to end within the file."""
+"""Containers of packets (MP4, WebM, ASF): the last element must end within the file."""
 
 from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
 
-from speechmill.audio.formats.anatomy import Anatomy, Problem
 from speechmill.audio.formats.octets import Octets, Span, starts_with
+from speechmill.audio.formats.structure import Problem, Structure
 from speechmill.errors import EmptyAudioError, TruncatedError
 
 __all__ = ["inspect_asf", "inspect_mp4", "inspect_webm"]
@@ -73,8 +73,8 @@ _LEAVES = {
 }
 
 
-def inspect_mp4(data: Octets, start: int) -> Anatomy:
-    """MP4, M4A, MOV, 3GP: the boxes at the top of the file (ISO 14496-12)."""
+def inspect_mp4(data: Octets, start: int) -> Structure:
+    """Check the boxes at the top of an MP4, M4A, MOV or 3GP file (ISO 14496-12)."""
     at, problem, trailing = start, None, False
     seen: set[bytes] = set()
     while at + 8 <= len(data):
@@ -104,13 +104,13 @@ def inspect_mp4(data: Octets, start: int) -> Anatomy:
     if problem is None:
         endless = b"moof" in seen and b"mfra" not in seen
         flags = ("trailing_data",) * trailing + ("unknown_length",) * endless
-    return Anatomy(
+    return Structure(
         "MP4", _MP4_DEMUXER, ((start, len(data)),), problem=problem, flags=flags, packet_clock=True
     )
 
 
 def _vint(data: Octets, at: int, *, keep_marker: bool) -> tuple[int, int]:
-    """An EBML number and its length in bytes; length 0 where there is none (RFC 8794)."""
+    """Read an EBML number and its length in bytes; length 0 where there is none (RFC 8794)."""
     if at >= len(data) or data[at] == 0:
         return 0, 0
     length = 9 - data[at].bit_length()
@@ -121,7 +121,9 @@ def _vint(data: Octets, at: int, *, keep_marker: bool) -> tuple[int, int]:
 
 
 @dataclass(slots=True)
-class _Ebml:
+class _EbmlWalk:
+    """The elements followed so far."""
+
     end: int  # of the Segment, as it declares it
     cluster_end: int = 0
     scale_ns: int = 1_000_000
@@ -131,7 +133,7 @@ class _Ebml:
     problem: Problem | None = None
 
     def enter(self, name: int, body: int, size: int, *, unknown: bool) -> None:
-        """Note that one of the elements that are looked into starts here."""
+        """Note the start of an element that has elements inside."""
         if name == _SEGMENT:
             self.open_end = unknown
             self.end = self.end if unknown else body + size
@@ -140,9 +142,9 @@ class _Ebml:
             self.cluster_end = self.end if unknown else body + size
 
 
-def inspect_webm(data: Octets, start: int) -> Anatomy:
-    """WebM and Matroska: follow the elements to the last block (RFC 9559)."""
-    walk, at = _Ebml(end=len(data)), start
+def inspect_webm(data: Octets, start: int) -> Structure:
+    """Follow the elements of a WebM or Matroska file to the last block (RFC 9559)."""
+    walk, at = _EbmlWalk(end=len(data)), start
     while at < min(len(data), walk.end):
         name, name_bytes = _vint(data, at, keep_marker=True)
         size, size_bytes = _vint(data, at + name_bytes, keep_marker=False)
@@ -174,7 +176,7 @@ def inspect_webm(data: Octets, start: int) -> Anatomy:
         walk.problem = Problem("truncated", there)
     declared_s = walk.duration * walk.scale_ns / 1e9 if walk.duration else None
     flags = ("unknown_length",) if walk.open_end and declared_s is None else ()
-    return Anatomy(
+    return Structure(
         "WebM",
         "matroska,webm",
         ((start, len(data)),),
@@ -185,8 +187,8 @@ def inspect_webm(data: Octets, start: int) -> Anatomy:
     )
 
 
-def inspect_asf(data: Octets, start: int) -> Anatomy:
-    """ASF (WMA): the size of the data object against the bytes present."""
+def inspect_asf(data: Octets, start: int) -> Structure:
+    """Compare the size of an ASF (WMA) file's data object with the bytes present."""
     at = start
     while at + 24 <= len(data):
         size = int.from_bytes(data[at + 16 : at + 24], "little")
@@ -203,7 +205,7 @@ def inspect_asf(data: Octets, start: int) -> Anatomy:
             present = len(data) - at
             problem = Problem("truncated", f"{present} of {size} bytes of sound are there")
         end = min(len(data), at + size)  # without an index or what was appended
-        return Anatomy(
+        return Structure(
             "WMA",
             "asf",
             ((start, end),),
@@ -216,7 +218,7 @@ def inspect_asf(data: Octets, start: int) -> Anatomy:
 
 
 def _asf_duration_s(data: Octets, header: Span) -> float | None:
-    """The length that the file properties state; FFmpeg's own is a guess from the file's size."""
+    """Read the length from the file properties; FFmpeg's own is a guess from the file's size."""
     start, end = header
     at = start + 30
     while at + 24 <= end:

@@ -1,4 +1,4 @@
-"""FLAC: its own count and MD5 of the samples (RFC 9639)."""
+"""FLAC (RFC 9639): compare the samples with the count and MD5 that the file declares."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from speechmill.audio.formats.anatomy import Anatomy
 from speechmill.audio.formats.octets import Octets
+from speechmill.audio.formats.structure import Structure
 from speechmill.errors import EmptyAudioError
 
 __all__ = ["FlacCheck", "inspect_flac"]
 
 
-def inspect_flac(data: Octets, start: int) -> Anatomy:
+def inspect_flac(data: Octets, start: int) -> Structure:
     """Walk the metadata; the samples themselves are checked as they are decoded."""
     at, last = start + 4, False
     while not last:
@@ -26,7 +26,7 @@ def inspect_flac(data: Octets, start: int) -> Anatomy:
     if at >= len(data):
         raise EmptyAudioError("header only: the FLAC file holds no samples")
     check = FlacCheck(data[start + 8 : start + 42])
-    return Anatomy(
+    return Structure(
         "FLAC",
         "flac",
         ((start, len(data)),),
@@ -36,7 +36,7 @@ def inspect_flac(data: Octets, start: int) -> Anatomy:
 
 
 class FlacCheck:
-    """Holds decoded samples against what STREAMINFO (34 bytes) says about them."""
+    """Compares decoded samples with what STREAMINFO (34 bytes) declares about them."""
 
     def __init__(self, stream_info: bytes) -> None:
         packed = int.from_bytes(stream_info[10:18], "big")
@@ -52,7 +52,7 @@ class FlacCheck:
         self._last: int | None = None
 
     def see_packet(self, head: bytes) -> None:
-        """Note from a frame's header whether it follows the one before, and is the last one."""
+        """Read from a frame's header whether it follows the one before, and is the last one."""
         if len(head) < 5 or head[0] != 0xFF or head[1] & 0xFC != 0xF8:
             return
         number = _coded_number(head[4:11])
@@ -67,7 +67,7 @@ class FlacCheck:
         self._last = number
 
     def see_samples(self, samples: NDArray[Any]) -> None:
-        """Take in samples [num_channels, num_samples] as FFmpeg gives them: int16 or int32."""
+        """Add samples as FFmpeg gives them: int16 or int32 [num_channels, num_samples]."""
         self.samples += samples.shape[1]
         if self._md5 is None:
             return
@@ -88,7 +88,7 @@ class FlacCheck:
 
 
 def _coded_number(octets: bytes) -> int:
-    """FLAC's frame or sample number, coded like UTF-8 but up to 36 bits."""
+    """Decode a frame or sample number, coded like UTF-8 but up to 36 bits."""
     first = octets[0]
     if first < 0x80:
         return first

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Literal
 
-from speechmill.audio.formats.anatomy import Anatomy, Problem
 from speechmill.audio.formats.octets import Octets, starts_with
+from speechmill.audio.formats.structure import Problem, Structure
 from speechmill.errors import EmptyAudioError, NotAudioError
 
 __all__ = [
@@ -27,9 +27,10 @@ __all__ = [
     "skip_id3",
 ]
 
-_SEARCH_BYTES = 1 << 17  # how far a stream's first frame may be from the start of the file
-_CHAIN = 4  # so many frames in a row are no accident
-_MAX_TAIL = 4096  # unknown bytes before the first or behind the last frame that are put up with
+_SEARCH_BYTES = 1 << 17  # how far into the file the first frame is searched for
+_MIN_FRAMES = 4  # in a row: no accident
+# Unknown bytes tolerated before the first or behind the last frame, such as tags; more is damage.
+_MAX_STRAY_BYTES = 4096
 _RATES = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000, 8000)}
 _KBPS = {
     (True, 2): (0, 32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
@@ -40,12 +41,12 @@ _KBPS = {
 _AMR_NB = (13, 14, 16, 18, 20, 21, 27, 32, 6, 0, 0, 0, 0, 0, 0, 1)
 _AMR_WB = (18, 24, 33, 37, 41, 47, 51, 59, 61, 6, 0, 0, 0, 0, 1, 1)
 
-Length = Callable[[Octets, int], int]
+FrameLength = Callable[[Octets, int], int]
 """(data, position) -> bytes of the frame whose header is there, 0 where there is none."""
 
 
 @dataclass(slots=True)
-class _Walk:
+class _FrameWalk:
     """Frames followed from header to header; ``end`` is where the last whole one ends.
 
     ``parts`` are files joined end to end, as [start, end, number of frames].
@@ -64,7 +65,7 @@ class _Walk:
 
 @cache
 def _mpeg_header(second: int, third: int) -> tuple[int, int, int]:
-    """Bytes, samples and sample rate of a frame, from its header's 2nd and 3rd byte."""
+    """Read the bytes, samples and sample rate of a frame from its header's 2nd and 3rd byte."""
     version, layer = second >> 3 & 3, second >> 1 & 3
     kbps_index, rate_index = third >> 4, third >> 2 & 3
     if second < 0xE0 or version == 1 or layer in {0, 3} or rate_index == 3:
@@ -105,7 +106,7 @@ def skip_id3(data: Octets, at: int) -> int:
     return at
 
 
-def _chain(data: Octets, at: int, length: Length, want: int = _CHAIN) -> bool:
+def _frames_follow(data: Octets, at: int, length: FrameLength, want: int = _MIN_FRAMES) -> bool:
     for _ in range(want):
         step = length(data, at)
         if not step:
@@ -114,19 +115,19 @@ def _chain(data: Octets, at: int, length: Length, want: int = _CHAIN) -> bool:
     return True
 
 
-def _search(data: Octets, at: int, stop: int, length: Length) -> int:
-    """Where the next frames in a row start, −1 where there are none before ``stop``."""
+def _find_frames(data: Octets, at: int, stop: int, length: FrameLength) -> int:
+    """Find where the next frames in a row start; −1 where there are none before ``stop``."""
     at = data.find(b"\xff", at, stop)
     while at >= 0:
-        if _chain(data, at, length):
+        if _frames_follow(data, at, length):
             return at
         at = data.find(b"\xff", at + 1, stop)
     return -1
 
 
 def first_frame(data: Octets, start: int) -> tuple[Literal["mp3", "aac"], int] | None:
-    """Kind of stream and position of the first of several frames in a row, else None."""
-    lengths: tuple[tuple[Literal["mp3", "aac"], Length], ...] = (
+    """Find the kind of stream and the position of the first of several frames in a row."""
+    lengths: tuple[tuple[Literal["mp3", "aac"], FrameLength], ...] = (
         ("mp3", mpeg_length),
         ("aac", adts_length),
     )
@@ -136,22 +137,26 @@ def first_frame(data: Octets, start: int) -> tuple[Literal["mp3", "aac"], int] |
             at += step
             if at > start + 8 * 8192:
                 break
-        if at > start and (at >= len(data) or _chain(data, start, length) or _is_tag(data, at)):
+        if at > start and (
+            at >= len(data) or _frames_follow(data, start, length) or _is_trailing_tag(data, at)
+        ):
             return kind, start
     for kind, length in lengths:
-        at = _search(data, start, min(len(data), start + _SEARCH_BYTES), length)
+        at = _find_frames(data, start, min(len(data), start + _SEARCH_BYTES), length)
         if at >= 0:
             return kind, at
     return None
 
 
-def _is_tag(data: Octets, at: int) -> bool:
+def _is_trailing_tag(data: Octets, at: int) -> bool:
     return starts_with(data, (b"TAG", b"APETAGEX", b"LYRICSBEGIN", b"3DI", b"ID3"), at)
 
 
-def _walk(data: Octets, at: int, length: Length, starts: frozenset[int] = frozenset()) -> _Walk:
-    """Follow the frames from ``at`` to the end of the data; ``starts`` may begin a new part."""
-    size, walk = len(data), _Walk(at, [[at, at, 0]])
+def _follow_frames(
+    data: Octets, at: int, length: FrameLength, starts: frozenset[int] = frozenset()
+) -> _FrameWalk:
+    """Follow the frames from ``at`` to the end; a frame at one of ``starts`` begins a new part."""
+    size, walk = len(data), _FrameWalk(at, [[at, at, 0]])
     while True:
         walk.end = at
         step = length(data, at)
@@ -170,18 +175,18 @@ def _walk(data: Octets, at: int, length: Length, starts: frozenset[int] = frozen
             break
         at = after_tag
         walk.parts.append([at, at, 0])
-    if at < size and not _is_tag(data, at):
-        again, tail = _search(data, at, size, length), size - at
+    if at < size and not _is_trailing_tag(data, at):
+        again, tail = _find_frames(data, at, size, length), size - at
         if again >= 0:
             walk.problem = Problem("damaged", f"bytes {at} to {again} are no audio frames")
-        elif tail > _MAX_TAIL:
+        elif tail > _MAX_STRAY_BYTES:
             walk.problem = Problem("damaged", f"its last {tail} bytes are no audio frames")
             walk.tail_only = True
     return walk
 
 
 def _info_headers(data: Octets) -> frozenset[int]:
-    """Where frames may start that carry a Xing or Info header: the first frame of a file."""
+    """Find where frames with a Xing or Info header may start: the first frames of files."""
     starts: set[int] = set()
     for magic in (b"Xing", b"Info"):
         at = data.find(magic, 0)
@@ -193,7 +198,10 @@ def _info_headers(data: Octets) -> frozenset[int]:
 
 
 def _declared_frames(data: Octets, start: int) -> int | None:
-    """The frame count of a Xing, Info or VBRI header in the first frame; 0 if it has none."""
+    """Read the frame count of a Xing, Info or VBRI header in the first frame.
+
+    0 where the header states none, None where there is no such header.
+    """
     frame = data[start : start + mpeg_length(data, start)]
     for magic in (b"Xing", b"Info"):
         at = frame.find(magic, 13, 42)
@@ -205,9 +213,9 @@ def _declared_frames(data: Octets, start: int) -> int | None:
     return None
 
 
-def inspect_mp3(data: Octets, start: int) -> Anatomy:
+def inspect_mp3(data: Octets, start: int) -> Structure:
     """Follow the frames of an MP3 or MP2 stream that starts at ``start``."""
-    walk = _walk(data, start, mpeg_length, _info_headers(data))
+    walk = _follow_frames(data, start, mpeg_length, _info_headers(data))
     declared_s, complete, problem = 0.0, True, walk.problem
     for at, _, there in walk.parts:
         if not there:
@@ -223,23 +231,23 @@ def inspect_mp3(data: Octets, start: int) -> Anatomy:
             problem = Problem("truncated", f"{frames} of {declared} frames are there")
     if walk.tail_only and complete:
         problem = None
-    return _bare_anatomy("MP3", data, walk, problem, declared_s)
+    return _stream_structure("MP3", data, walk, problem, declared_s)
 
 
-def inspect_aac(data: Octets, start: int) -> Anatomy:
+def inspect_aac(data: Octets, start: int) -> Structure:
     """Follow the frames of an ADTS stream that starts at ``start``."""
-    walk = _walk(data, start, adts_length)
-    return _bare_anatomy("AAC", data, walk, walk.problem, None)
+    walk = _follow_frames(data, start, adts_length)
+    return _stream_structure("AAC", data, walk, walk.problem, None)
 
 
-def _bare_anatomy(
+def _stream_structure(
     name: Literal["MP3", "AAC"],
     data: Octets,
-    walk: _Walk,
+    walk: _FrameWalk,
     problem: Problem | None,
     declared_s: float | None,
-) -> Anatomy:
-    """FFmpeg is given each part for itself, without tags and what is behind the last frame."""
+) -> Structure:
+    """Describe each part by itself, without tags and bytes behind its last frame, for FFmpeg."""
     if not walk.frames:
         raise EmptyAudioError(f"an {name} stream without a single whole frame")
     if problem is not None:
@@ -247,16 +255,16 @@ def _bare_anatomy(
     pieces = tuple((at, end) for at, end, frames in walk.parts if frames)
     flags: tuple[str, ...] = ()
     lead = walk.parts[0][0] - skip_id3(data, 0)
-    if problem is None and lead > _MAX_TAIL:
+    if problem is None and lead > _MAX_STRAY_BYTES:
         problem = Problem("damaged", f"its first {lead} bytes are no audio frames")
     elif lead:
         flags = ("leading_data",)
-    if problem is None and walk.end < len(data) and not _is_tag(data, walk.end):
+    if problem is None and walk.end < len(data) and not _is_trailing_tag(data, walk.end):
         flags = (*flags, "trailing_data")
-    return Anatomy(name, name.lower(), pieces, declared_s, problem=problem, flags=flags)
+    return Structure(name, name.lower(), pieces, declared_s, problem=problem, flags=flags)
 
 
-def inspect_amr(data: Octets, start: int) -> Anatomy:
+def inspect_amr(data: Octets, start: int) -> Structure:
     """Follow the frames of an AMR or AMR-WB file (one channel)."""
     wide = starts_with(data, b"#!AMR-WB\n", start)
     sizes, head = (_AMR_WB, 9) if wide else (_AMR_NB, 6)
@@ -265,7 +273,7 @@ def inspect_amr(data: Octets, start: int) -> Anatomy:
     flags: tuple[str, ...] = ()
     while at < len(data):
         step = sizes[data[at] >> 3 & 15]
-        if not data[at] and len(data) - at <= _MAX_TAIL and not any(data[at:]):
+        if not data[at] and len(data) - at <= _MAX_STRAY_BYTES and not any(data[at:]):
             flags = ("trailing_data",)
             break
         if not step or not data[at] or data[at] & 0x83:  # a frame type 0 of zeros is no frame
@@ -279,4 +287,4 @@ def inspect_amr(data: Octets, start: int) -> Anatomy:
         if problem is not None and problem.kind == "damaged":
             raise NotAudioError("an AMR header, and behind it no AMR frames")
         raise EmptyAudioError("header only: an AMR file without a single whole frame")
-    return Anatomy("AMR", "amr", ((start, at),), problem=problem, flags=flags)
+    return Structure("AMR", "amr", ((start, at),), problem=problem, flags=flags)

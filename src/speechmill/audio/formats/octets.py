@@ -1,11 +1,11 @@
-"""A file's bytes, in memory or mapped: looked at in place, never copied whole."""
+"""A file's bytes, in memory or mapped: read in place, never copied whole."""
 
 from __future__ import annotations
 
 import io
 import mmap
 
-__all__ = ["Octets", "Piece", "Span", "only_zeros", "starts_with"]
+__all__ = ["Octets", "Span", "SpanReader", "only_zeros", "starts_with"]
 
 Octets = bytes | mmap.mmap
 """A whole file. A slice of it is a copy: only for headers, frames and the like."""
@@ -13,7 +13,7 @@ Octets = bytes | mmap.mmap
 Span = tuple[int, int]
 """Part of a file: its first byte, and the one behind its last."""
 
-_LOOK_BYTES = 1 << 20
+_SCAN_BYTES = 1 << 20  # copied at a time
 
 
 def starts_with(data: Octets, prefixes: bytes | tuple[bytes, ...], at: int = 0) -> bool:
@@ -24,12 +24,12 @@ def starts_with(data: Octets, prefixes: bytes | tuple[bytes, ...], at: int = 0) 
 
 def only_zeros(data: Octets) -> bool:
     """Whether every byte is zero."""
-    starts = range(0, len(data), _LOOK_BYTES)
-    return not any(data[at : at + _LOOK_BYTES].strip(b"\x00") for at in starts)
+    starts = range(0, len(data), _SCAN_BYTES)
+    return not any(data[at : at + _SCAN_BYTES].strip(b"\x00") for at in starts)
 
 
-class Piece(io.RawIOBase):
-    """Part of a file, as a file of its own that can only be read."""
+class SpanReader(io.RawIOBase):
+    """Part of a file, as a read-only file object of its own."""
 
     def __init__(self, data: Octets, span: Span) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
-"""Ogg: all pages have to be there, whole, and in order (RFC 3533).
+"""Ogg (RFC 3533): check that all pages are there, whole, and in order.
 
-FFmpeg drops a page whose checksum is wrong, and says nothing.
+FFmpeg silently drops a page whose checksum is wrong.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import zlib
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from speechmill.audio.formats.anatomy import Anatomy, Problem
 from speechmill.audio.formats.octets import Octets, starts_with
+from speechmill.audio.formats.structure import Problem, Structure
 
 __all__ = ["inspect_ogg"]
 
@@ -29,7 +29,9 @@ def _checksum(page: bytes) -> int:
 
 
 @dataclass(slots=True)
-class _Walk:
+class _PageWalk:
+    """The pages followed so far."""
+
     links: list[int] = field(default_factory=list)  # where each chained file starts
     expected: dict[int, int] = field(default_factory=dict)  # serial -> next page's number
     open: set[int] = field(default_factory=set)  # serials whose last page has not come
@@ -37,14 +39,14 @@ class _Walk:
     trailing: bool = False
 
 
-def inspect_ogg(data: Octets, start: int) -> Anatomy:
+def inspect_ogg(data: Octets, start: int) -> Structure:
     """Check every page, and find where chained files begin."""
-    walk = _Walk()
+    walk = _PageWalk()
     at, in_header = start, False
     while at < len(data) and walk.problem is None:
         size = _page_size(data, at)
         if size == 0:
-            at = _lost(data, at, walk)
+            at = _skip_stray_bytes(data, at, walk)
             continue
         if at + size > len(data):
             walk.problem = Problem("truncated", "its last page is incomplete")
@@ -62,13 +64,13 @@ def inspect_ogg(data: Octets, start: int) -> Anatomy:
         walk.expected[serial] = sequence + 1
         (walk.open.discard if flags & _LAST else walk.open.add)(serial)
         at += size
-    return _anatomy(data, start, walk)
+    return _structure(data, start, walk)
 
 
 def _page_size(data: Octets, at: int) -> int:
-    """Bytes of the page at ``at``; beyond the data's end if it is cut; 0 where there is none."""
+    """Size of the page at ``at`` in bytes, also where the data ends before it; 0 for no page."""
     if not starts_with(data, b"OggS", at):
-        # The first bytes of a page of which no more is there.
+        # The data may end within the first four bytes of a page.
         return 27 if b"OggS".startswith(data[at : at + 4]) and len(data) - at < 4 else 0
     if at + 27 > len(data):
         return 27
@@ -78,8 +80,8 @@ def _page_size(data: Octets, at: int) -> int:
     return 27 + segments + sum(data[at + 27 : at + 27 + segments])
 
 
-def _lost(data: Octets, at: int, walk: _Walk) -> int:
-    """Bytes that are no page: damage, unless all streams have ended before."""
+def _skip_stray_bytes(data: Octets, at: int, walk: _PageWalk) -> int:
+    """Judge bytes that are no page: damage, unless all streams have ended. Returns the end."""
     again = data.find(b"OggS", at)
     if again >= 0:
         walk.problem = Problem("damaged", f"bytes {at} to {again} are no Ogg pages")
@@ -90,9 +92,9 @@ def _lost(data: Octets, at: int, walk: _Walk) -> int:
     return len(data)
 
 
-def _anatomy(data: Octets, start: int, walk: _Walk) -> Anatomy:
+def _structure(data: Octets, start: int, walk: _PageWalk) -> Structure:
     flags = ("trailing_data",) if walk.trailing else ()
     if walk.problem is None and walk.open:
         flags = ("unknown_length",)  # the page that says "the end" is not there
     links = [*(walk.links or [start]), len(data)]
-    return Anatomy("Ogg", "ogg", tuple(pairwise(links)), problem=walk.problem, flags=flags)
+    return Structure("Ogg", "ogg", tuple(pairwise(links)), problem=walk.problem, flags=flags)

@@ -1,4 +1,4 @@
-"""What the structure of a file says, before anything is decoded."""
+"""The structure of a file, as its container declares it, before anything is decoded."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Literal
 
 from speechmill.audio.formats.octets import Span
 
-__all__ = ["Anatomy", "Problem"]
+__all__ = ["Problem", "Structure"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,15 +19,14 @@ class Problem:
 
 
 @dataclass(frozen=True, slots=True)
-class Anatomy:
+class Structure:
     """How to decode a file, and what it declares about itself.
 
-    ``demuxer`` is FFmpeg's name of the container; ``pieces`` are the parts of the file that are to
-    be decoded one after the other, each a whole file of that container (a chained Ogg has
-    several). ``declared_s`` is the length in seconds and ``declared_samples`` in samples per
-    channel, None where the file does not say; ``padded_samples`` is the latter where the last
-    block may hold a few more.
-    ``packet_clock`` means that the packets' own times can be held against the declared length.
+    ``demuxer`` is FFmpeg's name of the container; ``pieces`` are the parts of the file that are
+    decoded one after another, each a whole file of that container (a chained Ogg has several).
+    ``declared_s`` is the length in seconds and ``declared_samples`` in samples per channel, None
+    where the file does not say; ``padded_samples`` is the latter where the last block may hold a
+    few more. ``packet_clock``: the packets' own times can be compared with the declared length.
     """
 
     name: str
