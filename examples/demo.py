@@ -84,8 +84,8 @@ def main() -> None:
     began = time.monotonic()
     shutil.rmtree(OUTPUT, ignore_errors=True)
     console.print(
-        "36 clips of six voices, 1 min 44 s, go from one place of a bucket to another as a dataset, "
-        "transcribed by Whisper base, with MFCC as tokens."
+        "36 clips of six voices, 1 min 44 s, become a dataset in the same bucket: transcribed by "
+        "Whisper base, with MFCC as tokens."
     )
     chapter("a real object store on loopback, with a profile for it")
     with tempfile.TemporaryDirectory() as home, SeaweedFS(["voices"]) as store:
