@@ -1,6 +1,8 @@
 # Everything on a fresh machine that has python3 (3.11 or later), make and git.
 #   make demo   the main job on real sound: bucket to bucket, through a profile
-#   make test   linters, types, layers, and the whole test suite
+#   make quick  linters, types, layers, and the tests that need no engine, broker, codec or model
+#   make test   the same, and all other tests
+#   make chaos  what dies, fails or comes twice, for long; again with SEED=…, which it prints
 #   make check  the linters alone
 #   make clean  away with the environment and what the demo wrote
 
@@ -9,17 +11,27 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test check clean
+QUICK := not (broker or chaos or codec or engine or model or slow)
+SEED ?= $(shell date +%s)
+PYTEST := -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+
+.PHONY: demo quick test chaos check clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/demo-ready
 	$(BIN)/python -m examples.demo
 
+quick: check
+	$(BIN)/python $(PYTEST) -m '$(QUICK)'
+
 test: check
 	rm -f .coverage .coverage.*
-	$(BIN)/coverage run -m pytest --numprocesses 2 --dist worksteal
+	$(BIN)/coverage run $(PYTEST)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
+
+chaos: $(VENV)/test-ready
+	$(BIN)/python $(PYTEST) -m chaos --long $(SEED)
 
 check: $(VENV)/test-ready
 	$(BIN)/ruff check

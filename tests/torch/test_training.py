@@ -19,10 +19,10 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
+import torch
 from torch.utils.data import DataLoader, default_collate
 
 import speechmill
-import torch
 from speechmill.dataset.reader import list_parts
 from speechmill.errors import DatasetError, JobError, ReplacedError, UnsupportedError
 from speechmill.storage import open_store
