@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -36,11 +36,23 @@ NEEDS = {
         *("transcribers", "units", "contracts/test_transcriber.py", "tokenizers/test_units.py"),
         *("whisper", "openai-whisper", "transformers"),
     },
-    "slow": {"torch", "tokenizers/test_nearest.py", "test_benchmarks.py", "test_golden.py"},
+    "slow": {
+        *("builder", "torch", "cli/test_signals.py", "enrich/test_add.py"),
+        *("export/test_repartition.py", "pipeline/test_long_recordings.py"),
+        *("test_benchmarks.py", "test_golden.py"),
+    },
 }
 # Where two processes share out the tests, what has one of these words goes to one of them, so that
 # the server is started once; all else goes by the file, whose fixtures are made once.
-SERVERS = ("spark", "rabbitmq", "kafka", "tansu", "dask", "ray")
+SERVERS = {"spark": "spark", "by_spark": "spark", "rabbitmq": "rabbitmq", "kafka": "kafka"} | {
+    "tansu": "kafka",
+    "kafka_mock": "kafka",
+    "kafka's mock": "kafka",
+    "dask": "dask",
+    "ray": "ray",
+}
+
+RANKS = list(NEEDS)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -57,21 +69,28 @@ def pytest_report_header(config: pytest.Config) -> str | None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests by what they need; what waits for long comes first, so that there is something
     beside it to be done."""
+    groups: dict[pytest.Item, str] = {}
     ranks: dict[str, int] = {}
     for item in items:
         words = _words(item)
         needs = [mark for mark, signs in NEEDS.items() if signs & words]
+        needs += [mark.name for mark in item.iter_markers() if mark.name in NEEDS]
+        group = groups[item] = _group(item, words, needs)
+        ranks[group] = min(len(NEEDS), ranks.get(group, len(NEEDS)), *map(RANKS.index, needs))
         for mark in needs:
             item.add_marker(mark)
-        place = str(item.path.relative_to(TESTS))
-        group = next((name for name in SERVERS if name in words), place)
-        if group in {"dask", "ray"} or "chaos" in needs:  # they share nothing with other files
-            group = f"{group}: {place}"
         item.add_marker(pytest.mark.xdist_group(group))
-        first = min((list(NEEDS).index(mark.name) for mark in item.iter_markers()
-                     if mark.name in NEEDS), default=len(NEEDS))  # fmt: skip
-        ranks[group] = min(first, ranks.get(group, first))
-    items.sort(key=lambda item: ranks[item.get_closest_marker("xdist_group").args[0]])
+    items.sort(key=lambda item: ranks[groups[item]])
+
+
+def _group(item: pytest.Item, words: set[str], needs: Sequence[str]) -> str:
+    place = str(item.path.relative_to(TESTS))
+    server = next((SERVERS[word] for word in SERVERS if word in words), "")
+    if "chaos" in needs:  # it waits most of the time, and shares nothing
+        return item.nodeid
+    if server in {"dask", "ray"}:  # begun in each file anew
+        return f"{server} {place}"
+    return server or place
 
 
 def _words(item: pytest.Item) -> set[str]:

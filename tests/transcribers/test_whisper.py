@@ -81,7 +81,7 @@ def test_the_full_window_says_what_faster_whisper_says() -> None:
     # Sums in another order: on some processors that decides between "And so" and "And so,".
     peer.feature_extractor.mel_filters = MelFilters(peer.feature_extractor.mel_filters)
     full = opened("tiny.en", window="full", words=True)
-    for path in CLIPS[:5]:
+    for path in CLIPS[:3]:
         found, _ = peer.transcribe(speech(path), beam_size=5, word_timestamps=True)
         segments = list(found)
         transcript = one(full, speech(path))
@@ -109,9 +109,9 @@ def test_adaptive_windows_say_much_the_same() -> None:
     assert rate < 0.12
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(
-    chosen=st.lists(st.integers(0, len(CLIPS) - 1), min_size=1, max_size=12), size=st.integers(1, 9)
+    chosen=st.lists(st.integers(0, len(CLIPS) - 1), min_size=1, max_size=8), size=st.integers(1, 9)
 )
 def test_text_and_figures_do_not_depend_on_the_company(chosen: list[int], size: int) -> None:
     alone = _alone()
@@ -335,7 +335,7 @@ def chime(seed: int) -> NDArray[np.float32]:
 
 
 def test_bells_that_are_like_a_voice_say_nothing(tmp_path: Path) -> None:
-    seeds = (19, 29, 43, 99)  # bare Whisper makes "You" of the first three, and dots of the last
+    seeds = (19, 99)  # bare Whisper makes "You" of the first, and dots of the last
     whisper("base")
     for seed in seeds:
         path = tmp_path / "bells" / f"{seed}.wav"
@@ -520,7 +520,7 @@ def test_silence_is_asked_about_the_tokens_that_the_decoder_gave(
 
 
 def test_a_prompt_that_is_written_down_where_nobody_speaks_is_made_up() -> None:
-    seeds = (19, 29, 43)
+    seeds = (19, 29)
     prompted = opened("base", initial_prompt="Glossary: Speechmill, Zau al-Makan.")
     told = prompted.transcribe([Speech(chime(seed), ((0.1, 0.6),), "en", 1.0) for seed in seeds])
     assert [t.text for t in told] == [""] * len(seeds)
