@@ -1,7 +1,9 @@
 # Everything on a fresh machine that has python3 (3.11 or later), make and git.
 #   make demo   the main job on real sound: bucket to bucket, through a profile
-#   make test   linters, types, layers, and the whole test suite
+#   make quick  linters, types, layers, and the tests that need no engine, broker, codec or model
+#   make test   the same, and all other tests
 #   make extras each extra by itself, in environments of their own
+#   make chaos  what dies, fails or comes twice, for long; again with SEED=…, which it prints
 #   make check  the linters alone
 #   make clean  away with the environment and what the demo wrote
 
@@ -11,20 +13,30 @@ BIN := $(VENV)/bin
 # Errors only: what pip warns of here is about the machine's own settings.
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-input
 
-.PHONY: demo test extras check clean
+QUICK := not (broker or chaos or codec or engine or model or slow)
+SEED ?= $(shell date +%s)
+PYTEST := -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+
+.PHONY: demo quick test extras chaos check clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/demo-ready
 	@$(BIN)/python -m examples.demo
 
+quick: check
+	$(BIN)/python $(PYTEST) -m '$(QUICK)'
+
 test: check
 	rm -f .coverage .coverage.*
-	$(BIN)/coverage run -m pytest --numprocesses 2 --dist worksteal
+	$(BIN)/coverage run $(PYTEST)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
 extras: $(VENV)/test-ready
 	EXTRAS_ALONE=1 $(BIN)/python -m pytest tests/test_extras.py
+
+chaos: $(VENV)/test-ready
+	$(BIN)/python $(PYTEST) -m chaos --long $(SEED)
 
 check: $(VENV)/test-ready
 	$(BIN)/ruff check

@@ -3,20 +3,112 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from tests.support.brokers import KafkaMock, RabbitMQ, Tansu
+from tests.support.chaos import Chaos
 from tests.support.services import SeaweedFS, find_weed
 
-SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+TESTS = Path(__file__).parent
+SHARED_DATA = TESTS.parents[1] / "shared" / "data"
+
+# What tests need, by where they are, by their fixtures and by words of their parameters.
+NEEDS = {
+    "chaos": {"chaos"},
+    "engine": {
+        *("runners/test_engines.py", "runners/test_spark.py", "contracts/test_runner.py"),
+        *("dask", "ray", "spark", "by_dask", "by_spark"),
+    },
+    "broker": {
+        *("queues/test_events.py", "a_broker", "tansu", "kafka_mock"),
+        *("kafka", "kafka's mock", "rabbitmq", "Tansu", "RabbitMQ"),
+    },
+    "codec": {
+        *("tokenizers/test_codecs.py", "tokenizers/test_codecs_odds.py"),
+        *("tokens/test_decode.py", "tokens/test_stats.py"),
+        *("encodec", "encodec48", "dac", "mimi", "xcodec", "snac"),
+    },
+    "model": {
+        *("transcribers", "units", "contracts/test_transcriber.py", "tokenizers/test_units.py"),
+        *("whisper", "openai-whisper", "transformers"),
+    },
+    "slow": {
+        *("builder", "torch", "cli/test_signals.py", "enrich/test_add.py"),
+        *("export/test_repartition.py", "pipeline/test_long_recordings.py"),
+        *("test_benchmarks.py", "test_golden.py"),
+    },
+}
+# Where two processes share out the tests, what has one of these words goes to one of them, so that
+# the server is started once; all else goes by the file, whose fixtures are made once.
+SERVERS = {"spark": "spark", "by_spark": "spark", "rabbitmq": "rabbitmq", "kafka": "kafka"} | {
+    "tansu": "kafka",
+    "kafka_mock": "kafka",
+    "kafka's mock": "kafka",
+    "dask": "dask",
+    "ray": "ray",
+}
+
+RANKS = list(NEEDS)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--long", type=int, metavar="SEED", help="the long form of chaos, drawn from this seed"
+    )
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    seed = config.getoption("long")
+    return None if seed is None else f"chaos: long, seed {seed}; again: make chaos SEED={seed}"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What waits for minutes comes first, so that there is something beside it to be done."""
-    items.sort(key=lambda item: item.path.parts[-2:] != ("queues", "test_chaos.py"))
+    """Mark the tests by what they need; what waits for long comes first, so that there is something
+    beside it to be done."""
+    groups: dict[pytest.Item, str] = {}
+    ranks: dict[str, int] = {}
+    for item in items:
+        words = _words(item)
+        needs = [mark for mark, signs in NEEDS.items() if signs & words]
+        needs += [mark.name for mark in item.iter_markers() if mark.name in NEEDS]
+        group = groups[item] = _group(item, words, needs)
+        ranks[group] = min(len(NEEDS), ranks.get(group, len(NEEDS)), *map(RANKS.index, needs))
+        for mark in needs:
+            item.add_marker(mark)
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: ranks[groups[item]])
+
+
+def _group(item: pytest.Item, words: set[str], needs: Sequence[str]) -> str:
+    place = str(item.path.relative_to(TESTS))
+    server = next((SERVERS[word] for word in SERVERS if word in words), "")
+    if "chaos" in needs:  # it waits most of the time, and shares nothing
+        return item.nodeid
+    if server in {"dask", "ray"}:  # begun in each file anew
+        return f"{server} {place}"
+    return server or place
+
+
+def _words(item: pytest.Item) -> set[str]:
+    """The folder and the file of a test, its fixtures and the words of its parameters."""
+    path = item.path.relative_to(TESTS)
+    parameters = item.name.partition("[")[2].rstrip("]")
+    folders = [str(parent) for parent in path.parents]
+    named = [str(path), *folders, *getattr(item, "fixturenames", ())]
+    return {*named, parameters, *re.split(r"[-:]", parameters)}
+
+
+@pytest.fixture
+def chaos(request: pytest.FixtureRequest) -> Chaos:
+    """How long and from which seed a test disturbs what it tests."""
+    seed = request.config.getoption("long")
+    found = Chaos() if seed is None else Chaos(seed, is_long=True)
+    print("seed", found.seed)  # noqa: T201 - pytest shows it where the test fails
+    return found
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import re
 import threading
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from speechmill.dataset.layout import OWN_PREFIXES
+from tests.support.chaos import Chaos
 from tests.support.harness import (
     Bucket,
     Build,
@@ -27,14 +27,18 @@ from tests.support.harness import (
 )
 from tests.support.services import SeaweedFS
 
-KILLS = int(os.environ.get("SPEECHMILL_KILLS", "12"))
-SEED = 20_260_131
+KILLS, MANY_KILLS = 6, 60
 FILES = corpus(20, 4, broken=4)
 DONE_WITH_FAILURES = 3
 # A build takes so long for its work that the kills come in its midst, one after the other.
 WORK_S = 0.8
 LONGEST_S = 4.0
-SLOW_S = max(4.0, KILLS * WORK_S / 3) / len(FILES)
+
+
+def slow_s(kills: int) -> float:
+    """Seconds a recording."""
+    return max(4.0, kills * WORK_S / 3) / len(FILES)
+
 
 # Requests of a build, by what it is about when it makes them.
 PHASES = {
@@ -116,9 +120,9 @@ class Killer:
                 self.hits[self._aim] += 1
 
 
-@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_bucket_to_bucket_killed_at_any_moment_ends_as_undisturbed(
-    bucket: Bucket, proxy: Watched
+    bucket: Bucket, proxy: Watched, chaos: Chaos
 ) -> None:
     """Half of the kills come at a moment drawn by time, half at a request of a certain phase."""
     source = bucket.fill("kills", FILES)
@@ -131,13 +135,14 @@ def test_bucket_to_bucket_killed_at_any_moment_ends_as_undisturbed(
         at for at, (_, request) in zip(at_s, proxy.log, strict=True) if phase(request) == "fetching"
     )
 
-    draw = random.Random(SEED)
+    draw = random.Random(chaos.seed)
+    kills = chaos.choose(KILLS, MANY_KILLS)
     killer = Killer(proxy)
     by_time: Counter[str] = Counter()
     with Poller(killed) as poller:
-        for number in range(KILLS):
+        for number in range(kills):
             killer.rest()
-            build = Build(source.url, killed.url, *through, seconds=SLOW_S)
+            build = Build(source.url, killed.url, *through, seconds=slow_s(kills))
             with ended(build):
                 if number % 2:
                     killer.aim(build.kill, AIMS[number // 2 % len(AIMS)], draw.randrange(2))
@@ -157,25 +162,27 @@ def test_bucket_to_bucket_killed_at_any_moment_ends_as_undisturbed(
         finished = Build(source.url, killed.url, *through).finish()
     print(f"by request: {dict(killer.hits)}; by time: {dict(by_time)}; {poller.polls} polls")  # noqa: T201
     assert finished.code == DONE_WITH_FAILURES, finished.err
-    assert killer.hits.total() + by_time.total() >= KILLS * 0.75
-    assert sum(n for at, n in killer.hits.items() if "commit" in at) >= KILLS // 12
+    assert killer.hits.total() + by_time.total() >= kills * 0.75
+    assert sum(n for at, n in killer.hits.items() if "commit" in at) >= kills // 12
     assert not poller.wrong
     assert_same_dataset(killed, whole)
 
 
-@pytest.mark.slow
-def test_folder_to_folder_killed_at_any_moment_ends_as_undisturbed(tmp_path: Path) -> None:
+@pytest.mark.timeout(900)
+def test_folder_to_folder_killed_at_any_moment_ends_as_undisturbed(
+    tmp_path: Path, chaos: Chaos
+) -> None:
     source = fill_folder(tmp_path / "corpus", FILES)
     whole, killed = Place(str(tmp_path / "whole")), Place(str(tmp_path / "killed"))
     undisturbed = Build(source.url, whole.url).finish()
     assert undisturbed.code == DONE_WITH_FAILURES, undisturbed.err
 
-    draw = random.Random(SEED)
-    kills = max(1, KILLS // 2)
+    draw = random.Random(chaos.seed)
+    kills = chaos.choose(KILLS, MANY_KILLS) // 2
     hits, parts = 0, []
     with Poller(killed) as poller:
         for _ in range(kills):
-            build = Build(source.url, killed.url, seconds=SLOW_S)
+            build = Build(source.url, killed.url, seconds=slow_s(kills))
             with ended(build):
                 _wait_for_a_change(tmp_path / "killed" / "_speechmill" / "staged", build)
                 build.finish_after(build.age_s + draw.uniform(0.0, WORK_S))

@@ -71,7 +71,7 @@ class Writer:
             self.commit(anew[name], name, version)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.data())
 def test_each_recording_is_in_one_part_for_ever(data: st.DataObject) -> None:
     store = open_store(f"memory://{uuid4().hex}")

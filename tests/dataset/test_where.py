@@ -140,7 +140,7 @@ conditions = st.recursive(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(conditions)
 def test_a_condition_finds_the_rows_that_duckdb_finds(
     in_duckdb: Callable[[str], list[int]], text: str
@@ -150,7 +150,7 @@ def test_a_condition_finds_the_rows_that_duckdb_finds(
     assert found(text, checked=False) == expected
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     st.text(max_size=30)
     | st.lists(
@@ -237,7 +237,7 @@ def test_times_small_floats_and_capitals(text: str, expected: bool) -> None:
 
 
 def test_a_long_list_and_a_long_chain_are_no_trouble() -> None:
-    many = ", ".join(f"'{i}'" for i in range(20_000))
+    many = ", ".join(f"'{i}'" for i in range(5_000))
     assert found(f"name IN ({many})") == []
-    chain = " OR ".join(f"count = {i + 10}" for i in range(5_000))
+    chain = " OR ".join(f"count = {i + 10}" for i in range(2_000))
     assert found(f"{chain} OR id = 3") == [3]

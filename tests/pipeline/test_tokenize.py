@@ -129,7 +129,7 @@ def test_a_round_trip_tells_codes_that_keep_what_was_said_from_codes_that_do_not
         source=str(CORPUS),
         sink=str(tmp_path / "good"),
         include=("p901",),
-        limit=4,
+        limit=2,
         language="en",
         tokenizer=("mfcc", "pcm"),
         round_trip=True,

@@ -6,8 +6,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
-import os
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -21,6 +19,7 @@ from speechmill.queues import open_broker
 from speechmill.queues.notices import encode
 from speechmill.storage import open_store
 from tests.support.brokers import RabbitMQ, Tansu
+from tests.support.chaos import Chaos
 from tests.support.harness import (
     Bucket,
     Command,
@@ -32,18 +31,17 @@ from tests.support.harness import (
 )
 from tests.support.queue_work import Crew, Letters, poison, publish_mixed, wait_until
 from tests.support.services import SeaweedFS
+from tests.support.weights import whisper
 
-MESSAGES = int(os.environ.get("SPEECHMILL_QUEUE_MESSAGES", "72"))
-KILLING_S = float(os.environ.get("SPEECHMILL_QUEUE_KILLING_S", "240"))
-# A folder of real clips, for the test that transcribes them; so many of them, some more than once.
-CLIPS = os.environ.get("SPEECHMILL_QUEUE_CLIPS")
-CLIPS_COUNT = 200
+MESSAGES, MANY_MESSAGES = 36, 2_000
+KILLS, MANY_KILLS = 3, 30
+KILLING_S = 240.0
+# Real clips for the test that transcribes them; so many of them, some more than once.
+CLIPS = Path(__file__).parents[2] / "examples" / "corpus"
+CLIPS_COUNT = 100
 FOLDERS = 12
-# So long that no folder outgrows its parts: then these are the ones that a build has.
-PART_MINUTES = str(0.02 * max(1.0, MESSAGES / 120))
-SEED = 7
 LOG = logging.getLogger(__name__)  # --log-cli-level=WARNING shows what a run was like
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = pytest.mark.timeout(900)
 
 
 @pytest.fixture(params=["kafka", "rabbitmq"])
@@ -63,21 +61,32 @@ def _profile(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
 
 
-def test_every_recording_once_whatever_dies(server: Tansu | RabbitMQ, bucket: Bucket) -> None:
-    files = corpus(FOLDERS, MESSAGES // FOLDERS, broken=2)
-    fake = ("--transcriber", "fake", "--model", "fake:0.02", "--part-minutes", PART_MINUTES)
-    sink, expected = survive(server, bucket, files, fake, broken=4)
+def test_every_recording_once_whatever_dies(
+    server: Tansu | RabbitMQ, bucket: Bucket, chaos: Chaos
+) -> None:
+    count = chaos.choose(MESSAGES, MANY_MESSAGES)
+    files = corpus(FOLDERS, count // FOLDERS, broken=2)
+    # So long that no folder outgrows its parts: then these are the ones that a build has.
+    part_minutes = 0.02 * max(1.0, count / 120)
+    fake = ("--transcriber", "fake", "--model", "fake:0.02", "--part-minutes", str(part_minutes))
+    sink, expected = survive(
+        server, bucket, files, fake, chaos, broken=4, part_minutes=part_minutes
+    )
     assert_same_dataset(sink, expected, attempts=False)
 
 
-@pytest.mark.skipif(not CLIPS, reason="for minutes on real speech: SPEECHMILL_QUEUE_CLIPS=FOLDER")
-def test_every_clip_once_whatever_dies(server: Tansu | RabbitMQ, bucket: Bucket) -> None:
-    paths = sorted(p for p in Path(str(CLIPS)).rglob("*") if p.suffix[1:] in EXTENSIONS)
+def test_every_clip_once_whatever_dies(
+    server: Tansu | RabbitMQ, bucket: Bucket, chaos: Chaos
+) -> None:
+    if not chaos.is_long:
+        pytest.skip("for minutes on real speech: make chaos")
+    whisper("base")
+    paths = sorted(p for p in CLIPS.rglob("*") if p.suffix[1:] in EXTENSIONS)
     files = {
         f"{path.parent.name}/{path.stem}-{i // len(paths)}{path.suffix}": path.read_bytes()
         for i, path in zip(range(CLIPS_COUNT), itertools.cycle(paths), strict=False)
     }
-    sink, expected = survive(server, bucket, files, ("--model", "base"), clips=True)
+    sink, expected = survive(server, bucket, files, ("--model", "base"), chaos, clips=True)
     rows, theirs = sink.dataset_rows(), expected.dataset_rows()
     assert rows["file_name"].equals(theirs["file_name"])
     assert rows["token"].equals(theirs["token"])
@@ -92,9 +101,11 @@ def survive(
     bucket: Bucket,
     files: Mapping[str, bytes],
     options: tuple[str, ...],
+    chaos: Chaos,
     *,
     broken: int = 0,
     clips: bool = False,
+    part_minutes: float | None = None,
 ) -> tuple[Place, Place]:
     """Have workers that are killed make a dataset, and a build that nobody troubles: both sinks."""
     name = f"{'clips' if clips else 'fake'}-{type(server).__name__.lower()}"
@@ -110,8 +121,8 @@ def survive(
     broker = open_broker(server.url("recordings"))
     broker.prepare()
     job = Job(source=source.url, sink=expected.url)
-    if not clips:
-        job = job.model_copy(update={"part_minutes": float(PART_MINUTES)})
+    if part_minutes is not None:
+        job = job.model_copy(update={"part_minutes": part_minutes})
     made = make_plan(job, source.store, open_store("memory://none"), "")
     messages = [
         encode(source.url, recording, part)
@@ -120,18 +131,18 @@ def survive(
         for recording in recordings
     ]
     bad = poison(source.url, "nobody/gone.wav")  # it does not say how many parts
-    publish_mixed(broker, [*messages, *bad], SEED)
-    with Watched(bucket.server.endpoint_url, rate=0.1, seed=SEED) as proxy:
+    publish_mixed(broker, [*messages, *bad], chaos.seed)
+    kills = chaos.choose(KILLS, MANY_KILLS)
+    with Watched(bucket.server.endpoint_url, rate=0.1, seed=chaos.seed) as proxy:
         told = ("--endpoint-url", proxy.endpoint_url, "--linger-s", "1", *options)
         watched = Place(sink.url, bucket.server.endpoint_url, "r2")
         with (
             Poller(watched) as poller,
-            Crew(server.url("recordings"), sink, told, bucket.env, seed=SEED) as crew,
+            Crew(server.url("recordings"), sink, told, bucket.env, seed=chaos.seed) as crew,
         ):
-            wait_until(lambda: crew.kills >= 3, "kills", 60)
+            wait_until(lambda: crew.kills >= KILLS, "kills", 60)
             if isinstance(server, RabbitMQ):
                 server.kill()
-                time.sleep(1)
                 server.start()
             rows = expected.dataset_rows().num_rows
             letters = broken + len(bad)
@@ -140,13 +151,13 @@ def survive(
                 return bool(poller.growth) and poller.growth[-1] == rows
 
             with contextlib.suppress(AssertionError):  # it may take longer than we like to kill
-                wait_until(lambda: is_done() and crew.kills > 5, "rows", KILLING_S)
+                wait_until(lambda: is_done() and crew.kills >= kills, "rows", KILLING_S)
             crew.rest()
             wait_until(is_done, f"rows; {crew.said()}", 600)
             wait_until(
                 lambda: len(Letters.of(broker).bodies) >= letters, f"letters; {crew.said()}", 90
             )
-            assert crew.kills >= 3
+            assert crew.kills >= KILLS
     assert not poller.wrong
     assert poller.polls > 10
     assert proxy.faults

@@ -100,14 +100,14 @@ def test_a_long_batch_is_not_taken_from_a_worker_that_is_at_it(
 ) -> None:
     """Whoever is silent for longer than that is taken for dead, and its messages come again."""
     source = fill_folder(tmp_path / "source", corpus(1, 1))
-    options = ["session.timeout.ms=6000", "max.poll.interval.ms=6000"]
+    options, batch_s = ["session.timeout.ms=6000", "max.poll.interval.ms=6000"], 9
     if isinstance(a_broker, RabbitMQ):
-        options = ["heartbeat=2"]
+        options, batch_s = ["heartbeat=2"], 6
     settings = [word for option in options for word in ("--broker-option", option)]
     url = a_broker.url("long")
     assert Command("enqueue", source.url, url).finish().code == 0
     told = ("work", url, str(tmp_path / "sink"), *FAKE, "--until-empty", "--metrics", "none")
-    finished = Command(*told, *settings, "--model", "fake:10").finish()
+    finished = Command(*told, *settings, "--model", f"fake:{batch_s}").finish()
     assert finished.code == 0, finished.err
     assert "messages       1 in 1 batches" in finished.out
     assert "rows           1" in finished.out

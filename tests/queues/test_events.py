@@ -14,14 +14,11 @@ from tests.support.queue_work import wait_until
 from tests.support.services import SeaweedFS, find_weed
 from tests.support.weights import missing
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="module")
-def broker() -> Iterator[Tansu]:
-    with Tansu() as running:
-        open_broker(running.url("events")).prepare()
-        yield running
+def broker(tansu: Tansu) -> Tansu:
+    open_broker(tansu.url("events")).prepare()
+    return tansu
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,7 @@ import psutil
 import pytest
 from psutil import Process
 
+import speechmill
 from speechmill.errors import WorkerDiedError
 from speechmill.job import Job
 from speechmill.records import Shard
@@ -36,7 +37,6 @@ QUIET_LINES = re.compile(
     r"\s*$|to do |already done |\d+/\d+ recordings|stopping: |stopped; |error: "
     r"|shard \d+, attempt \d: .*was killed, or was out of memory$"
 )
-pytestmark = pytest.mark.slow
 engines = pytest.mark.parametrize("engine", ["dask", "ray"])
 
 
@@ -61,8 +61,16 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Place:
 @pytest.fixture(scope="module")
 def undisturbed(source: Place, tmp_path_factory: pytest.TempPathFactory) -> Place:
     sink = Place(str(tmp_path_factory.mktemp("undisturbed") / "sink"))
-    assert Build(source.url, sink.url).finish().code == 0
+    build_here(source, sink)
     return sink
+
+
+def build_here(source: Place, sink: Place) -> None:
+    """Build in this process what ``Build`` builds in its own."""
+    job = Job(
+        source=source.url, sink=sink.url, transcriber="fake", model="fake:0.0", part_minutes=0.02
+    )
+    assert speechmill.build(job).complete
 
 
 def until(true: Callable[[], object], within_s: float = 60.0) -> None:
@@ -108,7 +116,7 @@ def parts(sink: Place) -> int:
 def finish_here(source: Place, sink: Place, undisturbed: Place) -> None:
     """The next build, a local one, finishes."""
     assert parts(sink) < parts(undisturbed)
-    assert Build(source.url, sink.url).finish().code == 0
+    build_here(source, sink)
     assert_same_dataset(sink, undisturbed)
 
 
@@ -270,8 +278,19 @@ def ray_cluster() -> Iterator[tuple[str, Callable[[], None]]]:
                     process.kill()
 
         until(lambda: any(p.name() == "raylet" for p in Process(head).children(True)))
-        time.sleep(2)  # until it has told the head that it is there
-        yield f"127.0.0.1:{port}", kill
+        address = f"127.0.0.1:{port}"
+        until(lambda: has_node(address))
+        yield address, kill
+
+
+def has_node(address: str) -> bool:
+    """Whether a node has told the head that it is there."""
+    import ray
+
+    try:
+        return bool(ray._raylet.GcsClient(address=address).get_all_node_info(timeout=5))
+    except Exception:  # noqa: BLE001 - nothing listens yet
+        return False
 
 
 CLUSTERS = {"dask": dask_cluster, "ray": ray_cluster}

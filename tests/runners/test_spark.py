@@ -1,11 +1,13 @@
-"""Shards on Spark, in real Python workers that are killed and stopped."""
+"""What Spark has of its own: a session that is stopped, its settings, its command.
+
+What it has in common with other engines is in ``tests/contracts/test_runner.py``.
+"""
 
 from __future__ import annotations
 
 import itertools
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -22,21 +24,18 @@ import pytest
 import soundfile
 
 import speechmill
-from speechmill.dataset.summary import failed_recordings
-from speechmill.errors import DatasetError, EngineError, JobError, MissingExtraError
+from speechmill.errors import EngineError, JobError, MissingExtraError
 from speechmill.job import Job
 from speechmill.records import ShardReport
 from speechmill.runners.spark import SparkRunner
 from speechmill.runners.spark_sessions import mapped
 from speechmill.runners.work import Task, run_task
-from speechmill.storage import open_store
 from tests.support.spark_sessions import need_spark, spark_session
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 TIMES = ["fetch_s", "decode_s", "transcribe_s", "tokenize_s"]
-pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
@@ -94,40 +93,12 @@ def is_p2(task: Task) -> bool:
     return any(part.folder_name == "p2" for part, _ in task.shard.parts)
 
 
-def die(task: Task) -> ShardReport:
-    """A worker that is killed by any shard of the folder p2."""
-    if is_p2(task):
-        note(task)
-        os.kill(os.getpid(), signal.SIGKILL)
-    return run_task(task)
-
-
 def linger(task: Task) -> ShardReport:
     """A worker that takes its time, at the first attempt at p2."""
     if is_p2(task) and task.attempt == 0:
         note(task)
         time.sleep(90)
     return run_task(task)
-
-
-def see(task: Task) -> ShardReport:
-    note(task)
-    return run_task(task)
-
-
-def refuse(task: Task) -> NoReturn:
-    raise DatasetError(f"not with {task.recipe}")
-
-
-def fail(task: Task) -> NoReturn:
-    raise ZeroDivisionError("nobody\nforesaw this")
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
-    except OSError:
-        return False
 
 
 @pytest.fixture
@@ -144,87 +115,6 @@ def wait_for_worker(job: Job) -> int:
         assert time.monotonic() < deadline, "no worker has begun"
         time.sleep(0.05)
     return noted[0][1]
-
-
-def test_rows_and_parts_are_those_of_a_local_build_and_the_session_goes_on(
-    job: Job, session: SparkSession
-) -> None:
-    odd = Path(os.fsdecode(b"odd\xff.wav"))  # a name that is not UTF-8
-    (Path(job.source) / "p0" / "0.wav").rename(Path(job.source) / "p0" / odd)
-    report = speechmill.build(job, runner=SparkRunner(session, work=see))
-    assert (report.rows, report.failed, report.stopped) == (12, 0, False)
-    assert_as_local(job)
-    assert len(begun(job)) == 4
-    assert len({pid for _, pid in begun(job)}) <= 2  # kept from shard to shard, with their models
-    assert session.range(3).count() == 3  # not stopped
-
-
-def test_a_worker_that_is_killed_in_mid_shard_costs_no_row(
-    job: Job, session: SparkSession, pool: ThreadPoolExecutor
-) -> None:
-    killed = pool.submit(lambda: os.kill(wait_for_worker(job), signal.SIGKILL))
-    started = time.monotonic()
-    report = speechmill.build(job, runner=SparkRunner(session, work=linger))
-    killed.result()
-    assert (report.rows, report.failed, report.stopped) == (12, 0, False)
-    assert time.monotonic() - started < 80  # it was not waited for
-    assert_as_local(job)
-
-
-def test_a_shard_that_always_kills_is_set_aside_and_spark_does_not_multiply_the_attempts(
-    job: Job, session: SparkSession
-) -> None:
-    report = speechmill.build(job, runner=SparkRunner(session, work=die))
-    failed = failed_recordings(open_store(job.sink))
-    assert report.failed == len(failed) > 0
-    assert {(f.stage, f.error) for f in failed} == {("worker", "WorkerDiedError")}
-    assert all("3 workers died" in f.message for f in failed)
-    assert [attempt for attempt, _ in begun(job)] == [0, 1, 2]
-    # With workers that live, the next build finishes.
-    report = speechmill.build(job, runner=SparkRunner(session))
-    assert (report.failed, report.rows) == (0, len(failed))
-    assert_as_local(job)
-
-
-def test_a_stop_ends_what_the_workers_have_in_hand(
-    job: Job, session: SparkSession, pool: ThreadPoolExecutor
-) -> None:
-    worker = pool.submit(wait_for_worker, job)
-    report = speechmill.build(job, runner=SparkRunner(session, work=linger), stop=worker.done)
-    assert report.stopped
-    deadline = time.monotonic() + 30
-    while alive(worker.result()):
-        assert time.monotonic() < deadline, "the worker goes on"
-        time.sleep(0.2)
-    assert session.range(3).count() == 3
-    speechmill.build(job, runner=SparkRunner(session))
-    assert_as_local(job)
-
-
-def test_errors_of_workers_arrive_as_they_are(job: Job, session: SparkSession) -> None:
-    with pytest.raises(DatasetError, match=r"^not with [0-9a-f]{16}$"):
-        speechmill.build(job, runner=SparkRunner(session, work=refuse))
-    with pytest.raises(EngineError, match="a defect: ZeroDivisionError: nobody foresaw") as caught:
-        speechmill.build(job, runner=SparkRunner(session, work=fail))
-    assert "\n" not in str(caught.value)
-
-
-def test_a_shard_that_is_given_twice_at_once_has_its_rows_once(
-    job: Job, session: SparkSession
-) -> None:
-    from speechmill.runners.spark import _start
-
-    shards = speechmill.plan(job).shards
-    recipe = speechmill.build(job.model_copy(update={"sink": f"{job.sink}-other"})).recipe
-    assert speechmill.build(job.model_copy(update={"limit": 1})).rows == 1  # what agrees on parts
-    engine = _start(job, session, run_task)
-    try:
-        handles = [engine.submit(Task(job, shard, recipe)) for shard in shards for _ in range(2)]
-        reports = [handle.result() for handle in handles]
-    finally:
-        engine.close()
-    assert sum(len(report.done) for report in reports) == 24
-    assert_as_local(job)
 
 
 def test_when_spark_is_stopped_the_build_says_so_in_one_line(

@@ -169,12 +169,12 @@ def test_without_room_for_the_file_the_error_says_so(tmp_path: Path) -> None:
 @NEEDS_PROC
 def test_memory_does_not_hold_a_large_object(tmp_path: Path) -> None:
     with (tmp_path / "a").open("wb") as file:
-        file.truncate(400_000_000)
+        file.truncate(200_000_000)
     code = (
         "import sys; from speechmill.storage import fetch, open_store\n"
         "from tests.support.memory import AnonymousPeak\n"
         "store = open_store(sys.argv[1])\n"
-        "with AnonymousPeak() as peak: fetched = fetch(store, 'a', 400_000_000)\n"
+        "with AnonymousPeak() as peak: fetched = fetch(store, 'a', 200_000_000)\n"
         "print(len(fetched.data), peak.grown_bytes)"
     )
     run = subprocess.run(
@@ -185,5 +185,5 @@ def test_memory_does_not_hold_a_large_object(tmp_path: Path) -> None:
         cwd=ROOT,
     )
     size, grown = map(int, run.stdout.split())
-    assert size == 400_000_000
+    assert size == 200_000_000
     assert grown < 60_000_000

@@ -84,9 +84,8 @@ def snac_config(*, small: bool, attention: int | None = None) -> dict[str, Any]:
 
 def write_codec(name: str, folder: Path, *, small: bool = True) -> Path:
     """A checkpoint of the codec ``name``."""
-    from transformers import AutoModel
-
     import torch
+    from transformers import AutoModel
 
     if name == "snac":
         return write_snac(folder, small=small)
@@ -103,10 +102,9 @@ def write_codec(name: str, folder: Path, *, small: bool = True) -> Path:
 
 def write_snac(folder: Path, *, small: bool = True, attention: int | None = None) -> Path:
     """A checkpoint of SNAC, as ``snac`` has it but for the format of its weights."""
+    import torch
     from safetensors.torch import save_file
     from snac import SNAC
-
-    import torch
 
     config = snac_config(small=small, attention=attention)
     with torch.random.fork_rng(), torch.no_grad():

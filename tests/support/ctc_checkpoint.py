@@ -17,14 +17,13 @@ LEADS = {"<pad>": 5.0, "|": 3.5}
 
 def write_ctc_checkpoint(folder: Path, **changes: Any) -> Path:
     """A Wav2Vec2ForCTC of 0.1 M weights, 320 samples a frame; ``changes`` to its config."""
+    import torch
     from transformers import (
         Wav2Vec2Config,
         Wav2Vec2CTCTokenizer,
         Wav2Vec2FeatureExtractor,
         Wav2Vec2ForCTC,
     )
-
-    import torch
 
     config = Wav2Vec2Config(
         vocab_size=len(VOCABULARY),

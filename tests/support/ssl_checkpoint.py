@@ -13,9 +13,8 @@ WINDOW = 10 + 5 * (8 - 1) + 40 * (8 - 1)
 def write_ssl_checkpoint(model_type: str, folder: Path, *, stable: bool = False) -> Path:
     """Three layers of width 32, 320 samples a frame. ``stable``: as the large ones are made, whose
     last layer is followed by a normalisation."""
-    from transformers import AutoConfig, AutoModel, Wav2Vec2FeatureExtractor
-
     import torch
+    from transformers import AutoConfig, AutoModel, Wav2Vec2FeatureExtractor
 
     config = AutoConfig.for_model(
         model_type,

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-import torch
 from speechmill.records import Codes
 from speechmill.tokenizers import open_tokenizer
 from speechmill.tokenizers.base import Codec, Tokenizer

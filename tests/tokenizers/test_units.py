@@ -182,7 +182,7 @@ def test_a_longer_waveform_is_heard_in_chunks_of_30_s(files: dict[str, Path]) ->
             assert np.array_equal(codes, np.concatenate(values(tokenizer, chunks), axis=1))
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=60)
 @given(num_samples=st.integers(0, 400_000), chunk_s=st.integers(1, 8))
 def test_chunks_have_the_frames_of_the_whole(
     files: dict[str, Path], num_samples: int, chunk_s: int
@@ -205,9 +205,8 @@ def test_chunks_have_the_frames_of_the_whole(
 @pytest.mark.parametrize("stable", [False, True])
 @pytest.mark.parametrize("kind", ["hubert", "wavlm", "wav2vec2"])
 def test_a_layer_is_that_of_transformers(tmp_path: Path, kind: str, stable: bool) -> None:
-    from transformers import AutoFeatureExtractor, AutoModel
-
     import torch
+    from transformers import AutoFeatureExtractor, AutoModel
 
     folder = write_ssl_checkpoint(kind, tmp_path / "model", stable=stable)
     model = AutoModel.from_pretrained(folder).eval()
@@ -351,7 +350,7 @@ def test_a_build_has_the_units_of_each_recording_alone(
             source=str(CORPUS),
             sink=str(tmp_path / name),
             tokenizer=("mfcc", spec),
-            include=("p90[15]*_00[123].flac",),
+            include=("p90[15]*_00[12].flac",),
             language="en",
             model="tiny.en",
             beam_size=1,
@@ -369,9 +368,9 @@ def test_a_build_has_the_units_of_each_recording_alone(
         )
         described = json.loads(table.schema.metadata[b"speechmill"])["tokenizers"][1]
         assert described["sample_mismatch"] == [0.0] * described["num_codebooks"]
-    assert len(built["shared"]) == 6
+    assert len(built["shared"]) == 4
     # The first row of a shard is checked; what was transcribed in full windows is heard again.
-    assert again == {"shared": 1, "alone": 7, "merged": 1}
+    assert again == {"shared": 1, "alone": 5, "merged": 1}
     tokenizer = UnitsTokenizer(model=str(files["whisper"]))
     for name, codes in built["shared"].items():
         waveform = audio.decode((CORPUS / name).read_bytes()).waveform

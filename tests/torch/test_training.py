@@ -19,10 +19,10 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
+import torch
 from torch.utils.data import DataLoader, default_collate
 
 import speechmill
-import torch
 from speechmill.dataset.reader import list_parts
 from speechmill.errors import DatasetError, JobError, ReplacedError, UnsupportedError
 from speechmill.storage import open_store
@@ -35,7 +35,6 @@ DOCS = Path(__file__).resolve().parents[2] / "docs" / "training.md"
 SPEAKERS, EACH = 5, 9
 ROWS = SPEAKERS * EACH
 NAMES = ("file_name", "token")
-numbers = itertools.count()
 
 
 def recordings() -> dict[str, bytes]:
@@ -67,16 +66,28 @@ def rows(folder: str) -> dict[str, dict[str, Any]]:
 
 
 @pytest.fixture
-def bucket(object_store: SeaweedFS, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+def bucket(_filled: tuple[str, dict[str, str]], monkeypatch: pytest.MonkeyPatch) -> str:
     """A sink in a bucket that this process has written: its obstore has threads by now."""
-    for name, value in object_store.write_profile(tmp_path, "train").items():
+    sink, environment = _filled
+    for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    sink = f"s3://dst/training-{next(numbers)}"
-    report = build(
-        memory(recordings()), sink, tokenizer=("mfcc",), part_minutes=0.05, profile="train"
-    )
-    assert report.rows == ROWS
     return sink
+
+
+@pytest.fixture(scope="module")
+def _filled(
+    object_store: SeaweedFS, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, dict[str, str]]:
+    environment = object_store.write_profile(tmp_path_factory.mktemp("aws"), "train")
+    sink = "s3://dst/training"
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        report = build(
+            memory(recordings()), sink, tokenizer=("mfcc",), part_minutes=0.05, profile="train"
+        )
+    assert report.rows == ROWS
+    return sink, environment
 
 
 def names_of(batches: Iterable[dict[str, Any]]) -> list[str]:

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import whisper
 from transformers import WhisperForConditionalGeneration
 from whisper.model import ModelDimensions, Whisper
 
-import torch
 from speechmill.errors import ModelError
 from speechmill.records import Speech
 from speechmill.transcribers import TranscriberOptions, open_transcriber

@@ -11,9 +11,9 @@ from typing import Any
 import jiwer
 import numpy as np
 import pytest
+import torch
 from whisper_normalizer.basic import BasicTextNormalizer
 
-import torch
 from speechmill.errors import JobError, ModelError
 from speechmill.models.torch import TorchEngine
 from speechmill.records import Speech

@@ -256,9 +256,8 @@ def test_a_tokenizer_that_lowers_the_case_is_followed(ctc: Path, tmp_path: Path)
 
 
 def test_confidence_is_that_of_the_frames_that_say_something(ctc: Path) -> None:
-    from transformers import AutoFeatureExtractor, AutoModelForCTC
-
     import torch
+    from transformers import AutoFeatureExtractor, AutoModelForCTC
 
     samples = speech(CLIP)
     (transcript,) = open_transcriber("transformers", str(ctc), options()).transcribe(
