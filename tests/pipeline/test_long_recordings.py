@@ -362,8 +362,8 @@ def test_the_transcriber_is_given_a_second_group_while_it_computes_the_first(
 def test_memory_does_not_grow_with_the_length_of_a_recording(tmp_path: Path) -> None:
     code = (
         "import sys, speechmill; from speechmill import Job\n"
-        "from speechmill import pacing; from tests.support.memory import AnonymousPeak\n"
-        "pacing.MAX_PIECES = 8\n"  # a fake is quick: its groups would hold all of the audio
+        "from speechmill.pipeline import pace; from tests.support.memory import AnonymousPeak\n"
+        "pace.MAX_PIECES = 8\n"  # a fake is quick: its groups would hold all of the audio
         "job = Job(source=sys.argv[1], sink=sys.argv[2], transcriber='fake', tokenizer='fake')\n"
         "with AnonymousPeak() as peak:\n"
         "    rows = speechmill.build(job).rows\n"

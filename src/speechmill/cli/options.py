@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
-from pydantic import BaseModel
+
+from speechmill.job import Options
 
 __all__ = [
-    "PANELS",
     "EndpointUrl",
     "OutEndpointUrl",
     "OutProfile",
@@ -37,31 +37,8 @@ OutEndpointUrl = Annotated[
     str | None, typer.Option(help="Endpoint of OUT, where it differs from SINK's.")
 ]
 
-PANELS = {
-    "Storage": (
-        "profile", "endpoint_url", "region", "sink_profile", "sink_endpoint_url", "sink_region",
-        "store_retry_s", "single_writer",
-    ),
-    "Recordings": ("extension", "include", "exclude", "limit", "folder", "partition_by",
-        "keep_damaged",),
-    "Transcription": (
-        "transcriber", "model", "language", "languages", "task", "segment", "window", "beam_size",
-        "temperature", "words", "initial_prompt", "hotwords", "suppress_numerals", "device",
-        "compute_type", "batch_size",
-    ),
-    "Engine": (
-        "engine", "address", "workers", "worker_option", "max_attempts", "shard_index",
-        "shard_count",
-    ),
-    "Tokens": ("tokenizer", "tokenizer_option", "round_trip"),
-    "Queue": (
-        "queue", "group", "broker_option", "batch_recordings", "linger_s", "until_empty",
-        "grace_s", "drop_removed", "metrics", "partitions",
-    ),
-}  # fmt: skip
 
-
-def _flag_of(model: type[BaseModel], name: str) -> inspect.Parameter:
+def _flag_of(model: type[Options], name: str) -> inspect.Parameter:
     """A field of a model as a flag that is None where it was not given."""
     info = model.model_fields[name]
     of_type = info.annotation
@@ -76,12 +53,11 @@ def _flag_of(model: type[BaseModel], name: str) -> inspect.Parameter:
     elif get_origin(of_type) is Literal:
         of_type = str
     shown = f" [default: {default}]" if default not in (None, "", False) else ""
-    panel = next((title for title, names in PANELS.items() if name in names), "The run")
     option = typer.Option(
         *flags,
         help=f"{info.description}{shown}".replace("*", r"\*"),
         show_default=False,
-        rich_help_panel=panel,
+        rich_help_panel=model.panel_of(name),
     )
     return inspect.Parameter(
         name,
@@ -93,8 +69,8 @@ def _flag_of(model: type[BaseModel], name: str) -> inspect.Parameter:
 
 def with_flags(
     command: Callable[[Path | None, dict[str, Any]], None],
-    arguments: Sequence[tuple[type[BaseModel], str]],
-    flags: Sequence[tuple[type[BaseModel], str]],
+    arguments: Sequence[tuple[type[Options], str]],
+    flags: Sequence[tuple[type[Options], str]],
 ) -> Callable[..., None]:
     """A command with these fields of models as arguments and flags, and ``--config``.
 
@@ -105,7 +81,7 @@ def with_flags(
         config = given.pop("config")
         command(config, {name: value for name, value in given.items() if value not in (None, [])})
 
-    def argument(model: type[BaseModel], name: str) -> inspect.Parameter:
+    def argument(model: type[Options], name: str) -> inspect.Parameter:
         details = typer.Argument(metavar=name.upper(), help=model.model_fields[name].description)
         return inspect.Parameter(
             name,
