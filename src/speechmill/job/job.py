@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from speechmill.errors import JobError
-from speechmill.job.options import Options, as_tuple, not_empty, parse_options, parsed
+from speechmill.job.options import Name, Options, Texts, parse_options, parsed
 from speechmill.job.recordings import RecordingOptions
 from speechmill.job.transcription import (
     ModelOptions,
@@ -28,13 +28,8 @@ WorkerOptions = dict[str, int | float | str]
 class PlaceOptions(Options):
     """Where recordings come from, and where the dataset goes."""
 
-    source: Annotated[str, Field(description="Where the recordings are: s3://…, a folder, …")]
-    sink: Annotated[str, Field(description="Where the dataset goes: s3://…, a folder, …")]
-
-    @field_validator("source", "sink")
-    @classmethod
-    def _named(cls, value: str) -> str:
-        return not_empty(value)
+    source: Annotated[Name, Field(description="Where the recordings are: s3://…, a folder, …")]
+    sink: Annotated[Name, Field(description="Where the dataset goes: s3://…, a folder, …")]
 
 
 class StorageOptions(Options):
@@ -77,7 +72,7 @@ class TokenOptions(Options):
     panel: ClassVar[str] = "Tokens"
 
     tokenizer: Annotated[
-        tuple[str, ...],
+        Texts,
         Field(description="Audio tokens to make: mfcc or none; may be given several times."),
     ] = ("mfcc",)
     tokenizer_option: TokenizerOptions = Field(
@@ -90,11 +85,6 @@ class TokenOptions(Options):
             "is off, in the column round_trip_cer."
         ),
     ] = False
-
-    @field_validator("tokenizer", mode="before")
-    @classmethod
-    def _one_or_many(cls, value: object) -> object:
-        return as_tuple(value)
 
     @field_validator("tokenizer_option", mode="before")
     @classmethod

@@ -5,13 +5,13 @@ from __future__ import annotations
 import difflib
 import inspect
 import tomllib
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from speechmill.errors import JobError
 
-__all__ = ["Options", "as_tuple", "explain", "not_empty", "parse_options", "parsed"]
+__all__ = ["Name", "Options", "Texts", "explain", "parse_options", "parsed"]
 
 
 class Options(BaseModel):
@@ -41,18 +41,23 @@ class Options(BaseModel):
         )
 
 
-def as_tuple(value: object) -> object:
-    """One or many texts as a tuple; what is neither, as it is."""
+def _as_tuple(value: object) -> object:
     if isinstance(value, str):
         return (value,)
     return tuple(value) if isinstance(value, list) else value
 
 
-def not_empty(value: str) -> str:
-    """The text, unless there is none. Raises ValueError."""
+def _not_empty(value: str) -> str:
     if not value.strip():
         raise ValueError("must not be empty")
     return value
+
+
+Texts = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
+"""Texts, of which one may be given alone, or a list."""
+
+Name = Annotated[str, AfterValidator(_not_empty)]
+"""A text that is not empty."""
 
 
 def parse_options(value: object, example: str) -> object:

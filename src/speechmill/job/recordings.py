@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field, field_validator
 
-from speechmill.job.options import Options, as_tuple, not_empty
+from speechmill.job.options import Name, Options, Texts
 
 __all__ = ["RecordingOptions", "Selection"]
 
@@ -18,24 +18,19 @@ class Selection(Options):
     panel: ClassVar[str] = "Recordings"
 
     extension: Annotated[
-        tuple[str, ...],
+        Texts,
         Field(description="Choose recordings by extension [default: every format we decode]."),
     ] = ()
     include: Annotated[
-        tuple[str, ...],
+        Texts,
         Field(
             description="Choose only paths that match this glob ('*' also matches '/'), or this "
             "folder, such as 'p2*' or p225."
         ),
     ] = ()
     exclude: Annotated[
-        tuple[str, ...], Field(description="Leave out paths that match this glob or folder.")
+        Texts, Field(description="Leave out paths that match this glob or folder.")
     ] = ()
-
-    @field_validator("extension", "include", "exclude", mode="before")
-    @classmethod
-    def _one_or_many(cls, value: object) -> object:
-        return as_tuple(value)
 
     @field_validator("extension")
     @classmethod
@@ -52,7 +47,7 @@ class RecordingOptions(Selection):
         int | None, Field(ge=1, description="Take at most so many recordings that are to be done.")
     ] = None
     folder: Annotated[
-        str,
+        Name,
         Field(
             description="What folder_name is: parent, first, path, or a regular expression "
             "over the path whose first group it is."
@@ -83,7 +78,6 @@ class RecordingOptions(Selection):
     @field_validator("folder")
     @classmethod
     def _folder_rule(cls, value: str) -> str:
-        not_empty(value)
         if value not in ("parent", "first", "path"):
             try:
                 groups = re.compile(value).groups

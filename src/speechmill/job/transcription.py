@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from speechmill.job.options import Options, as_tuple, not_empty
+from speechmill.job.options import Name, Options, Texts
 
 __all__ = ["ModelOptions", "SegmentationOptions", "SpokenOptions", "TranscriptionOptions"]
 
@@ -21,14 +21,9 @@ class ModelOptions(Options):
         Field(description="Transcription backend: whisper, openai-whisper, transformers or fake."),
     ] = "whisper"
     model: Annotated[
-        str,
+        Name,
         Field(description="Whisper model: tiny … large-v3, turbo, a folder or a hub id."),
     ] = "base"
-
-    @field_validator("model")
-    @classmethod
-    def _named(cls, value: str) -> str:
-        return not_empty(value)
 
 
 class SpokenOptions(Options):
@@ -41,18 +36,13 @@ class SpokenOptions(Options):
         Field(description="Language spoken, such as en [default: detected per recording]."),
     ] = None
     languages: Annotated[
-        tuple[str, ...],
+        Texts,
         Field(description="Allow detection of these languages only; may be given several times."),
     ] = ()
     task: Annotated[
         Literal["transcribe", "translate"],
         Field(description="transcribe, or translate to English."),
     ] = "transcribe"
-
-    @field_validator("languages", mode="before")
-    @classmethod
-    def _one_or_many(cls, value: object) -> object:
-        return as_tuple(value)
 
 
 class SegmentationOptions(Options):
