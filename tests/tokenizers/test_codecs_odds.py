@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-import torch
 from speechmill.dataset.schema import row_schema
 from speechmill.errors import AudioError, JobError, MissingExtraError, ModelError
 from speechmill.tokenizers import open_tokenizer

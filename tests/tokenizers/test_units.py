@@ -205,9 +205,8 @@ def test_chunks_have_the_frames_of_the_whole(
 @pytest.mark.parametrize("stable", [False, True])
 @pytest.mark.parametrize("kind", ["hubert", "wavlm", "wav2vec2"])
 def test_a_layer_is_that_of_transformers(tmp_path: Path, kind: str, stable: bool) -> None:
-    from transformers import AutoFeatureExtractor, AutoModel
-
     import torch
+    from transformers import AutoFeatureExtractor, AutoModel
 
     folder = write_ssl_checkpoint(kind, tmp_path / "model", stable=stable)
     model = AutoModel.from_pretrained(folder).eval()

@@ -297,9 +297,8 @@ class TransformersCodec(NeuralCodec):
     def _need_libraries(self) -> None:
         try:
             import safetensors
-            import transformers
-
             import torch
+            import transformers
         except ImportError:
             raise MissingExtraError(f"the tokenizer {self.name!r}", EXTRA) from None
         del safetensors, torch, transformers

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-
 import torch
+
 from speechmill.errors import DatasetError, JobError
 from speechmill.torch.rows import Sample
 

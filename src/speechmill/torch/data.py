@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
-import torch
 from speechmill.dataset.epochs import Even, Order, Share, windows, windows_of_batches
 from speechmill.storage import StoreOptions
 from speechmill.torch.ranks import own_rank

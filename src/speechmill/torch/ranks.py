@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 import torch
+
 from speechmill.dataset.epochs import Share
 from speechmill.errors import JobError
 

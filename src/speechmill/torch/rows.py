@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
 from numpy.typing import NDArray
 
-import torch
 from speechmill.dataset.arrays import tokens_to_arrays
 from speechmill.dataset.index import check_columns, open_index, read_rows
 from speechmill.errors import UnsupportedError

@@ -255,9 +255,8 @@ def _from_checkpoint(weights: Model, device: str, *, words: bool) -> Any:
         MissingExtraError: safetensors is not installed.
         ModelError: it is no Whisper that openai-whisper can run, or its weights are not whole.
     """
-    from whisper.model import ModelDimensions, Whisper
-
     import torch
+    from whisper.model import ModelDimensions, Whisper
 
     try:
         from safetensors import SafetensorError

@@ -71,9 +71,8 @@ class Search:
     ) -> tuple[list[int], float]:
         """The best tokens, without prompt and end, and their mean log probability, the end's
         included: by ``beam_size`` beams at temperature 0, else of ``best_of`` samples."""
-        from transformers import GenerationConfig, GenerationMixin
-
         import torch
+        from transformers import GenerationConfig, GenerationMixin
 
         positions = self._model.config.max_target_positions
         samples = temperature > 0
