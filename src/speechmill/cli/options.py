@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
+from pydantic import BaseModel
 
-from speechmill.job import Options
+from speechmill.job import panel_of
 
 __all__ = [
     "EndpointUrl",
@@ -38,7 +39,7 @@ OutEndpointUrl = Annotated[
 ]
 
 
-def _flag_of(model: type[Options], name: str) -> inspect.Parameter:
+def _flag_of(model: type[BaseModel], name: str) -> inspect.Parameter:
     """A field of a model as a flag that is None where it was not given."""
     info = model.model_fields[name]
     of_type = info.annotation
@@ -57,7 +58,7 @@ def _flag_of(model: type[Options], name: str) -> inspect.Parameter:
         *flags,
         help=f"{info.description}{shown}".replace("*", r"\*"),
         show_default=False,
-        rich_help_panel=model.panel_of(name),
+        rich_help_panel=panel_of(model, name),
     )
     return inspect.Parameter(
         name,
@@ -69,8 +70,8 @@ def _flag_of(model: type[Options], name: str) -> inspect.Parameter:
 
 def with_flags(
     command: Callable[[Path | None, dict[str, Any]], None],
-    arguments: Sequence[tuple[type[Options], str]],
-    flags: Sequence[tuple[type[Options], str]],
+    arguments: Sequence[tuple[type[BaseModel], str]],
+    flags: Sequence[tuple[type[BaseModel], str]],
 ) -> Callable[..., None]:
     """A command with these fields of models as arguments and flags, and ``--config``.
 
@@ -81,7 +82,7 @@ def with_flags(
         config = given.pop("config")
         command(config, {name: value for name, value in given.items() if value not in (None, [])})
 
-    def argument(model: type[Options], name: str) -> inspect.Parameter:
+    def argument(model: type[BaseModel], name: str) -> inspect.Parameter:
         details = typer.Argument(metavar=name.upper(), help=model.model_fields[name].description)
         return inspect.Parameter(
             name,

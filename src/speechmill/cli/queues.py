@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 import typer
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field
 from rich.console import Console
 
 from speechmill.cli.options import with_flags
 from speechmill.cli.signals import Stop
 from speechmill.errors import JobError
-from speechmill.job import Job, Options, parse_options, read_job_file
+from speechmill.job import Job, parse_options, read_job_file
 from speechmill.queues.options import WorkOptions
 
 __all__ = [
@@ -63,8 +63,10 @@ BrokerOption = Annotated[
 ]
 
 
-class _Places(Options):
+class _Places(BaseModel):
     """Where things are, as ``enqueue`` and ``work`` have it besides ``Job``."""
+
+    model_config = ConfigDict(frozen=True)
 
     source: Annotated[
         str | None,
@@ -76,15 +78,12 @@ class _Places(Options):
     sink: Annotated[
         str | None, Field(description="The dataset: what is done there is left out.")
     ] = None
-
-
-class _Topic(Options):
-    """What a new topic is told."""
-
-    panel: ClassVar[str] = "Queue"
-
     partitions: Annotated[
-        int, Field(description="Partitions of a new topic: so many workers at most share it.")
+        int,
+        Field(
+            description="Partitions of a new topic: so many workers at most share it.",
+            json_schema_extra={"panel": "Queue"},
+        ),
     ] = 12
 
 
@@ -101,7 +100,7 @@ def _enqueue(config: Path | None, given: dict[str, Any]) -> None:
 
     told = {**read_job_file(config), **given}
     queue, options = _queue_of(told), told.pop("broker_option", [])
-    partitions = int(told.pop("partitions", _Topic.model_fields["partitions"].default))
+    partitions = int(told.pop("partitions", _Places.model_fields["partitions"].default))
     if partitions < 1:
         raise JobError("partitions: must be 1 or more")
     wanted = {k: v for k, v in told.items() if k in (*OF_ENQUEUE, "source", "sink")}
@@ -177,7 +176,7 @@ enqueue_command = with_flags(
         (_Places, "sink"),
         *((Job, name) for name in OF_ENQUEUE),
         (WorkOptions, "broker_option"),
-        (_Topic, "partitions"),
+        (_Places, "partitions"),
     ],
 )
 work_command = with_flags(

@@ -12,7 +12,7 @@ from rich.console import Console
 from speechmill.cli.options import EndpointUrl, OutEndpointUrl, OutProfile, Profile, Region, Sink
 from speechmill.cli.signals import GOES_ON, Stop
 from speechmill.errors import JobError
-from speechmill.job import TokenOptions
+from speechmill.job import Job
 
 if TYPE_CHECKING:
     from speechmill.cli.views.tokens import RowsDisplay
@@ -278,7 +278,8 @@ def _options(tokenizer: str, given: list[str]) -> dict[str, Any]:
     Raises:
         JobError: they are written in another way, or are another tokenizer's.
     """
-    parsed = TokenOptions.model_validate({"tokenizer_option": given}).tokenizer_option
+    # As a job reads them.
+    parsed = Job(source="-", sink="-", tokenizer_option=given).tokenizer_option
     name = tokenizer.partition(":")[0]
     if others := sorted(parsed.keys() - {name}):
         raise JobError(f"tokenizer_option: {others[0]!r} is not the tokenizer {name!r}")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from speechmill.job.job import (
     Job,
-    TokenOptions,
     WorkerOptions,
     load_job,
+    parse_tokenizer_options,
     read_job_file,
 )
-from speechmill.job.options import Options, explain, parse_options
+from speechmill.job.options import Options, explain, panel_of, parse_options
 from speechmill.job.recordings import Selection
 from speechmill.job.transcription import SpokenOptions, TranscriptionOptions
 
@@ -18,11 +18,12 @@ __all__ = [
     "Options",
     "Selection",
     "SpokenOptions",
-    "TokenOptions",
     "TranscriptionOptions",
     "WorkerOptions",
     "explain",
     "load_job",
+    "panel_of",
     "parse_options",
+    "parse_tokenizer_options",
     "read_job_file",
 ]

@@ -19,7 +19,7 @@ from speechmill.job.transcription import (
     TranscriptionOptions,
 )
 
-__all__ = ["Job", "TokenOptions", "WorkerOptions", "load_job", "read_job_file"]
+__all__ = ["Job", "WorkerOptions", "load_job", "parse_tokenizer_options", "read_job_file"]
 
 TokenizerOptions = dict[str, dict[str, bool | int | float | str]]
 WorkerOptions = dict[str, int | float | str]
@@ -217,6 +217,15 @@ class Job(
 
     def __init__(self, **values: Any) -> None:  # also in the form of flags, which types forbid
         super().__init__(**values)
+
+
+def parse_tokenizer_options(given: list[str]) -> TokenizerOptions:
+    """Options by tokenizer and name, of what was given as NAME.OPTION=VALUE.
+
+    Raises:
+        JobError: one of them is written in another way, or has no plain value.
+    """
+    return TokenOptions.model_validate({"tokenizer_option": given}).tokenizer_option
 
 
 def load_job(path: Path | None, overrides: Mapping[str, Any]) -> Job:

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Val
 
 from speechmill.errors import JobError
 
-__all__ = ["Name", "Options", "Texts", "explain", "parse_options", "parsed"]
+__all__ = ["Name", "Options", "Texts", "explain", "panel_of", "parse_options", "parsed"]
 
 
 class Options(BaseModel):
@@ -31,14 +31,15 @@ class Options(BaseModel):
         except ValidationError as error:
             raise JobError(explain(error, type(self))) from None
 
-    @classmethod
-    def panel_of(cls, name: str) -> str:
-        """The panel of a field: that of the class that states it."""
-        return next(
-            c.panel
-            for c in cls.__mro__
-            if issubclass(c, Options) and name in inspect.get_annotations(c)
-        )
+
+def panel_of(model: type[BaseModel], name: str) -> str:
+    """The heading of ``--help`` under which a field stands: its own (``panel`` of
+    ``json_schema_extra``), or else that of the class that states it."""
+    extra = model.model_fields[name].json_schema_extra
+    if isinstance(extra, dict) and "panel" in extra:
+        return str(extra["panel"])
+    stating = (c for c in model.__mro__ if name in inspect.get_annotations(c))
+    return next((c.panel for c in stating if issubclass(c, Options)), Options.panel)
 
 
 def _as_tuple(value: object) -> object:
