@@ -202,6 +202,8 @@ class Job(
     (with ``-`` for ``_`` in flags). Wrong values raise ``JobError``.
     """
 
+    panel: ClassVar[str] = "The run"
+
     rebuild: Annotated[
         bool, Field(description="Replace rows that were made by another recipe.")
     ] = False
