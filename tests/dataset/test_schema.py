@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -84,6 +84,7 @@ def test_the_files_metadata_say_how_to_decode_the_tokens() -> None:
 shapes = st.tuples(st.integers(0, 4), st.integers(0, 5))
 
 
+@settings(deadline=None)
 @given(st.lists(hnp.arrays(np.int16, shapes), max_size=5))
 def test_tokens_are_read_as_they_were_written(codes: list[np.ndarray]) -> None:
     utterances = [with_codes(Codes(values), f"{i}.wav") for i, values in enumerate(codes)]
@@ -103,6 +104,7 @@ def test_no_tokens_are_null() -> None:
     assert rows([]).num_rows == 0
 
 
+@settings(deadline=None)
 @given(st.permutations([f"{c}/é{i}.wav" for i in range(3) for c in "abB"]))
 def test_a_parts_bytes_do_not_depend_on_the_order_of_arrival(names: list[str]) -> None:
     def part(some: list[str]) -> bytes:

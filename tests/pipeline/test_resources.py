@@ -11,7 +11,24 @@ import pytest
 from speechmill import Job, tokenizers
 from speechmill.pipeline.resources import forget_resources, open_resources
 from speechmill.tokenizers.fake import FakeTokenizer
+from speechmill.transcribers import TranscriberOptions
 from tests.support.corpus import memory
+
+
+def test_a_transcriber_is_told_what_the_job_says_of_transcription() -> None:
+    said = {
+        "language": "de",
+        "beam_size": 2,
+        "temperature": (0.2,),
+        "words": True,
+        "hotwords": "Zoë",
+        "batch_size": 3,
+    }
+    job = Job(source="in", sink="out", threads=4, **said)
+    told = TranscriberOptions.of(job).model_dump()
+    assert {name: told[name] for name in said} == said
+    assert told["cpu_threads"] == 4
+    assert told.keys() - {"cpu_threads"} <= Job.model_fields.keys()
 
 
 def test_two_shards_that_begin_together_share_one_set_of_threads(

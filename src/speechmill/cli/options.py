@@ -10,15 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
-from pydantic import BaseModel
 
-from speechmill.job import Job
+from speechmill.job import Job, Options, panel_of
 
 if TYPE_CHECKING:
     from speechmill.storage import Store, StoreOptions
 
 __all__ = [
-    "PANELS",
     "Destination",
     "Differing",
     "OutStorage",
@@ -30,7 +28,7 @@ __all__ = [
 ]
 
 
-def described(model: type[BaseModel], name: str) -> str:
+def described(model: type[Options], name: str) -> str:
     """What a field of a model says of itself, for an option that means the same."""
     return model.model_fields[name].description or ""
 
@@ -86,31 +84,8 @@ class Differing:
 
 OutStorage = Annotated[Storage, Differing("out", "OUT", "SINK", ("profile", "endpoint_url"))]
 
-PANELS = {
-    "Storage": (
-        "profile", "endpoint_url", "region", "sink_profile", "sink_endpoint_url", "sink_region",
-        "store_retry_s", "single_writer",
-    ),
-    "Recordings": ("extension", "include", "exclude", "limit", "folder", "partition_by",
-        "keep_damaged",),
-    "Transcription": (
-        "transcriber", "model", "language", "languages", "task", "segment", "window", "beam_size",
-        "temperature", "words", "initial_prompt", "hotwords", "suppress_numerals", "device",
-        "compute_type", "batch_size",
-    ),
-    "Engine": (
-        "engine", "address", "workers", "worker_option", "max_attempts", "shard_index",
-        "shard_count",
-    ),
-    "Tokens": ("tokenizer", "tokenizer_option", "round_trip"),
-    "Queue": (
-        "queue", "group", "broker_option", "batch_recordings", "linger_s", "until_empty",
-        "grace_s", "drop_removed", "metrics", "partitions",
-    ),
-}  # fmt: skip
 
-
-def _flag_of(model: type[BaseModel], name: str) -> inspect.Parameter:
+def _flag_of(model: type[Options], name: str) -> inspect.Parameter:
     """A field of a model as a flag that is None where it was not given."""
     info = model.model_fields[name]
     of_type = info.annotation
@@ -125,12 +100,11 @@ def _flag_of(model: type[BaseModel], name: str) -> inspect.Parameter:
     elif get_origin(of_type) is Literal:
         of_type = str
     shown = f" [default: {default}]" if default not in (None, "", False) else ""
-    panel = next((title for title, names in PANELS.items() if name in names), "The run")
     option = typer.Option(
         *flags,
         help=f"{info.description}{shown}".replace("*", r"\*"),
         show_default=False,
-        rich_help_panel=panel,
+        rich_help_panel=panel_of(model, name),
     )
     return _keyword(name, None, Annotated[of_type | None, option])  # type: ignore[operator]
 
@@ -195,8 +169,8 @@ def _flags_of(model: type[Any], differing: Differing | None) -> dict[str, inspec
 
 def with_config(
     command: Callable[[Path | None, dict[str, Any]], None],
-    arguments: Sequence[tuple[type[BaseModel], str]],
-    flags: Sequence[tuple[type[BaseModel], str]],
+    arguments: Sequence[tuple[type[Options], str]],
+    flags: Sequence[tuple[type[Options], str]],
 ) -> Callable[..., None]:
     """A command with these fields of models as arguments and flags, and ``--config``.
 
@@ -207,7 +181,7 @@ def with_config(
         config = given.pop("config")
         command(config, {name: value for name, value in given.items() if value not in (None, [])})
 
-    def argument(model: type[BaseModel], name: str) -> inspect.Parameter:
+    def argument(model: type[Options], name: str) -> inspect.Parameter:
         details = typer.Argument(metavar=name.upper(), help=described(model, name))
         return _keyword(name, None, Annotated[str | None, details])
 

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from speechmill.cli.console import err, out, print_fields
 from speechmill.cli.exits import leave, resumable
 from speechmill.cli.options import described, with_config
 from speechmill.errors import JobError
-from speechmill.job import Job, read_job_file
+from speechmill.job import Job, Options, read_job_file
 from speechmill.queues.options import WorkOptions
 
 if TYPE_CHECKING:
@@ -38,10 +38,8 @@ BrokerOption = Annotated[
 ]
 
 
-class _Places(BaseModel):
+class _Places(Options):
     """Where things are, as ``enqueue`` and ``work`` have it besides ``Job``."""
-
-    model_config = ConfigDict(frozen=True)
 
     source: Annotated[
         str | None,
@@ -54,7 +52,11 @@ class _Places(BaseModel):
         str | None, Field(description="The dataset: what is done there is left out.")
     ] = None
     partitions: Annotated[
-        int, Field(description="Partitions of a new topic: so many workers at most share it.")
+        int,
+        Field(
+            description="Partitions of a new topic: so many workers at most share it.",
+            json_schema_extra={"panel": "Queue"},
+        ),
     ] = 12
 
 

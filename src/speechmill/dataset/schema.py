@@ -302,6 +302,17 @@ def _identity(recordings: Sequence[Recording], recipe: str) -> dict[str, Any]:
     }
 
 
+# Columns that are what an utterance, or its transcript, says under the same name.
+OF_UTTERANCES = (
+    "start_s", "end_s", "sample_rate", "channels", "voiced_s", "repetition", "chars_per_voiced_s",
+    "fetch_s", "decode_s", "transcribe_s", "tokenize_s",
+)  # fmt: skip
+OF_TRANSCRIPTS = (
+    "language", "language_probability", "avg_logprob", "no_speech_prob", "compression_ratio",
+    "temperature", "window_s",
+)  # fmt: skip
+
+
 def utterances_to_table(
     utterances: Sequence[Utterance], schema: pa.Schema, recipe: str
 ) -> pa.Table:
@@ -316,28 +327,8 @@ def utterances_to_table(
         "words": [None if t.words is None else [_word(w) for w in t.words] for t in transcripts],
         "flags": [sorted({*u.flags, *u.transcript.flags}) for u in utterances],
     }
-    for name in (
-        "start_s",
-        "end_s",
-        "sample_rate",
-        "channels",
-        "voiced_s",
-        "repetition",
-        "chars_per_voiced_s",
-    ):
-        columns[name] = [getattr(u, name) for u in utterances]
-    for name in (
-        "language",
-        "language_probability",
-        "avg_logprob",
-        "no_speech_prob",
-        "compression_ratio",
-        "temperature",
-        "window_s",
-    ):
-        columns[name] = [getattr(t, name) for t in transcripts]
-    for name in ("fetch_s", "decode_s", "transcribe_s", "tokenize_s"):
-        columns[name] = [getattr(u, name) for u in utterances]
+    columns |= {name: [getattr(u, name) for u in utterances] for name in OF_UTTERANCES}
+    columns |= {name: [getattr(t, name) for t in transcripts] for name in OF_TRANSCRIPTS}
     token_fields = [f for f in schema if _is_token_column(f.name)]
     num_codes = len(utterances[0].codes) if utterances else 0
     for i, token_field in enumerate(token_fields):

@@ -12,7 +12,7 @@ __all__ = ["agree", "check", "settled_resources"]
 
 
 def settled_resources(job: Job) -> Resources:
-    """The job's resources, with the compute type that the sink's recipe has settled on."""
+    """Open the job's resources anew, with the compute type that the sink's recipe settled on."""
     forget_resources()
     resources = open_resources(job)
     state = read_state(resources.sink)
@@ -26,7 +26,7 @@ def settled_resources(job: Job) -> Resources:
 
 
 def check(resources: Resources) -> None:
-    """That there is a source, and that the sink's rows are of it and of this recipe.
+    """Check that there is a source, and that the sink's rows are of it and of this recipe.
 
     Nothing is written yet: a mistyped source must leave no trace in the sink.
 
@@ -51,8 +51,8 @@ def check(resources: Resources) -> None:
 
 
 def _check_token_types(resources: Resources) -> None:
-    """That a rebuild keeps the types of the token columns: readers of a half rebuilt dataset could
-    not put two types into one column."""
+    """Refuse a rebuild that changes the type of a token column: readers of a half rebuilt dataset
+    could not put two types into one column."""
     stored = stored_schema(resources.sink)
     for column in resources.schema.names:
         if not column.startswith("token") or stored is None or column not in stored.names:

@@ -36,7 +36,7 @@ def tidy(sink: Store, plan: Plan) -> None:
 def prune(source: Store, sink: Store, plan: Plan) -> int:
     """Remove rows and failures of recordings that are gone from the source.
 
-    Returns how many recordings it were.
+    Returns how many recordings were removed.
 
     Raises:
         JobError: nothing was listed, so that everything would go.
@@ -48,7 +48,7 @@ def prune(source: Store, sink: Store, plan: Plan) -> int:
 
 
 def count_gone(source: Store, sink: Store, plan: Plan) -> int:
-    """How many recordings ``prune`` would remove. Raises as it does."""
+    """Count the recordings that ``prune`` would remove. Raises as it does."""
     return sum(len(names) for _, names in _gone(source, sink, plan))
 
 

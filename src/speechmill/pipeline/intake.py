@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,7 +41,8 @@ __all__ = [
     "recorded",
 ]
 
-WHOLE_S = 30.0  # up to here a recording that is one row is resampled at once
+WHOLE_S: Final = 30.0
+"""Up to here a recording that is one row is resampled at once, in the decoder's thread."""
 
 
 @dataclass(slots=True, eq=False)
@@ -175,7 +177,7 @@ class Intake:
         self.rates = sorted(rates)
 
     def fetch(self, part: Part, recording: Recording) -> tuple[ReadyRecording, Fetched | None]:
-        """A recording's bytes; none where it is gone, or has failed.
+        """Fetch a recording's bytes; none where it is gone, or has failed.
 
         Raises:
             UnavailableError: the source as a whole is down or gone.
@@ -219,12 +221,12 @@ class Intake:
         ):
             if short:
                 known[SAMPLE_RATE] = audio.resample(whole, SAMPLE_RATE).samples
-                heard = Waveform(known[SAMPLE_RATE], SAMPLE_RATE)
-                num_samples = len(heard.samples)
+                audible = Waveform(known[SAMPLE_RATE], SAMPLE_RATE)
+                num_samples = len(audible.samples)
             else:
-                heard = whole
+                audible = whole
                 num_samples = len(whole.samples) * SAMPLE_RATE // whole.sample_rate
-            voice = listen(reader(heard, SAMPLE_RATE), num_samples, resources.voice, duration_s)
+            voice = listen(reader(audible, SAMPLE_RATE), num_samples, resources.voice, duration_s)
             cut = segment(voice, mode, options, resources.voice, transcriber.max_speech_s)
         ready.voice_highest = cut.highest
         for row in cut.rows:
@@ -238,7 +240,7 @@ class Intake:
 
 
 def fetch_into(ready: ReadyRecording, source: Store) -> Fetched | None:
-    """A recording's bytes, as they are now; None, and ``gone``, where there are none any more.
+    """Fetch a recording's bytes as they are now; None, and ``gone``, where there are none any more.
 
     Raises:
         UnavailableError: the source as a whole is down or gone.
@@ -248,11 +250,11 @@ def fetch_into(ready: ReadyRecording, source: Store) -> Fetched | None:
     try:
         blob = fetch(source, planned.key, planned.size)
     except NotFoundError:
-        _look_for(source)
+        _check_source(source)
         ready.gone = True
         return None
     except UnavailableError as error:
-        _look_for(source)
+        _check_source(source)
         raise StorageError(str(error)) from error
     # What was fetched may be newer than what was listed: the row is of what was fetched.
     ready.recording = Recording(
@@ -275,8 +277,8 @@ def decode_into(ready: ReadyRecording, blob: Fetched, *, keep_damaged: bool) -> 
     ready.flags = decoded.flags
 
 
-def _look_for(source: Store) -> None:
-    """That it is the one object's trouble, and not the whole source's: then nothing can be done."""
+def _check_source(source: Store) -> None:
+    """Make sure that the source as a whole is there: then only the one object is in trouble."""
     try:
         found = next(iter(source.list()), None)
     except NotFoundError:
@@ -292,8 +294,9 @@ def _decoded(ready: ReadyRecording) -> Waveform:
 
 
 def reader(waveform: Waveform, sample_rate: int) -> Callable[[int, int], NDArray[np.float32]]:
-    """Any stretch of a waveform at another rate, in samples of that rate, as if all of it had been
-    resampled: a second more is on either side, and it begins on a whole one."""
+    """Make a function that reads any stretch of a waveform at another rate, in samples of it,
+    as if all of it had been resampled: a second more is on either side, and it begins on a whole
+    one."""
     if waveform.sample_rate == sample_rate:
         return lambda start, end: waveform.samples[start:end]
 

@@ -39,7 +39,7 @@ class Pace:
 
     @contextmanager
     def call(self, pieces: int) -> Iterator[Cost]:
-        """Around a call with so many pieces. The cost of calls at the same time is shared: all
+        """Time a call with so many pieces. The cost of calls at the same time is shared: all
         costs together are the time in which at least one was under way."""
         cost = Cost()
         begun, begun_at = self._step(+1), time.perf_counter()

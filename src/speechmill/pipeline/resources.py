@@ -12,7 +12,7 @@ from typing import Final
 import pyarrow as pa
 
 from speechmill.dataset.layout import folder_rule
-from speechmill.dataset.schema import row_schema
+from speechmill.dataset.schema import TokenColumn, row_schema
 from speechmill.dataset.state import current_recipe
 from speechmill.errors import JobError
 from speechmill.job import Job
@@ -32,7 +32,7 @@ from speechmill.transcribers import TranscriberOptions, open_transcriber
 from speechmill.transcribers.base import Transcriber
 from speechmill.transcribers.languages import LANGUAGES, language_code
 
-__all__ = ["Resources", "Threads", "forget_resources", "open_resources"]
+__all__ = ["Resources", "Threads", "forget_resources", "load_models", "open_resources"]
 
 FIRST_BATCH: Final = 8
 """Utterances that the model is taken to compute at once before its pace is known, where the job
@@ -119,6 +119,48 @@ def forget_resources() -> None:
         _open_resources.cache_clear()
 
 
+def load_models(job: Job) -> None:
+    """Load what does not depend on source and sink, and stays with the process: the transcriber's
+    model, and the digests of all weights.
+
+    Raises:
+        JobError, ModelError: as ``open_resources``.
+    """
+    with _opening:
+        _open_models(job)
+
+
+@dataclass(frozen=True, slots=True)
+class _Models:
+    """What a job's rows are made with; ``columns`` are those of the tokenizers."""
+
+    transcriber: Transcriber
+    tokenizers: tuple[Tokenizer, ...]
+    columns: list[TokenColumn]
+    segmenting: SegmentOptions
+    voice: VoiceOptions
+    recipe: Recipe
+
+
+def _open_models(job: Job) -> _Models:
+    specs = [spec for spec in job.tokenizer if spec != "none"]
+    told = [job.tokenizer_option.get(spec.partition(":")[0], {}) for spec in specs]
+    tokenizers = tuple(
+        open_tokenizer(spec, options, device=job.device)
+        for spec, options in zip(specs, told, strict=True)
+    )
+    transcriber = _open_transcriber(job.transcriber, job.model, TranscriberOptions.of(job))
+    segmenting, voice = SegmentOptions(), VoiceOptions()
+    return _Models(
+        transcriber,
+        tokenizers,
+        list(map(column_of, tokenizers, specs, told)),
+        segmenting,
+        voice,
+        row_recipe(job, transcriber, tokenizers, segmenting, voice),
+    )
+
+
 @lru_cache(maxsize=2)
 def _open_transcriber(name: str, model: str, options: TranscriberOptions) -> Transcriber:
     return open_transcriber(name, model, options)
@@ -128,51 +170,21 @@ def _open_transcriber(name: str, model: str, options: TranscriberOptions) -> Tra
 def _open_resources(job_json: str) -> Resources:
     job = Job.model_validate_json(job_json)
     source, sink = _open_stores(job)
-    specs = [spec for spec in job.tokenizer if spec != "none"]
-    tokenizers = tuple(
-        open_tokenizer(spec, _options_of(job, spec), device=job.device) for spec in specs
-    )
-    transcriber = _open_transcriber(
-        job.transcriber,
-        job.model,
-        TranscriberOptions(
-            language=job.language,
-            languages=job.languages,
-            task=job.task,
-            window=job.window,
-            beam_size=job.beam_size,
-            temperature=job.temperature,
-            words=job.words,
-            initial_prompt=job.initial_prompt,
-            hotwords=job.hotwords,
-            suppress_numerals=job.suppress_numerals,
-            device=job.device,
-            compute_type=job.compute_type,
-            batch_size=job.batch_size,
-            cpu_threads=job.threads,
-        ),
-    )
-    segmenting, voice = SegmentOptions(), VoiceOptions()
+    models = _open_models(job)
     return Resources(
         job=job,
         source=source,
         sink=sink,
-        transcriber=transcriber,
-        tokenizers=tokenizers,
-        recipe=row_recipe(job, transcriber, tokenizers, segmenting, voice),
-        schema=row_schema(
-            [
-                column_of(tokenizer, spec, _options_of(job, spec))
-                for spec, tokenizer in zip(specs, tokenizers, strict=True)
-            ],
-            round_trip=job.round_trip,
-        ),
+        transcriber=models.transcriber,
+        tokenizers=models.tokenizers,
+        recipe=models.recipe,
+        schema=row_schema(models.columns, round_trip=job.round_trip),
         language=_language(job),
         folder_of=folder_rule(job.folder),
         pace=Pace(2 * (job.batch_size or FIRST_BATCH)),
         threads=Threads.open(job),
-        segmenting=segmenting,
-        voice=voice,
+        segmenting=models.segmenting,
+        voice=models.voice,
     )
 
 
@@ -191,11 +203,6 @@ def _open_stores(job: Job) -> tuple[Store, Store]:
         ),
     )
     return source, SingleWriter(sink) if job.single_writer else sink
-
-
-def _options_of(job: Job, spec: str) -> dict[str, bool | int | float | str]:
-    """What the job tells the tokenizer that it names so."""
-    return job.tokenizer_option.get(spec.partition(":")[0], {})
 
 
 def _language(job: Job) -> str | None:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 
 from speechmill import audio
-from speechmill.job import Job
+from speechmill.job import Selection
 from speechmill.records import Recording
 
 __all__ = ["estimate_s", "extension_of", "selection"]
@@ -38,12 +38,12 @@ def estimate_s(recording: Recording) -> float:
     return max(SHORTEST_S, recording.size / rate)
 
 
-def selection(job: Job) -> Callable[[str], str | None]:
-    """Why the job leaves a file name out, or None where it takes it."""
-    extensions = set(job.extension or audio.EXTENSIONS)
-    bare = not job.extension
-    include = [_glob(g) for g in job.include]
-    exclude = [_glob(g) for g in job.exclude]
+def selection(wanted: Selection) -> Callable[[str], str | None]:
+    """Make the function that says why a file name is left out; None where it is taken."""
+    extensions = set(wanted.extension or audio.EXTENSIONS)
+    bare = not wanted.extension
+    include = [_glob(g) for g in wanted.include]
+    exclude = [_glob(g) for g in wanted.exclude]
 
     def reason(name: str) -> str | None:
         extension = extension_of(name)

@@ -1,4 +1,4 @@
-"""Tokens of rows, and what tells how good they are."""
+"""Tokens of rows, and checks of how good they are."""
 
 from __future__ import annotations
 
@@ -117,9 +117,9 @@ class RoundTrip:
             Waveform(decoded, codec.sample_rate), transcriber.sample_rate
         ).samples
         speech = [_same_stretch(p, samples, transcriber.sample_rate) for p in row.pieces]
-        heard = join_texts([t.text for t in transcriber.transcribe(speech)])
-        wanted = _bare(_text(row.pieces))
-        return float(self._distance(wanted, _bare(heard)) / max(1, len(wanted)))
+        decoded_text = join_texts([t.text for t in transcriber.transcribe(speech)])
+        wanted = _letters_of(_text(row.pieces))
+        return float(self._distance(wanted, _letters_of(decoded_text)) / max(1, len(wanted)))
 
 
 def _same_stretch(piece: ReadyPiece, samples: NDArray[np.float32], sample_rate: int) -> Speech:
@@ -139,7 +139,7 @@ def _text(pieces: Sequence[ReadyPiece]) -> str:
     return join_texts([p.transcript.text for p in pieces if p.transcript is not None])
 
 
-def _bare(text: str) -> str:
+def _letters_of(text: str) -> str:
     """Letters and digits, and single spaces between words."""
     folded: Any = unicodedata.normalize("NFKC", text).casefold()
     return " ".join("".join(c if c.isalnum() else " " for c in folded).split())

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 
-from speechmill.errors import JobError
-from speechmill.job import WorkerOptions, explain, parse_options
+from speechmill.job import Options, WorkerOptions, parse_options
 
 __all__ = ["WorkOptions"]
 
 
-class WorkOptions(BaseModel):
+class WorkOptions(Options):
     """How a worker takes its work. Every field is a flag of ``speechmill work`` and a key of its
     job file. Wrong values raise ``JobError``."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    panel: ClassVar[str] = "Queue"
 
     queue: Annotated[
         str,
@@ -30,13 +29,11 @@ class WorkOptions(BaseModel):
             "do [default: one group a sink].",
         ),
     ] = None
-    broker_option: Annotated[
-        WorkerOptions,
-        Field(
-            description="A setting of the broker's client, such as security.protocol=SASL_SSL; "
-            "env:NAME and file:PATH are read."
-        ),
-    ] = {}
+    broker_option: WorkerOptions = Field(
+        default_factory=dict,
+        description="A setting of the broker's client, such as security.protocol=SASL_SSL; "
+        "env:NAME and file:PATH are read.",
+    )
     batch_recordings: Annotated[
         int,
         Field(ge=1, description="Recordings that are processed and committed together, at most."),
@@ -67,11 +64,8 @@ class WorkOptions(BaseModel):
         ),
     ] = ""
 
-    def __init__(self, **values: Any) -> None:
-        try:
-            super().__init__(**values)
-        except ValidationError as error:
-            raise JobError(explain(error, type(self))) from None
+    def __init__(self, **values: Any) -> None:  # also in the form of flags, which types forbid
+        super().__init__(**values)
 
     @field_validator("broker_option", mode="before")
     @classmethod

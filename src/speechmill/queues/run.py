@@ -15,7 +15,7 @@ from speechmill.dataset.state import read_state
 from speechmill.errors import JobError, SpeechmillError
 from speechmill.job import Job
 from speechmill.pipeline.agreement import agree, check, settled_resources
-from speechmill.pipeline.resources import Resources, open_resources
+from speechmill.pipeline.resources import Resources, load_models
 from speechmill.queues import open_broker
 from speechmill.queues.base import Broker, Consumer, Delivery
 from speechmill.queues.metrics import Endpoint, serve
@@ -159,10 +159,8 @@ def _with_source(
     if state is not None:
         source = str(state["source"])
     else:
-        # Model and digests do not depend on it, and stay with the process.
-        anywhere = job.model_copy(update={"source": job.sink})
         with ThreadPoolExecutor(1, thread_name_prefix="load") as pool:
-            loaded = pool.submit(lambda: open_resources(anywhere).recipe)
+            loaded = pool.submit(load_models, job)
             source, first = _first_source(consumer, options, stop)
             if source:
                 loaded.result()

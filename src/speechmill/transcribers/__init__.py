@@ -74,13 +74,7 @@ def open_transcriber(
         raise JobError(
             f"there is no transcriber {name!r}{meant} there are: {', '.join(sorted(TRANSCRIBERS))}"
         )
-    options = options or TranscriberOptions()
-    if options.beam_size < 1 or options.cpu_threads < 0 or options.batch_size < 0:
-        raise JobError(
-            f"beam_size must be at least 1, cpu_threads and batch_size at least 0, not "
-            f"{options.beam_size}, {options.cpu_threads} and {options.batch_size}"
-        )
-    return TRANSCRIBERS[name](model, options)
+    return TRANSCRIBERS[name](model, options or TranscriberOptions())
 
 
 def resolve_compute_type(device: str, compute_type: str) -> tuple[str, str]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Final, Protocol
 
 from numpy.typing import NDArray
+from pydantic import Field
 
+from speechmill.job import Job, SpokenOptions, TranscriptionOptions
 from speechmill.records import Speech, Transcript
 
 __all__ = ["OnEncoded", "SharesEncoder", "Transcriber", "TranscriberOptions"]
@@ -16,27 +17,22 @@ OnEncoded = Callable[[int, NDArray[Any]], None]
 """Is given a stretch's number, and what the encoder made of it: float [num_frames, width]."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TranscriberOptions:
-    """What a transcriber is told, but for its model. The fields of ``Job`` say what they mean.
+class TranscriberOptions(TranscriptionOptions, SpokenOptions):
+    """What a transcriber is told, but for its model: the options of a job that concern it.
 
     A transcriber that cannot do what an option other than its default asks for raises JobError.
     """
 
-    language: str | None = None
-    languages: tuple[str, ...] = ()
-    task: Literal["transcribe", "translate"] = "transcribe"
-    window: Literal["adaptive", "full"] = "adaptive"
-    beam_size: int = 5
-    temperature: tuple[float, ...] = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
-    words: bool = False
-    initial_prompt: str | None = None
-    hotwords: str | None = None
-    suppress_numerals: bool = False
-    device: str = "auto"
-    compute_type: str = "auto"
-    batch_size: int = 0
-    cpu_threads: int = 0
+    cpu_threads: Annotated[int, Field(ge=0)] = 0
+
+    @staticmethod
+    def of(job: Job) -> TranscriberOptions:
+        """What the job says."""
+        told = {name: getattr(job, name) for name in OF_A_JOB}
+        return TranscriberOptions(**told, cpu_threads=job.threads)
+
+
+OF_A_JOB: Final = TranscriptionOptions.model_fields.keys() | SpokenOptions.model_fields.keys()
 
 
 class Transcriber(Protocol):

@@ -33,7 +33,7 @@ from speechmill.errors import (
     StorageError,
     UnavailableError,
 )
-from speechmill.job import Job
+from speechmill.job import Selection
 from speechmill.pipeline.selection import estimate_s, extension_of, selection
 from speechmill.records import Recording, Waveform
 from speechmill.storage import Store, StoreOptions, fetch, open_store
@@ -234,14 +234,7 @@ class _Fit:
     def _chosen(self) -> list[Recording]:
         """The recordings in the order in which they are heard: one of each folder, and so on."""
         options = self.options
-        reason = selection(
-            Job(
-                source=options.source,
-                sink=options.source,
-                include=options.include,
-                exclude=options.exclude,
-            )
-        )
+        reason = selection(Selection(include=options.include, exclude=options.exclude))
         by_folder: defaultdict[str, list[Recording]] = defaultdict(list)
         listed = 0
         for listed, found in enumerate(self.store.list(), 1):

@@ -1,0 +1,255 @@
+"""A job: everything that one build is told."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from speechmill.errors import JobError
+from speechmill.job.options import Name, Options, Texts, parse_options, parsed
+from speechmill.job.recordings import RecordingOptions
+from speechmill.job.transcription import (
+    ModelOptions,
+    SegmentationOptions,
+    SpokenOptions,
+    TranscriptionOptions,
+)
+
+__all__ = ["Job", "WorkerOptions", "load_job", "parse_tokenizer_options", "read_job_file"]
+
+TokenizerOptions = dict[str, dict[str, bool | int | float | str]]
+WorkerOptions = dict[str, int | float | str]
+
+
+class PlaceOptions(Options):
+    """Where recordings come from, and where the dataset goes."""
+
+    source: Annotated[Name, Field(description="Where the recordings are: s3://…, a folder, …")]
+    sink: Annotated[Name, Field(description="Where the dataset goes: s3://…, a folder, …")]
+
+
+class StorageOptions(Options):
+    """How the stores are reached."""
+
+    panel: ClassVar[str] = "Storage"
+
+    profile: Annotated[
+        str | None, Field(description="Profile of ~/.aws to read credentials from, such as r2.")
+    ] = None
+    endpoint_url: Annotated[
+        str | None, Field(description="The object store's endpoint, where it is not AWS.")
+    ] = None
+    region: Annotated[str | None, Field(description="The bucket's region.")] = None
+    sink_profile: Annotated[
+        str | None, Field(description="Profile of the sink, where it differs from the source's.")
+    ] = None
+    sink_endpoint_url: Annotated[
+        str | None, Field(description="Endpoint of the sink, where it differs from the source's.")
+    ] = None
+    sink_region: Annotated[
+        str | None, Field(description="Region of the sink, where it differs from the source's.")
+    ] = None
+    store_retry_s: Annotated[
+        float,
+        Field(ge=0, description="How long a failing request to the store is tried again, seconds."),
+    ] = 60.0
+    single_writer: Annotated[
+        bool,
+        Field(
+            description="Vouch that nothing else writes to the sink: "
+            "allows stores without conditional puts."
+        ),
+    ] = False
+
+
+class TokenOptions(Options):
+    """Which tokens are made."""
+
+    panel: ClassVar[str] = "Tokens"
+
+    tokenizer: Annotated[
+        Texts,
+        Field(description="Audio tokens to make: mfcc or none; may be given several times."),
+    ] = ("mfcc",)
+    tokenizer_option: TokenizerOptions = Field(
+        default_factory=dict, description="A tokenizer's option, such as mfcc.n_mfcc=13."
+    )
+    round_trip: Annotated[
+        bool,
+        Field(
+            description="Decode the tokens, transcribe what is heard, and store how far the text "
+            "is off, in the column round_trip_cer."
+        ),
+    ] = False
+
+    @field_validator("tokenizer_option", mode="before")
+    @classmethod
+    def _options(cls, value: object) -> object:
+        """The flag's form, NAME.OPTION=VALUE, is taken, too."""
+        if not isinstance(value, list):
+            return value
+        options: dict[str, dict[str, Any]] = {}
+        for text in value:
+            path, equals, setting = str(text).partition("=")
+            tokenizer, dot, key = path.partition(".")
+            if not (equals and dot and tokenizer and key):
+                raise ValueError(f"{text!r}: write NAME.OPTION=VALUE, such as mfcc.n_mfcc=13")
+            options.setdefault(tokenizer, {})[key] = parsed(setting)
+        return options
+
+    @field_validator("tokenizer")
+    @classmethod
+    def _no_tokenizer(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        names = [spec.partition(":")[0] for spec in value]
+        if "none" in names and len(names) > 1:
+            raise ValueError("'none' stands alone")
+        if twice := {n for n in names if names.count(n) > 1}:
+            raise ValueError(f"{min(twice)!r} is given twice")
+        return value
+
+
+class PaceOptions(Options):
+    """How much is done at a time."""
+
+    part_minutes: Annotated[
+        float,
+        Field(gt=0, description="About how many minutes of audio a part file holds."),
+    ] = 30.0
+    fetchers: Annotated[
+        int, Field(ge=1, description="Recordings that are fetched at the same time.")
+    ] = 16
+    threads: Annotated[
+        int, Field(ge=0, description="Processor threads of the model; 0 is one a core.")
+    ] = 0
+
+
+class EngineOptions(Options):
+    """What runs the shards."""
+
+    panel: ClassVar[str] = "Engine"
+
+    engine: Annotated[
+        Literal["local", "dask", "ray", "spark"],
+        Field(description="What runs the shards: local, dask, ray or spark."),
+    ] = "local"
+    address: Annotated[
+        str | None,
+        Field(
+            description="A cluster that runs: tcp://scheduler:8786, ray://head:10001, spark://…, "
+            "or auto [default: one of --workers processes on this machine]."
+        ),
+    ] = None
+    workers: Annotated[
+        int,
+        Field(
+            ge=0,
+            description="Worker processes here (0: one a core), or of a cluster at most (0: all).",
+        ),
+    ] = 0
+    worker_option: WorkerOptions = Field(
+        default_factory=dict,
+        description="What a worker takes of its engine, such as num_gpus=1 (Ray).",
+    )
+    shard_index: Annotated[
+        int, Field(ge=0, description="Which of --shard-count builds of the same job this is.")
+    ] = 0
+    shard_count: Annotated[
+        int,
+        Field(ge=1, description="Builds that share the parts among them, as a Kubernetes Job's."),
+    ] = 1
+    max_attempts: Annotated[
+        int,
+        Field(
+            ge=1, description="Workers that may die of a shard before it is set aside as failures."
+        ),
+    ] = 3
+
+    @field_validator("worker_option", mode="before")
+    @classmethod
+    def _worker_options(cls, value: object) -> object:
+        return parse_options(value, "num_gpus=1")
+
+    @model_validator(mode="after")
+    def _shard_of_count(self) -> Self:
+        if self.shard_index >= self.shard_count:
+            raise ValueError(
+                f"shard_index counts from 0: it must be below shard_count ({self.shard_count}), "
+                f"not {self.shard_index}"
+            )
+        return self
+
+
+# Their order is that of the flags in --help: the last base comes first.
+class Job(
+    EngineOptions,
+    PaceOptions,
+    TokenOptions,
+    TranscriptionOptions,
+    SegmentationOptions,
+    SpokenOptions,
+    ModelOptions,
+    RecordingOptions,
+    StorageOptions,
+    PlaceOptions,
+):
+    """One build, validated and frozen.
+
+    Every field is a flag of ``speechmill build`` and a key of the job file, of the same name
+    (with ``-`` for ``_`` in flags). Wrong values raise ``JobError``.
+    """
+
+    panel: ClassVar[str] = "The run"
+
+    rebuild: Annotated[
+        bool, Field(description="Replace rows that were made by another recipe.")
+    ] = False
+    retry_failed: Annotated[
+        bool, Field(description="Try again what could not be decoded before.")
+    ] = False
+    prune: Annotated[
+        bool, Field(description="Remove rows of recordings that are gone from the source.")
+    ] = False
+    source_moved: Annotated[
+        bool, Field(description="The sink's source has moved: this is its new place.")
+    ] = False
+
+    def __init__(self, **values: Any) -> None:  # also in the form of flags, which types forbid
+        super().__init__(**values)
+
+
+def parse_tokenizer_options(given: list[str]) -> TokenizerOptions:
+    """Options by tokenizer and name, of what was given as NAME.OPTION=VALUE.
+
+    Raises:
+        JobError: one of them is written in another way, or has no plain value.
+    """
+    return TokenOptions.model_validate({"tokenizer_option": given}).tokenizer_option
+
+
+def load_job(path: Path | None, overrides: Mapping[str, Any]) -> Job:
+    """The job of a TOML file, with ``overrides`` (the flags that were given) on top.
+
+    Raises:
+        JobError: the file cannot be read, is no TOML, or a value is wrong.
+    """
+    return Job(**{**read_job_file(path), **overrides})
+
+
+def read_job_file(path: Path | None) -> dict[str, Any]:
+    """What a job file says; nothing where there is none.
+
+    Raises:
+        JobError: the file cannot be read, or is no TOML.
+    """
+    if path is None:
+        return {}
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise JobError(f"cannot read the job file {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise JobError(f"the job file {path} is no valid TOML: {error}") from None

@@ -1,0 +1,107 @@
+"""Options: what users may tell a command by flags or a job file, checked."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import tomllib
+from typing import Annotated, Any, ClassVar
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError
+
+from speechmill.errors import JobError
+
+__all__ = ["Name", "Options", "Texts", "explain", "panel_of", "parse_options", "parsed"]
+
+
+class Options(BaseModel):
+    """Options that belong together, validated and frozen. Wrong values raise ``JobError``.
+
+    Every field is a flag and a key of the job file, of the same name (with ``-`` for ``_`` in
+    flags). ``panel`` is the heading of ``--help`` under which a class's own fields stand.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    panel: ClassVar[str] = "The run"
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise JobError(explain(error, type(self))) from None
+
+
+def panel_of(model: type[BaseModel], name: str) -> str:
+    """The heading of ``--help`` under which a field stands: its own (``panel`` of
+    ``json_schema_extra``), or else that of the class that states it."""
+    extra = model.model_fields[name].json_schema_extra
+    if isinstance(extra, dict) and "panel" in extra:
+        return str(extra["panel"])
+    stating = (c for c in model.__mro__ if name in inspect.get_annotations(c))
+    return next((c.panel for c in stating if issubclass(c, Options)), Options.panel)
+
+
+def _as_tuple(value: object) -> object:
+    if isinstance(value, str):
+        return (value,)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _not_empty(value: str) -> str:
+    if not value.strip():
+        raise ValueError("must not be empty")
+    return value
+
+
+Texts = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
+"""Texts, of which one may be given alone, or a list."""
+
+Name = Annotated[str, AfterValidator(_not_empty)]
+"""A text that is not empty."""
+
+
+def parse_options(value: object, example: str) -> object:
+    """Options by name. The flag's form, a list of NAME=VALUE, is taken, too.
+
+    Raises:
+        ValueError: one of them has no name or no value; ``example`` shows how to write it.
+    """
+    if not isinstance(value, list):
+        return value
+    options: dict[str, Any] = {}
+    for text in value:
+        name, equals, setting = str(text).partition("=")
+        if not (equals and name):
+            raise ValueError(f"{text!r}: write NAME=VALUE, such as {example}")
+        options[name] = parsed(setting)
+    return options
+
+
+def parsed(setting: str) -> Any:
+    """What a flag's VALUE means as TOML; else it is text."""
+    try:
+        return tomllib.loads(f"value = {setting}")["value"]
+    except tomllib.TOMLDecodeError:
+        return setting
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> str:
+    """Pydantic's findings on a model's values as one line each."""
+    lines, seen = [], set()
+    for found in error.errors():
+        if found["loc"] and found["loc"][0] in seen:
+            continue  # what follows from the first
+        seen.add(next(iter(found["loc"]), None))
+        key = ".".join(str(part) for part in found["loc"][:3]) or "job"
+        text = found["msg"].removeprefix("Value error, ")
+        if found["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(key, model.model_fields, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            text = f"there is no such key{hint}"
+        elif found["type"] == "missing":
+            text = "is missing: give it as an argument, or as a key of the job file"
+        elif found["type"] != "value_error":
+            text = f"{text} (it is {found['input']!r})"
+        lines.append(f"{key}: {text}")
+    return "\n".join(lines)

@@ -1,0 +1,91 @@
+"""Which recordings of the source a job takes, and which folder each of them is in."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, ClassVar
+
+from pydantic import Field, field_validator
+
+from speechmill.job.options import Name, Options, Texts
+
+__all__ = ["RecordingOptions", "Selection"]
+
+
+class Selection(Options):
+    """Which files are taken as recordings, by name."""
+
+    panel: ClassVar[str] = "Recordings"
+
+    extension: Annotated[
+        Texts,
+        Field(description="Choose recordings by extension [default: every format we decode]."),
+    ] = ()
+    include: Annotated[
+        Texts,
+        Field(
+            description="Choose only paths that match this glob ('*' also matches '/'), or this "
+            "folder, such as 'p2*' or p225."
+        ),
+    ] = ()
+    exclude: Annotated[
+        Texts, Field(description="Leave out paths that match this glob or folder.")
+    ] = ()
+
+    @field_validator("extension")
+    @classmethod
+    def _bare(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(e.lower().lstrip(".") for e in value)
+
+
+class RecordingOptions(Selection):
+    """Which recordings are made into rows, and how these are sorted."""
+
+    panel: ClassVar[str] = "Recordings"
+
+    limit: Annotated[
+        int | None, Field(ge=1, description="Take at most so many recordings that are to be done.")
+    ] = None
+    folder: Annotated[
+        Name,
+        Field(
+            description="What folder_name is: parent, first, path, or a regular expression "
+            "over the path whose first group it is."
+        ),
+    ] = "parent"
+    partition_by: Annotated[
+        str,
+        Field(
+            description="What the part files are sorted by: folder; none; or hash:N, N groups of "
+            "folders. For corpora of very many small folders."
+        ),
+    ] = "folder"
+    keep_damaged: Annotated[
+        bool,
+        Field(
+            description="Make rows of what can be decoded of truncated and damaged recordings, "
+            "flagged, instead of failures."
+        ),
+    ] = False
+
+    @field_validator("partition_by")
+    @classmethod
+    def _partition_rule(cls, value: str) -> str:
+        if not re.fullmatch(r"folder|none|hash:[1-9]\d{0,5}", value):
+            raise ValueError(f"must be folder, none, or hash:N such as hash:64, not {value!r}")
+        return value
+
+    @field_validator("folder")
+    @classmethod
+    def _folder_rule(cls, value: str) -> str:
+        if value not in ("parent", "first", "path"):
+            try:
+                groups = re.compile(value).groups
+            except re.error as error:
+                raise ValueError(f"is no regular expression: {error}") from None
+            if groups < 1:
+                raise ValueError(
+                    "must be parent, first, path, or a regular expression with a group, "
+                    f"such as '^([^/]+)/'; {value!r} has no group"
+                )
+        return value
