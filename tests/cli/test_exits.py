@@ -21,8 +21,9 @@ def code_of(complete: bool, stop: Stop | None = None, so_far: str = "") -> int:
 
 
 def test_a_command_ends_by_whether_all_was_done() -> None:
-    assert code_of(True) == code_of(True, Stop(err)) == ExitCode.DONE == 0
-    assert code_of(False) == code_of(False, Stop(err)) == ExitCode.SOME_FAILED == 3
+    assert code_of(True) == code_of(True, Stop(err)) == ExitCode.DONE
+    assert code_of(False) == code_of(False, Stop(err)) == ExitCode.SOME_FAILED
+    assert [int(code) for code in ExitCode] == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
