@@ -87,7 +87,8 @@ def _enqueue(config: Path | None, given: dict[str, Any]) -> None:
     ):
         report = run(job, broker, partitions=partitions, observer=display, stop=stop)
     print_enqueued(out, report)
-    leave(True, stop)
+    if report.stopped:
+        leave(False, stop)
 
 
 def _work(config: Path | None, given: dict[str, Any]) -> None:

@@ -113,9 +113,9 @@ def repartition(
             observer=display,
             stop=stop,
         )
-    if not report.stopped:
-        print_repartitioned(out, report)
-    leave(True, stop, so_far=f"{report.rows:,} rows were written")
+    if report.stopped:
+        leave(False, stop, so_far=f"{report.rows:,} rows were written")
+    print_repartitioned(out, report)
 
 
 def _grow(sink: str, storage: Storage, part_minutes: float) -> None:
