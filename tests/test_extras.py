@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import tomllib
 import venv
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,15 +100,18 @@ def _done(ended: subprocess.CompletedProcess[str]) -> str:
 
 
 class Environments:
-    """The plain package's environment, and those of the extras, made in the background."""
+    """The plain environment, and those of the extras, made one by one while tests run."""
 
-    def __init__(self, folder: Path, pool: ThreadPoolExecutor) -> None:
+    def __init__(self, folder: Path, pool: ThreadPoolExecutor, extras: Iterable[str]) -> None:
         self._wheels = folder / "wheels"
         self.plain = self._plain(folder / "plain")
         (self._wheel,) = self._wheels.glob("speechmill-*.whl")
         self._of: dict[str, Future[Environment]] = {}
-        for extra in sorted(EXTRAS, key=lambda name: name != "torch"):
-            self._of[extra] = pool.submit(self._install, extra)
+        for extra in extras:
+            if _begins_with_torch(extra) and "torch" not in self._of:
+                self._of["torch"] = pool.submit(self._install, "torch")
+            if extra not in self._of:
+                self._of[extra] = pool.submit(self._install, extra)
 
     def __getitem__(self, extra: str) -> Environment:
         return self._of[extra].result()
@@ -124,9 +127,7 @@ class Environments:
         return plain
 
     def _install(self, extra: str) -> Environment:
-        named = {Requirement(one).name for one in EXTRAS[extra]}
-        from_torch = extra != "torch" and "torch" in named
-        environment = (self["torch"] if from_torch else self.plain).copy(extra)
+        environment = (self["torch"] if _begins_with_torch(extra) else self.plain).copy(extra)
         _done(environment.python(*self._pip_install(f"{self._wheel}[{extra}]")))
         if extra == "torch":
             _done(environment.python("-c", "import torch"))  # likewise compiled once
@@ -137,19 +138,28 @@ class Environments:
         return (*PIP, "install", "--no-compile", "--constraint", constraints, *what)
 
 
+def _begins_with_torch(extra: str) -> bool:
+    return extra != "torch" and "torch" in {Requirement(one).name for one in EXTRAS[extra]}
+
+
+def _tested(test: str) -> str:
+    """The extra that a test is about."""
+    return test.removeprefix("test_alone_").replace("_", "-")
+
+
 @pytest.fixture(scope="module")
-def environments() -> Iterator[Environments]:
+def environments(request: pytest.FixtureRequest) -> Iterator[Environments]:
     """Beside the package, and not in /tmp, which may be in memory: they take 4 GB."""
     shutil.rmtree(FOLDER, ignore_errors=True)
+    extras = [_tested(item.name) for item in request.session.items if _tested(item.name) in EXTRAS]
     with ThreadPoolExecutor(1) as pool:
-        yield Environments(FOLDER, pool)
+        yield Environments(FOLDER, pool, extras)
         pool.shutdown(cancel_futures=True)
     shutil.rmtree(FOLDER)
 
 
 def test_every_extra_is_tested_alone() -> None:
-    tests = {name.removeprefix("test_alone_").replace("_", "-") for name in globals()}
-    assert set(EXTRAS) <= tests
+    assert set(EXTRAS) <= set(map(_tested, globals()))
 
 
 def test_without_an_extra_the_package_builds(environments: Environments) -> None:
@@ -208,13 +218,13 @@ for batch in DataLoader(stream, batch_size=None, collate_fn=collate, num_workers
 def test_alone_transformers(environments: Environments) -> None:
     model = str(whisper_folder())
     rows = environments["transformers"].build("--transcriber", "transformers", "--model", model)
-    assert "ferry" in str(rows[0]["transcription"])
+    assert "past seven" in str(rows[0]["transcription"])
 
 
 def test_alone_openai_whisper(environments: Environments) -> None:
     model = str(whisper_folder())
     rows = environments["openai-whisper"].build("--transcriber", "openai-whisper", "--model", model)
-    assert "ferry" in str(rows[0]["transcription"])
+    assert "past seven" in str(rows[0]["transcription"])
 
 
 def test_alone_codecs(environments: Environments) -> None:
@@ -268,4 +278,4 @@ def test_alone_units(environments: Environments) -> None:
 
 def test_alone_weights(environments: Environments) -> None:
     rows = environments["weights"].build("--language", "en")
-    assert "ferry" in str(rows[0]["transcription"])
+    assert "past seven" in str(rows[0]["transcription"])
