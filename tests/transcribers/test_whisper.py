@@ -28,10 +28,10 @@ from speechmill.transcribers import (
 )
 from speechmill.transcribers import results as results_module
 from speechmill.transcribers.attention import Attention
-from speechmill.transcribers.hearing import MelFilters
+from speechmill.transcribers.encoder import MelFilters
 from speechmill.transcribers.languages import LANGUAGES, language_code
 from speechmill.transcribers.whisper import WhisperTranscriber
-from speechmill.transcribers.windows import FULL_WINDOW_S, Heard, WindowOptions
+from speechmill.transcribers.windows import FULL_WINDOW_S, DecodedWindow, WindowOptions
 from tests.support.weights import SAMPLE_RATE, speech, whisper
 
 LOBSTERS = "speech/367/367-130732-0000.flac"  # "Lobsters and lobsters", 2.4 s
@@ -197,7 +197,7 @@ def test_utterances_of_two_callers_do_not_both_get_all_cores() -> None:
 
 
 def test_a_model_for_all_cores_that_hears_otherwise_is_not_taken(tiny: WhisperTranscriber) -> None:
-    features = np.stack([tiny.hearing.features(Speech(speech(LOBSTERS)), 3.5)])
+    features = np.stack([tiny.encoder.features(Speech(speech(LOBSTERS)), 3.5)])
     # float32, as if the threads changed a last bit.
     for compute_type, is_taken in [("float32", False), ("int8", True)]:
         placement = ctranslate.place("cpu", compute_type, 1)
@@ -273,7 +273,7 @@ def test_what_loops_in_one_window_is_heard_again_in_a_wider_one(
 ) -> None:
     doubted: list[int] = []
 
-    def once(options: WindowOptions, heard: Heard) -> bool:
+    def once(options: WindowOptions, heard: DecodedWindow) -> bool:
         doubted.append(heard.max_tokens)
         return len(doubted) == 1
 
@@ -291,24 +291,24 @@ SENTENCE = "The norsemen considered the rainbow as a bridge."
 @pytest.mark.parametrize(
     ("heard", "suspicious"),
     [
-        (Heard(SENTENCE, -0.3, 12, 4.0, 3.0), False),
-        (Heard(SENTENCE, -0.3, 12, 4.0, None), False),
-        (Heard(f"{SENTENCE} {SENTENCE}", -0.3, 24, 6.0, 6.0), True),
-        (Heard("no " * 40, -0.1, 40, 5.0, 5.0), True),
-        (Heard(SENTENCE, -1.2, 12, 4.0, 3.0), True),
-        (Heard(SENTENCE, -0.3, 12, 4.0, 0.5), True),
-        (Heard("Yes.", -0.3, 2, 1.0, 0.4), False),
-        (Heard(SENTENCE, -0.3, 150, 4.0, 3.0, 0.0, 150), True),
-        (Heard(SENTENCE, -0.3, 149, 4.0, 3.0, 0.0, 150), False),
-        (Heard("Yes.", -1.3, 2, 1.0, 0.4, 0.9), False),
-        (Heard("", -0.3, 1, 4.0, 3.0), True),
-        (Heard("", -0.3, 1, 1.0, 0.4), False),
-        (Heard("Yes.", -1.3, 2, 1.0, 0.4), False),
-        (Heard("yes yes yes yes yes yes", -1.3, 6, 1.0, 0.4), True),
-        (Heard("July. July.", -0.3, 4, 1.0, 0.8), True),
+        (DecodedWindow(SENTENCE, -0.3, 12, 4.0, 3.0), False),
+        (DecodedWindow(SENTENCE, -0.3, 12, 4.0, None), False),
+        (DecodedWindow(f"{SENTENCE} {SENTENCE}", -0.3, 24, 6.0, 6.0), True),
+        (DecodedWindow("no " * 40, -0.1, 40, 5.0, 5.0), True),
+        (DecodedWindow(SENTENCE, -1.2, 12, 4.0, 3.0), True),
+        (DecodedWindow(SENTENCE, -0.3, 12, 4.0, 0.5), True),
+        (DecodedWindow("Yes.", -0.3, 2, 1.0, 0.4), False),
+        (DecodedWindow(SENTENCE, -0.3, 150, 4.0, 3.0, 0.0, 150), True),
+        (DecodedWindow(SENTENCE, -0.3, 149, 4.0, 3.0, 0.0, 150), False),
+        (DecodedWindow("Yes.", -1.3, 2, 1.0, 0.4, 0.9), False),
+        (DecodedWindow("", -0.3, 1, 4.0, 3.0), True),
+        (DecodedWindow("", -0.3, 1, 1.0, 0.4), False),
+        (DecodedWindow("Yes.", -1.3, 2, 1.0, 0.4), False),
+        (DecodedWindow("yes yes yes yes yes yes", -1.3, 6, 1.0, 0.4), True),
+        (DecodedWindow("July. July.", -0.3, 4, 1.0, 0.8), True),
     ],
 )
-def test_suspicious_is_what_repeats_or_is_too_long(heard: Heard, suspicious: bool) -> None:
+def test_suspicious_is_what_repeats_or_is_too_long(heard: DecodedWindow, suspicious: bool) -> None:
     assert WindowOptions().is_suspicious(heard) == suspicious
 
 
@@ -371,7 +371,7 @@ def test_words_are_made_up_that_silence_would_give_as_well(
     no_speech_prob: float,
     made_up: bool,
 ) -> None:
-    heard = Heard("you", avg_logprob, 1, 4.0, voiced_s, no_speech_prob)
+    heard = DecodedWindow("you", avg_logprob, 1, 4.0, voiced_s, no_speech_prob)
     assert WindowOptions().is_made_up(heard, gain) == made_up
     if voiced_s is not None and voiced_s < 1.5:  # brief; a token of Georgian gains less
         assert not WindowOptions().is_made_up(heard, gain, "ka")
@@ -380,13 +380,13 @@ def test_words_are_made_up_that_silence_would_give_as_well(
 @pytest.mark.parametrize("model", ["tiny.en", "base"])
 def test_speech_makes_words_likelier_than_silence_does_and_bells_do_not(model: str) -> None:
     transcriber = opened(model)
-    encoded = transcriber.hearing.encoded
+    encoded = transcriber.encoder.encode_with_silence
 
     def gain(samples: NDArray[np.float32], text: str) -> float:
         duration_s = len(samples) / SAMPLE_RATE
         window_s = WindowOptions().window_s(len(samples), SAMPLE_RATE)
         heard = encoded([Speech(samples)], [window_s])
-        tokens = transcriber._adaptive._wording.tokenizer("en").encode(f" {text}")
+        tokens = transcriber._adaptive._tokens.tokenizer("en").encode(f" {text}")
         return transcriber._adaptive._attention.gain(tokens, "en", heard, duration_s)
 
     assert gain(speech(LOBSTERS), "Lobsters and lobsters.") > 2
@@ -405,13 +405,13 @@ def test_speech_makes_words_likelier_than_silence_does_and_bells_do_not(model: s
 def test_a_brief_stretch_that_is_voice_needs_less_gain(
     gain: float, voiced_s: float, made_up: bool
 ) -> None:
-    heard = Heard("Para", -1.0, 1, 1.0, voiced_s, 0.4)
+    heard = DecodedWindow("Para", -1.0, 1, 1.0, voiced_s, 0.4)
     assert WindowOptions().is_made_up(heard, gain) == made_up
 
 
 def test_words_of_a_crumb_are_made_up_where_whisper_says_so_twice() -> None:
     def is_no_speech(*, avg_logprob: float, no_speech_prob: float, duration_s: float) -> bool:
-        heard = Heard("you", avg_logprob, 1, duration_s, duration_s, no_speech_prob)
+        heard = DecodedWindow("you", avg_logprob, 1, duration_s, duration_s, no_speech_prob)
         return WindowOptions().is_no_speech(heard)
 
     assert is_no_speech(avg_logprob=-1.2, no_speech_prob=0.8, duration_s=1.0)
@@ -427,19 +427,19 @@ def test_words_of_a_crumb_are_made_up_where_whisper_says_so_twice() -> None:
 def test_less_voice_than_a_word_needs_to_be_speech(
     voiced_s: float | None, no_speech_prob: float, none: bool
 ) -> None:
-    heard = Heard("you", -0.4, 1, 4.0, voiced_s, no_speech_prob)
+    heard = DecodedWindow("you", -0.4, 1, 4.0, voiced_s, no_speech_prob)
     assert WindowOptions().is_no_speech(heard) == none
 
 
 def test_only_doubtful_words_are_compared_with_silence() -> None:
     windows = WindowOptions()
-    assert windows.is_doubtful(Heard("you", -0.8, 1, 4.0, 0.6, 0.4))
-    assert windows.is_doubtful(Heard("you", -0.8, 1, 4.0, 3.9, 0.4))
-    assert windows.is_doubtful(Heard("you", -0.8, 1, 4.0, 0.6, 0.1))
-    assert windows.is_doubtful(Heard("you", -1.0, 1, 4.0, 3.9, 0.1))
-    assert windows.is_doubtful(Heard("you", -0.8, 1, 4.0, None, 0.4))
-    assert not windows.is_doubtful(Heard("you", -0.8, 1, 4.0, 3.9, 0.1))
-    assert not windows.is_doubtful(Heard("you", -0.8, 1, 4.0, None, 0.1))
+    assert windows.is_doubtful(DecodedWindow("you", -0.8, 1, 4.0, 0.6, 0.4))
+    assert windows.is_doubtful(DecodedWindow("you", -0.8, 1, 4.0, 3.9, 0.4))
+    assert windows.is_doubtful(DecodedWindow("you", -0.8, 1, 4.0, 0.6, 0.1))
+    assert windows.is_doubtful(DecodedWindow("you", -1.0, 1, 4.0, 3.9, 0.1))
+    assert windows.is_doubtful(DecodedWindow("you", -0.8, 1, 4.0, None, 0.4))
+    assert not windows.is_doubtful(DecodedWindow("you", -0.8, 1, 4.0, 3.9, 0.1))
+    assert not windows.is_doubtful(DecodedWindow("you", -0.8, 1, 4.0, None, 0.1))
 
 
 @pytest.mark.parametrize(
@@ -469,9 +469,11 @@ def test_what_hardly_gains_is_flagged_and_what_does_not_is_none(
 
     monkeypatch.setattr(Attention, "gain", gain_of)
     duration_s = len(speech(LOBSTERS)) / SAMPLE_RATE
-    heard = Heard(text, avg_logprob, 1, duration_s, None, 0.1)
+    heard = DecodedWindow(text, avg_logprob, 1, duration_s, None, 0.1)
     told = Transcript(text, language="en", window_s=5.0, flags=("low_confidence",))
-    transcript = tiny._adaptive._weighed(told, heard, [50], np.zeros((1, 500, 384), np.float32))
+    transcript = tiny._adaptive._weigh_against_silence(
+        told, heard, [50], np.zeros((1, 500, 384), np.float32)
+    )
     assert set(transcript.flags) == flags
     assert transcript.text == ("" if "no_words" in flags else text)
     assert transcript.window_s == 5.0
@@ -501,7 +503,7 @@ def test_silence_is_asked_about_the_tokens_that_the_decoder_gave(
         return 4.0
 
     given: list[list[int]] = []
-    generated = tiny._adaptive._generated
+    generated = tiny._adaptive._generate
 
     def generate(*arguments: Any) -> Any:
         found = generated(*arguments)
@@ -510,13 +512,13 @@ def test_silence_is_asked_about_the_tokens_that_the_decoder_gave(
 
     monkeypatch.setattr(WindowOptions, "is_doubtful", lambda *_: True)
     monkeypatch.setattr(Attention, "gain", gain)
-    monkeypatch.setattr(tiny._adaptive, "_generated", generate)
+    monkeypatch.setattr(tiny._adaptive, "_generate", generate)
     one(tiny, speech(LOBSTERS))
     assert asked == given
     told = Transcript("今日", language="en", window_s=30.0)
     monkeypatch.setattr(tiny._adaptive._full, "transcribe", lambda _: told)
-    tiny._adaptive._in_full(Speech(speech(LOBSTERS)))
-    assert asked[1] == tiny._adaptive._wording.tokenizer("en").encode("今日")
+    tiny._adaptive._decode_full_window(Speech(speech(LOBSTERS)))
+    assert asked[1] == tiny._adaptive._tokens.tokenizer("en").encode("今日")
 
 
 def test_a_prompt_that_is_written_down_where_nobody_speaks_is_made_up() -> None:
@@ -650,7 +652,7 @@ def test_a_recording_whose_language_is_uncertain_is_heard_in_the_full_window(
         asked.append(window_s)
         return {"nn": surest, "de": 0.0} if window_s < FULL_WINDOW_S else {"nn": 0.0, "de": 0.9}
 
-    monkeypatch.setattr(transcriber.hearing, "probabilities", probabilities)
+    monkeypatch.setattr(transcriber.encoder, "probabilities", probabilities)
     stretches = [Speech(zeros(2)), Speech(zeros(4))]
     surest = 0.5
     assert transcriber.detect_language(stretches) == ("de", 0.9)
@@ -757,7 +759,7 @@ def test_prompts_and_hotwords_of_any_length_leave_room_for_the_text(window: str)
     whisper = opened(
         "tiny.en", initial_prompt=told, hotwords=told, window=window, temperature=(0.0,)
     )
-    assert len(whisper._adaptive._wording.prompt("en")) <= 223 + 3
+    assert len(whisper._adaptive._tokens.prompt("en")) <= 223 + 3
     assert one(whisper, speech(CHURCHYARDS)).text
 
 
