@@ -36,21 +36,7 @@ _TOKEN = re.compile(
 )
 _NEXT_CHARACTER = re.compile(r"\S|$")
 _KEYWORDS = frozenset(
-    {
-        *(
-            "AND",
-            "BETWEEN",
-            "CONTAINS",
-            "FALSE",
-            "ILIKE",
-            "IN",
-            "IS",
-            "LIKE",
-            "LIST_CONTAINS",
-            "NOT",
-        ),
-        *("NULL", "OR", "TRUE"),
-    }
+    "AND BETWEEN CONTAINS FALSE ILIKE IN IS LIKE LIST_CONTAINS NOT NULL OR TRUE".split()  # noqa: SIM905 - short
 )
 _COMPARISONS: dict[str, Callable[[pc.Expression, pc.Expression], pc.Expression]] = {
     "=": operator.eq, "==": operator.eq, "!=": operator.ne, "<>": operator.ne,
