@@ -85,8 +85,8 @@ def speechmill(setting: Setting, clock: Clock, window: str = "adaptive") -> Tran
     )
     transcriber: Any = open_transcriber("whisper", setting.model, options)
     ctranslate.encode = clock.timed("encoder", ctranslate.encode)
-    hearing = transcriber._hearing
-    hearing.features = clock.timed("features", hearing.features)
+    encoder = transcriber._encoder
+    encoder.features = clock.timed("features", encoder.features)
     full = transcriber._full
     full.transcribe = clock.timed("full window", full.transcribe)
     inner = transcriber._ctranslate2

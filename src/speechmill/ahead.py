@@ -1,4 +1,4 @@
-"""A bounded look-ahead: what comes next is begun while the caller is busy with what came before."""
+"""Bounded look-ahead: work on the next items begins while the caller uses the ones before."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ def ahead(
     cost: Callable[[T], float] = lambda _: 0.0,
     most_cost: float = math.inf,
 ) -> Generator[tuple[T, R], None, None]:
-    """Yield each item with what came of it, in order, while up to ``most`` are on their way.
+    """Yield each item with its result, in order, while up to ``most`` items are in flight.
 
-    An item is begun only when there is room for it, and so ``items`` may be a generator of any
-    length. What has not begun is cancelled when the caller stops, or one of them fails.
+    An item is begun only when there is room for it, so ``items`` may be a generator of any length.
+    When the caller stops or an item fails, the items that have not started are cancelled.
 
     Args:
-        items: what is to be done.
-        begin: starts the work on an item, in some pool.
-        most: how many may be on their way, at least 1; a function where that changes.
-        cost: what an item takes of ``most_cost``, such as seconds of audio.
-        most_cost: the most of it that may be on its way. A single item may take more.
+        items: the items to work on.
+        begin: submits the work on an item to some pool.
+        most: how many items may be in flight, at least 1; a function where that changes.
+        cost: the share of an item in ``most_cost``, such as seconds of audio.
+        most_cost: the highest total cost in flight. A single item may exceed it.
 
     Raises:
         Exception: whatever the work on an item raised, when it is that item's turn.

@@ -3,14 +3,14 @@
 ::
 
     SpeechmillError
-    ├── JobError                what was asked for makes no sense (exit code 2)
+    ├── JobError                the job asks for something that makes no sense (exit code 2)
     │   └── MissingExtraError   an optional dependency is not installed
-    ├── DatasetError            the sink holds something else than this job expects
+    ├── DatasetError            the sink holds something other than this job expects
     │   ├── RecipeChangedError  the sink's rows were made in another way
     │   ├── SourceChangedError  the sink's rows come from another source
     │   └── ReplacedError       a part was replaced while it was being read
-    ├── EngineError             what runs the shards cannot be reached, or has gone
-    │   └── WorkerDiedError     one of its processes has died
+    ├── EngineError             the engine that runs the shards cannot be reached, or is gone
+    │   └── WorkerDiedError     one of its processes died
     ├── BrokerError             a queue cannot be reached, read or written
     ├── ModelError              weights cannot be found, read or trusted
     ├── StorageError            the object store did not do what was asked
@@ -18,7 +18,7 @@
     │   ├── AccessDeniedError   the credentials do not allow it
     │   ├── ConflictError       the object is not the one the caller has seen
     │   ├── UnavailableError    still failing after every retry
-    │   └── UnsupportedError    this store lacks something that Speechmill needs
+    │   └── UnsupportedError    the store lacks something that Speechmill needs
     └── AudioError              a recording that cannot become a row
         ├── EmptyAudioError     no bytes, or no samples
         ├── NotAudioError       the bytes are no audio
@@ -60,7 +60,7 @@ class SpeechmillError(Exception):
 
 
 class JobError(SpeechmillError):
-    """What was asked for makes no sense."""
+    """The job asks for something that makes no sense."""
 
 
 class MissingExtraError(JobError):
@@ -76,7 +76,7 @@ class MissingExtraError(JobError):
 
 
 class DatasetError(SpeechmillError):
-    """The sink holds something else than this job expects."""
+    """The sink holds something other than this job expects."""
 
 
 class RecipeChangedError(DatasetError):
@@ -92,11 +92,11 @@ class ReplacedError(DatasetError):
 
 
 class EngineError(SpeechmillError):
-    """What runs the shards cannot be reached, or has gone."""
+    """The engine that runs the shards cannot be reached, or is gone."""
 
 
 class WorkerDiedError(EngineError):
-    """A process that had a shard in hand has died."""
+    """A process that was working on a shard died."""
 
 
 class BrokerError(SpeechmillError):
@@ -128,7 +128,7 @@ class UnavailableError(StorageError):
 
 
 class UnsupportedError(StorageError):
-    """This store lacks something that Speechmill needs."""
+    """The store lacks something that Speechmill needs."""
 
 
 class AudioError(SpeechmillError):

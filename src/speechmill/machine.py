@@ -1,4 +1,4 @@
-"""What this process may use of the machine: processor cores, and how free memory is treated."""
+"""The limits of this process on its machine: cores, and the allocator's free memory."""
 
 from __future__ import annotations
 
@@ -13,35 +13,37 @@ __all__ = ["keep_memory", "limit_cores", "num_cores"]
 
 CGROUP = Path("/sys/fs/cgroup")
 
-# Numbers of glibc's malloc.h.
+# Parameters of mallopt, as in glibc's malloc.h.
 M_TRIM_THRESHOLD: Final = -1
 M_MMAP_THRESHOLD: Final = -3
 M_ARENA_MAX: Final = -8
 
-KEPT_BYTES: Final = 2**30  # free at the end of the heap, at most
-LARGE_BYTES: Final = 2**28  # what is larger, such as a long recording, goes back at once
+KEPT_BYTES: Final = 2**30  # free memory kept at the end of the heap, at most: a batch's buffers
+LARGE_BYTES: Final = 2**28  # larger blocks, such as a long recording, are returned at once
 
 _limit: int | None = None
 
 
 def num_cores() -> int:
-    """Cores that this process may use, at least 1: those that the system gives it, no more than its
-    container's quota, no more than the limit set."""
+    """Count the cores that this process may use, at least 1.
+
+    It is the least of its CPU affinity, its container's quota and the limit set.
+    """
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return max(1, min(n for n in (allowed or 1, _quota(), _limit) if n is not None))
 
 
 def limit_cores(count: int | None) -> None:
-    """Use no more than so many cores from now on, in this process; None for no limit.
+    """Limit this process to ``count`` cores from now on; None for no limit.
 
-    It is for workers that share a machine. What has started its threads keeps them.
+    It is for workers that share a machine. Pools that have started their threads keep them.
     """
     global _limit  # noqa: PLW0603 - it is the process's
     _limit = count
 
 
 def _quota() -> int | None:
-    """The whole cores in the container's CPU quota (cgroup v2, v1), rounded up; None without."""
+    """Read the container's CPU quota (cgroup v2, v1) in cores, rounded up; None without one."""
     try:
         words = (CGROUP / "cpu.max").read_text().split()
     except OSError:
@@ -62,10 +64,11 @@ def _quota() -> int | None:
 def keep_memory() -> None:
     """Keep free memory for the next batch, up to a gigabyte, in one heap for all threads.
 
-    It is a setting of the whole process; it does nothing where the C library is not glibc.
-    Whisper's buffers are some megabytes each: glibc gives such memory back as soon as it is free,
-    and gets it anew for the next layer, which costs page faults, some 7 % of the processor time.
-    Heaps of single threads are of 64 MB at most, which is too little.
+    It is a setting of the whole process, and does nothing where the C library is not glibc.
+    Whisper's buffers are some megabytes each: glibc returns such memory to the system as soon as it
+    is free, and gets it anew for the next layer. The page faults cost 7 % of the processor time of
+    transcription on two threads, and a tenth more memory at the peak. Heaps of single threads hold
+    64 MB at most, which is too little.
     """
     if sys.platform != "linux":
         return

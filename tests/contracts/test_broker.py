@@ -82,7 +82,7 @@ def test_messages_arrive_as_they_were_published(broker: Broker) -> None:
         original = by_body[delivery.message.body]
         assert delivery.message.key == original.key
         assert delivery.message.headers["number"] == original.headers["number"]
-        assert delivery.deaths == 0
+        assert delivery.redeliveries == 0
         assert consumer.holds(delivery)
     assert len({d.origin for d in taken}) == 7
     consumer.close()

@@ -148,7 +148,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         name: tuple(("carrier_of_weights", f"data/{path}") for path in parts)
         for name, parts in paths.items()
     }
-    packaged = models._Packaged(extra="weights", pieces=pieces, digests=DIGESTS)
+    packaged = models._PackagedWeights(extra="weights", pieces=pieces, digests=DIGESTS)
     monkeypatch.setattr(models, "_PACKAGED", {"base": packaged})
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
     importlib.invalidate_caches()

@@ -5,14 +5,21 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from speechmill.queues.gathering import FIRST, SUSPECT, TARGET_S, BatchSize, by_group, suspects
+from speechmill.queues.gathering import (
+    FIRST_SIZE,
+    SUSPECT_REDELIVERIES,
+    TARGET_S,
+    BatchSize,
+    whole_groups,
+    max_suspects,
+)
 from speechmill.queues.kafka_partitions import Watermark
 
 
 @given(st.lists(st.integers(0, 5), max_size=60), st.integers(1, 70))
 def test_groups_come_together_and_the_oldest_first(groups: list[int], most: int) -> None:
     items = list(enumerate(groups))
-    chosen = by_group(items, lambda item: item[1], most)
+    chosen = whole_groups(items, lambda item: item[1], most)
     assert len(chosen) == min(most, len(items))
     assert len(set(chosen)) == len(chosen)
     if items:
@@ -28,20 +35,20 @@ def test_batches_grow_step_by_step_and_stay_short(
     most: int, learned: list[tuple[int, float]]
 ) -> None:
     size = BatchSize(most)
-    assert size.size == min(FIRST, most)
+    assert size.size == min(FIRST_SIZE, most)
     for count, seconds in learned:
         before = size.size
         size.learn(count, seconds)
-        assert min(FIRST, most) <= size.size <= min(most, 2 * before)
-        if size.size > max(before, FIRST):
+        assert min(FIRST_SIZE, most) <= size.size <= min(most, 2 * before)
+        if size.size > max(before, FIRST_SIZE):
             assert size.size * seconds / count <= TARGET_S * 1.01
 
 
-@given(st.integers(SUSPECT, 100))
+@given(st.integers(SUSPECT_REDELIVERIES, 100))
 def test_what_workers_died_of_ends_up_alone(deaths: int) -> None:
-    assert 1 <= suspects(deaths + 1) <= suspects(deaths) < FIRST
-    assert suspects(SUSPECT) == FIRST // 2
-    assert suspects(SUSPECT + 4) == 1
+    assert 1 <= max_suspects(deaths + 1) <= max_suspects(deaths) < FIRST_SIZE
+    assert max_suspects(SUSPECT_REDELIVERIES) == FIRST_SIZE // 2
+    assert max_suspects(SUSPECT_REDELIVERIES + 4) == 1
 
 
 @given(st.data())

@@ -225,14 +225,14 @@ def test_attempts_are_counted_and_what_passes_is_made_good(
 def test_a_store_that_stays_down_ends_the_worker_and_loses_nothing(
     job: Job, queue: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from speechmill.queues.batch import Batches
+    from speechmill.queues.batch import BatchProcessor
 
     def down(*_: object, **__: object) -> None:
         raise UnavailableError("the store is down")
 
     enqueued(job, queue)
     with monkeypatch.context() as patch:
-        patch.setattr(Batches, "process", down)
+        patch.setattr(BatchProcessor, "process", down)
         with pytest.raises(UnavailableError, match="the store is down"):
             worked(job, queue)
     assert worked(job, queue).rows == 24

@@ -265,14 +265,14 @@ def test_a_batch_that_does_not_fit_gives_each_stretch_its_own(
     files: dict[str, Path], transcriber: WhisperTranscriber, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokenizer = UnitsTokenizer(model=str(files["whisper"]))
-    hear = type(transcriber.hearing).heard
+    hear = type(transcriber.encoder).encode_windows
 
     def small(self: Any, batch: Sequence[Speech], windows_s: Sequence[float]) -> list[NDArray[Any]]:
         if len(batch) > 1:
             raise RuntimeError("CUDA failed with error out of memory")
         return hear(self, batch, windows_s)
 
-    monkeypatch.setattr(type(transcriber.hearing), "heard", small)
+    monkeypatch.setattr(type(transcriber.encoder), "encode_windows", small)
     waveforms = [clips()[0][: 16_000 + 100 * i] for i in range(5)]  # one window, one batch
     found: dict[int, NDArray[Any]] = {}
     transcriber.transcribe(

@@ -15,9 +15,9 @@ from speechmill.records import Speech, Transcript
 from speechmill.speech.segmentation import SegmentOptions, segment
 from speechmill.speech.voice import VoiceOptions, listen
 from speechmill.transcribers import TranscriberOptions
-from speechmill.transcribers.adaptive import Outcome
-from speechmill.transcribers.coverage import Span, cuts_around, divided, longest_untold, pauses
-from speechmill.transcribers.hearing import Spoken
+from speechmill.transcribers.adaptive import WindowOutcome
+from speechmill.transcribers.coverage import Span, cuts_around, split_at, longest_untold, pauses
+from speechmill.transcribers.encoder import SpokenLanguage
 from speechmill.transcribers.whisper import WhisperTranscriber
 from speechmill.transcribers.windows import WindowOptions
 from tests.support.weights import SAMPLE_RATE, speech, whisper
@@ -67,7 +67,7 @@ def test_what_is_left_out_is_parted_from_what_is_told_around_it() -> None:
 @given(voiced=voices(), cuts=st.lists(st.integers(1, 2999), max_size=3, unique=True))
 def test_the_parts_are_all_of_it(voiced: tuple[Span, ...], cuts: list[int]) -> None:
     samples = np.arange(3000, dtype=np.float32)
-    parts = divided(Speech(samples, voiced, "de", 0.9), [cut / 100 for cut in sorted(cuts)], 100)
+    parts = split_at(Speech(samples, voiced, "de", 0.9), [cut / 100 for cut in sorted(cuts)], 100)
     assert np.array_equal(np.concatenate([part.samples for _, part in parts]), samples)
     assert [start_s for start_s, _ in parts] == [0.0, *(cut / 100 for cut in sorted(cuts))]
     told_s = sum(part.voiced_s or 0.0 for _, part in parts)
@@ -109,7 +109,7 @@ def test_a_sentence_that_the_decoder_leaves_out_is_heard(
         assert [w.word for w in transcript.words[-3:]] == ["Lobsters", "and", "lobsters."]
         times = [t for w in transcript.words for t in (w.start_s, w.end_s)]
         assert times == sorted(times)
-    monkeypatch.setattr(transcriber.hearing, "_windows", WindowOptions(max_untold_s=30.0))
+    monkeypatch.setattr(transcriber.encoder, "_windows", WindowOptions(max_untold_s=30.0))
     assert heard_together(transcriber, *both).text.endswith("home in the sky.")
 
 
@@ -119,7 +119,7 @@ def test_next_to_nothing_of_much_speech_is_not_believed(monkeypatch: pytest.Monk
     whisper("tiny.en")
     transcriber = WhisperTranscriber("tiny.en", TranscriberOptions(device="cpu", cpu_threads=2))
     model = transcriber._ctranslate2
-    (well,) = transcriber._adaptive._wording.tokenizer("en").encode(" Well")
+    (well,) = transcriber._adaptive._tokens.tokenizer("en").encode(" Well")
     generate, calls = model.generate, []
 
     def at_first_nothing(*args: Any, **kwargs: Any) -> Any:
@@ -164,15 +164,17 @@ class Stubbed:
         def heard(batch: Sequence[Speech], windows_s: Sequence[float], _: Any = None) -> Any:
             return [outcome(one, window_s) for one, window_s in zip(batch, windows_s, strict=True)]
 
-        def outcome(one: Speech, window_s: float) -> Outcome:
+        def outcome(one: Speech, window_s: float) -> WindowOutcome:
             duration_s = len(one.samples) / SAMPLE_RATE
             self.asked.append((duration_s, window_s))
             text, leaves_out = says(duration_s, window_s)
             untold = (5.0, duration_s) if leaves_out else None
-            return Outcome(Spoken("en", None), Transcript(text) if text else None, untold)
+            return WindowOutcome(
+                SpokenLanguage("en", None), Transcript(text) if text else None, untold
+            )
 
-        monkeypatch.setattr(self._adaptive, "_heard", heard)
-        monkeypatch.setattr(self._adaptive, "_in_full", lambda _: Transcript(in_full))
+        monkeypatch.setattr(self._adaptive, "_decode_windows", heard)
+        monkeypatch.setattr(self._adaptive, "_decode_full_window", lambda _: Transcript(in_full))
 
     def text(self) -> str:
         samples = np.zeros(round(11.5 * SAMPLE_RATE), np.float32)
@@ -218,9 +220,11 @@ def test_silence_is_asked_about_texts_of_any_length() -> None:
     """The full window may say more than the decoder has places for."""
     whisper("tiny.en")
     transcriber = WhisperTranscriber("tiny.en", TranscriberOptions(device="cpu"))
-    encoded = transcriber.hearing.encoded([Speech(speech("speech/p225/p225_016.wav"))], [7.0])
+    encoded = transcriber.encoder.encode_with_silence(
+        [Speech(speech("speech/p225/p225_016.wav"))], [7.0]
+    )
     told = " The Norsemen considered the rainbow as a bridge."
-    encode = transcriber._adaptive._wording.tokenizer("en").encode
+    encode = transcriber._adaptive._tokens.tokenizer("en").encode
     gains = [
         transcriber._adaptive._attention.gain(encode(told + more), "en", encoded, 5.6)
         for more in ("", " and so on" * 300)

@@ -27,7 +27,7 @@ from speechmill.records import Speech
 from speechmill.transcribers import TranscriberOptions, open_transcriber
 from speechmill.transcribers.alignment import first_frames, split_words
 from speechmill.transcribers.transformers import REPOSITORIES
-from speechmill.transcribers.transformers_ctc import emissions, pieces_of, words_of
+from speechmill.transcribers.transformers_ctc import emissions, token_texts, words_of
 from speechmill.transcribers.transformers_search import cut_at_timestamps
 from tests.support.ct2_weights import whisper_folder
 from tests.support.ctc_checkpoint import BLANK, VOCABULARY, write_ctc_checkpoint
@@ -194,7 +194,7 @@ def test_log_probabilities_of_beams_and_of_greedy_search_are_openai_whispers() -
 def test_frames_spell_what_transformers_own_tokenizer_reads(frames: list[int]) -> None:
     logprobs = np.full((len(frames), len(VOCABULARY)), -9.0, np.float32)
     logprobs[range(len(frames)), frames] = -0.5
-    pieces = pieces_of(ctc_tokenizer(), len(VOCABULARY))
+    pieces = token_texts(ctc_tokenizer(), len(VOCABULARY))
     emitted = [e for e in emissions(logprobs, BLANK) if pieces[e.token]]
     words = words_of(emitted, pieces, 0.02)
     expected = ctc_tokenizer().decode(frames)
@@ -230,7 +230,7 @@ class SentencePieces:
 
 
 def test_pieces_of_sentencepiece_begin_words_at_their_mark() -> None:
-    pieces = pieces_of(SentencePieces(), 5)
+    pieces = token_texts(SentencePieces(), 5)
     logprobs = np.log(np.eye(5, dtype=np.float32)[[1, 3, 0, 3, 2, 4, 1, 0]] + 1e-3)
     words = words_of([e for e in emissions(logprobs, 0) if pieces[e.token]], pieces, 0.5)
     assert [w.word for w in words] == ["sonn", "g", "so"]
@@ -240,7 +240,7 @@ def test_pieces_of_sentencepiece_begin_words_at_their_mark() -> None:
 def test_special_tokens_and_those_beyond_the_vocabulary_say_nothing(ctc: Path) -> None:
     from transformers import AutoTokenizer
 
-    pieces = pieces_of(AutoTokenizer.from_pretrained(ctc), len(VOCABULARY) + 2)
+    pieces = token_texts(AutoTokenizer.from_pretrained(ctc), len(VOCABULARY) + 2)
     assert pieces[:6] == ["", "", "", "", " ", "E"]
     assert pieces[len(VOCABULARY) :] == ["", ""]
 

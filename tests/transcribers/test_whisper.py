@@ -119,7 +119,7 @@ def test_utterances_of_two_callers_do_not_both_get_all_cores() -> None:
 
 
 def test_a_model_for_all_cores_that_hears_otherwise_is_not_taken(tiny: WhisperTranscriber) -> None:
-    features = np.stack([tiny.hearing.features(Speech(speech(LOBSTERS)), 3.5)])
+    features = np.stack([tiny.encoder.features(Speech(speech(LOBSTERS)), 3.5)])
     # float32, as if the threads changed a last bit.
     for compute_type, is_taken in [("float32", False), ("int8", True)]:
         placement = ctranslate.place("cpu", compute_type, 1)

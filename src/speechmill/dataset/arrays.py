@@ -1,4 +1,4 @@
-"""Token columns as numpy arrays, without a Python object a value."""
+"""Token columns as numpy arrays, without a Python object per value."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ListArray = pa.ListArray | pa.LargeListArray
 
 
 def tokens_to_arrays(column: pa.Array | pa.ChunkedArray) -> list[NDArray[Any] | None]:
-    """A token column's utterances as arrays: [n_mfcc, num_frames] or [num_codebooks, num_frames].
+    """Convert a token column to arrays: [n_mfcc, num_frames] or [num_codebooks, num_frames] each.
 
     They are views of the column's own memory, which they keep alive, and read-only; their dtype is
     the column's (float32; int16 or int32). An utterance without tokens is None.
@@ -52,7 +52,7 @@ def _chunk(outer: pa.Array) -> list[NDArray[Any] | None]:
     flat = values.slice(start, stop - start).to_numpy(zero_copy_only=True)
     counts, lengths = np.diff(rows), np.diff(frames)
     some = there & (counts > 0)
-    # Of each row of an utterance, the length that its first row has.
+    # For each row of an utterance: the length of its first row.
     alike = np.repeat(lengths[rows[:-1][some] - first], counts[some])
     if not np.array_equal(lengths[np.repeat(some, counts)], alike):
         raise _broken("the rows of an utterance are not of one length")

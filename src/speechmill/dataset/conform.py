@@ -1,4 +1,4 @@
-"""Tables of parts that were written at different times, in one schema."""
+"""Conform the tables of parts that were written at different times to one schema."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def conform(
 
     Args:
         table: the rows of a part.
-        schema: the columns that they are to have.
-        other_type: makes an error of the field that is wanted and the type that is there.
+        schema: the columns of the result.
+        other_type: makes an error of the expected field and the type that was found.
 
     Raises:
         Exception: what ``other_type`` makes.
@@ -43,7 +43,7 @@ def conform(
 
 
 def rebuild_first(key: str) -> Callable[[pa.Field, pa.DataType], DatasetError]:
-    """The error of a part whose column has another type than those of the other parts."""
+    """Make the ``other_type`` of a part whose column has another type than the other parts."""
 
     def error(field: pa.Field, there: pa.DataType) -> DatasetError:
         return DatasetError(

@@ -1,10 +1,10 @@
-"""Who reads which rows in an epoch, in which order and in which batches.
+"""The plan of an epoch: which rank and worker reads which rows, in which order and batches.
 
 All of it follows from the index, a seed and the number of the epoch, so every rank and worker can
-work out its own share, and that of all others, without asking. The parts are put into a random
-order and their rows one after another; ranks, and the workers of a rank, take consecutive pieces
-of that. So each part is read by one worker, or by two that share it. Within its piece a worker
-shuffles *windows*: parts one after another until there are enough rows.
+compute its own share, and that of all others, without communication. The parts are put into a
+random order and their rows one after another; ranks, and the workers of a rank, take consecutive
+pieces of that. So each part is read by one worker, or by two that share it. Within its piece a
+worker shuffles *windows*: parts one after another until there are enough rows.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Share:
     num_workers: int = 1
 
     def __post_init__(self) -> None:
-        """Check it.
+        """Check the numbers.
 
         Raises:
             JobError: there is no such rank or worker.
@@ -46,13 +46,12 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """How an epoch goes. ``window``: rows that are shuffled among each other, or a few more.
+    """The order of an epoch. ``window``: rows that are shuffled among each other, or a few more.
 
     ``batch_size`` (rows) and ``max_frames`` (frames with padding: the number of rows × the longest
-    of them) bound a batch; ``by_length`` puts rows of a window that are of like length together,
-    else batches are cut from the rows in their order. ``even`` says what is done so that all ranks
-    have as many rows, or batches, as each other: "drop" leaves some out, "repeat" takes some twice,
-    None does neither.
+    of them) bound a batch; ``by_length`` batches rows of a window by similar length, else
+    in their order. ``even`` gives all ranks equally many rows, or batches: "drop" leaves some out,
+    "repeat" takes some twice, None does neither.
     """
 
     shuffle: bool = True
@@ -64,7 +63,7 @@ class Order:
     even: Even | None = None
 
     def __post_init__(self) -> None:
-        """Check it.
+        """Check the numbers.
 
         Raises:
             JobError: a number is below 1 (the seed: below 0), or ``even`` is another word.
@@ -80,7 +79,7 @@ class Order:
 
 
 def windows(index: Index, order: Order, epoch: int, share: Share) -> Iterator[Rows]:
-    """The rows of a share, window by window: int64 numbers into the index.
+    """Yield the rows of a share, window by window: int64 numbers into the index.
 
     With ``order.even`` all ranks have equally many. Together the ranks have every row once, but for
     those that ``even`` drops (fewer than there are ranks) or repeats (as few).
@@ -91,7 +90,7 @@ def windows(index: Index, order: Order, epoch: int, share: Share) -> Iterator[Ro
     counts = np.diff(index.offsets)[parts]
     ends = np.cumsum(counts)
     current: list[Rows] = []
-    for first, last in _pieces(index.num_rows, order.even, share):
+    for first, last in _ranges(index.num_rows, order.even, share):
         at = int(np.searchsorted(ends, first, side="right"))
         done = first
         while done < last:
@@ -107,8 +106,8 @@ def windows(index: Index, order: Order, epoch: int, share: Share) -> Iterator[Ro
         yield _shuffled(current, order, epoch)
 
 
-def _pieces(num_rows: int, even: Even | None, share: Share) -> list[tuple[int, int]]:
-    """The share as ranges of positions: one, or two where it goes round."""
+def _ranges(num_rows: int, even: Even | None, share: Share) -> list[tuple[int, int]]:
+    """Compute the share as ranges of positions: one, or two where it wraps around."""
     if not num_rows:
         return []
     world, workers = share.world_size, share.num_workers
@@ -138,7 +137,7 @@ def _shuffled(segments: Sequence[Rows], order: Order, epoch: int) -> Rows:
 def windows_of_batches(
     index: Index, frames: NDArray[np.int64], order: Order, epoch: int, share: Share
 ) -> Iterator[list[Rows]]:
-    """The batches of a share, window by window. ``frames``: int64 [num_rows], of each row.
+    """Yield the batches of a share, window by window. ``frames``: int64 [num_rows], of each row.
 
     With ``order.even`` all ranks have equally many, if they all have as many workers.
     """
@@ -161,13 +160,13 @@ def windows_of_batches(
 def num_batches(
     index: Index, frames: NDArray[np.int64], order: Order, epoch: int, share: Share
 ) -> int:
-    """How many batches a share has."""
+    """Count the batches of a share."""
     found = windows_of_batches(index, frames, order, epoch, share)
     return sum(map(len, found))
 
 
 def _quota(index: Index, frames: NDArray[np.int64], order: Order, epoch: int, share: Share) -> int:
-    """How many batches a worker is to have so that all ranks have equally many."""
+    """Compute how many batches a worker must have so that all ranks have equally many."""
     counts = [
         [
             sum(
@@ -196,19 +195,19 @@ def _batches(
     found = windows(index, order, epoch, share)
     if not order.by_length:
         rows = np.concatenate([np.empty(0, np.int64), *found])
-        yield _cut(rows, frames[rows], order)
+        yield _cut_batches(rows, frames[rows], order)
         return
     for window in found:
         rows = window[np.argsort(frames[window], kind="stable")]
-        batches = _cut(rows, frames[rows], order)
+        batches = _cut_batches(rows, frames[rows], order)
         if order.shuffle:
             rng = np.random.default_rng([order.seed, epoch, int(window[0]), len(window), 1])
             batches = [batches[i] for i in rng.permutation(len(batches))]
         yield batches
 
 
-def _cut(rows: Rows, frames: NDArray[np.int64], order: Order) -> list[Rows]:
-    """Consecutive rows as batches that are as large as they may be."""
+def _cut_batches(rows: Rows, frames: NDArray[np.int64], order: Order) -> list[Rows]:
+    """Cut consecutive rows into batches as large as the bounds allow."""
     if not len(rows):
         return []
     cuts = [0]

@@ -1,11 +1,11 @@
-"""Folders that outgrow their parts: more parts for what is new, while others go on writing.
+"""Growth of folders beyond their parts: more parts for new recordings, while others write.
 
-Rows never move: a reader would meet them twice, or not at all. Instead the parts that a folder has
-are sealed, one compare-and-swap each: from then on they take changes of the recordings that they
-have, and no others. Only when all are sealed does the layout name the new number of parts. So
-whoever knows of it can look into the sealed parts, where nothing can come any more, and puts a
-recording that is in none of them into one of the new parts. Whoever does not know yet is refused by
-the sealed part, reads the layout anew, and looks.
+Rows never move: a reader would meet them twice, or not at all. Instead the parts of a folder are
+sealed, one compare-and-swap each: from then on they accept changes of the recordings that they
+hold, and no others. Only when all are sealed does the layout state the new number of parts. So a
+writer that knows it can look into the sealed parts, which no recording can be added to, and puts a
+recording that is in none of them into one of the new parts. A writer that does not know it yet is
+refused by the sealed part, reads the layout again, and looks.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ from speechmill.storage import Store
 
 __all__ = ["OUTGROWN", "grow", "outgrown", "place", "place_anew", "read_versions"]
 
-OUTGROWN = 3.0  # times what a part is to hold: then its folder gets more parts
-FACTOR = 4  # as many parts as before, each time: few steps, and parts that stay of one size
+OUTGROWN = 3.0  # times the intended seconds of a part: its folder then gets more parts
+GROWTH_FACTOR = 4  # times the parts, at each step: few steps, and parts of similar size
 
 
 def place(
@@ -53,7 +53,7 @@ def place(
     file_names: Collection[str],
     known: Mapping[Part, Mapping[str, Version]],
 ) -> dict[str, Part]:
-    """The part of each recording. ``known`` is what the folder's earlier parts hold."""
+    """Find the part of each recording. ``known``: the recordings of the folder's earlier parts."""
     placed = {}
     for name in file_names:
         earlier = layout.earlier_parts(folder_name, name)
@@ -63,10 +63,10 @@ def place(
 
 
 def grow(store: Store, folder_name: str, count: int, schema: pa.Schema) -> Layout:
-    """Give a folder of ``count`` parts more of them. Returns the layout as it is then.
+    """Give a folder of ``count`` parts more parts. Returns the layout after it.
 
-    Where it has others by now, nothing is done but to end what another process has begun.
-    ``schema`` is for parts that nothing was written to yet.
+    Where the folder has another number of parts by now, this only completes a growth that another
+    process began. ``schema`` is for parts that nothing was written to yet.
 
     Raises:
         StorageError: the sink cannot be read or written.
@@ -75,7 +75,7 @@ def grow(store: Store, folder_name: str, count: int, schema: pa.Schema) -> Layou
     def begin(layout: Layout) -> Layout:
         if layout.folders.get(folder_name) != count or folder_name in layout.growing:
             return layout
-        return replace(layout, growing={**layout.growing, folder_name: FACTOR * count})
+        return replace(layout, growing={**layout.growing, folder_name: GROWTH_FACTOR * count})
 
     layout = change_layout(store, begin)
     if folder_name not in layout.growing:
@@ -101,7 +101,7 @@ def grow(store: Store, folder_name: str, count: int, schema: pa.Schema) -> Layou
 def place_anew(
     store: Store, part: Part, file_names: Collection[str], schema: pa.Schema
 ) -> dict[str, Part]:
-    """The parts of recordings that a sealed part has refused. See ``grow``."""
+    """Find the parts of recordings that a sealed part has refused. See ``grow``."""
     layout = grow(store, part.folder_name, part.count, schema)
     earlier = {p for name in file_names for p in layout.earlier_parts(part.folder_name, name)}
     known = {p: read_versions(store, p) for p in earlier}
@@ -109,7 +109,7 @@ def place_anew(
 
 
 def read_versions(store: Store, part: Part) -> Mapping[str, Version]:
-    """The version of each recording that a part has; none where there is no such part."""
+    """Read the version of each recording of a part; empty where there is no such part."""
     try:
         return versions(read_columns(store, store.head(data_key(part)), IDENTITY_COLUMNS))
     except NotFoundError:
@@ -117,8 +117,8 @@ def read_versions(store: Store, part: Part) -> Mapping[str, Version]:
 
 
 def outgrown(store: Store, full_s: float) -> dict[str, int]:
-    """Folders whose parts hold more than ``OUTGROWN`` times ``full_s`` seconds of audio on average,
-    with the number of these parts.
+    """Find the folders whose parts hold more than ``OUTGROWN`` times ``full_s`` seconds of audio on
+    average, with the number of their parts.
 
     Raises:
         StorageError: the sink cannot be read.
@@ -150,7 +150,7 @@ def _seal(store: Store, part: Part, schema: pa.Schema) -> None:
 
 
 def _move_failures(store: Store, part: Part, count: int) -> None:
-    """Failures of recordings that have no row here go where their rows will come."""
+    """Move the failures of recordings without a row here to where their rows will be."""
     key = failures_key(part)
     try:
         table = read_part(key, store.get(key).data)
@@ -171,7 +171,7 @@ def _move_failures(store: Store, part: Part, count: int) -> None:
 
 
 def _merge_failures(store: Store, key: str, table: pa.Table) -> None:
-    """Add failures as they are, where there are none of their recordings yet."""
+    """Add failures of recordings that have none there yet."""
 
     def change(data: bytes | None) -> bytes | None:
         old = read_part(key, data) if data is not None else FAILURE_SCHEMA.empty_table()

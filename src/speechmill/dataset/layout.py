@@ -1,8 +1,8 @@
-"""Where things lie in a sink: folders, parts, and the names of everything else.
+"""The layout of a sink: the parts of folders, and the keys of everything else.
 
 A recording belongs to one part for the life of the sink. How many parts a folder has is chosen
 when it is first planned, and kept in ``layout.json``. A folder that grows beyond that gets more
-parts for what is new (``growth.py``).
+parts for new recordings (``growth.py``).
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ ROOT_FOLDER = "_root"  # the folder of recordings that lie in none
 
 # A local name may have 255 bytes and an S3 key 1,024; this leaves room for SINK and the rest.
 MAX_DIRECTORY_CHARS = 180
-HASH_CHARS = 16
+HASH_CHARS = 16  # hexadecimal: 64 bits
 # Followed by any number of underscores, so that "225" and "225_" stay different.
 LIKE_AN_INTEGER = re.compile(r"-?(0[xX][0-9a-fA-F]{1,8}|[0-9]{1,20})_*")
 PART_NUMBERS = re.compile(r"/part-(\d+)-of-(\d+)\.parquet$")
@@ -64,14 +64,14 @@ HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"  # as a directory key, readers take it 
 
 
 def recipe_key(recipe: str) -> str:
-    """Where a recipe is kept in full."""
+    """Return the key of a recipe's JSON."""
     return f"{STATE}/recipes/{recipe}.json"
 
 
 def folder_rule(rule: str) -> Callable[[str], str]:
-    """The function from a file name to its ``folder_name``.
+    """Make the function from a file name to its ``folder_name``.
 
-    ``parent`` is the name of the directory that it lies in, ``first`` that of the topmost one,
+    ``parent`` is the name of the directory that contains it, ``first`` that of the topmost one,
     ``path`` all of them, joined by "/"; anything else is a regular expression, searched in the
     file name, whose first group is the folder's name. Where there is none: ``_root``.
     """
@@ -95,10 +95,10 @@ def folder_rule(rule: str) -> Callable[[str], str]:
 
 
 def partition_rule(rule: str) -> Callable[[str], str]:
-    """The function from a ``folder_name`` to what its rows are partitioned by.
+    """Make the function from a ``folder_name`` to the partition of its rows.
 
-    ``folder`` is the folder itself, ``none`` puts all into one partition, and ``hash:64`` into one
-    of 64, each folder into one.
+    ``folder``: one partition per folder; ``none``: one for all; ``hash:64``: 64, and each folder in
+    one of them.
     """
     if rule == "folder":
         return lambda name: name
@@ -116,20 +116,20 @@ def partition_rule(rule: str) -> Callable[[str], str]:
 
 @lru_cache(maxsize=4096)
 def path_component(folder_name: str) -> str:
-    """The folder's name as one harmless path component: percent-encoded; over 180 characters it is
-    cut and given a hash."""
+    """Encode a folder's name as one safe path component: percent-encoded; over 180 characters it is
+    cut, and a hash is added."""
     encoded = quote(folder_name, safe="")
     if not encoded.strip("."):  # "." and ".." would lead elsewhere
         encoded = encoded.replace(".", "%2E")
     if len(encoded) > MAX_DIRECTORY_CHARS or folder_name == HIVE_NULL:
         digest = hashlib.sha256(folder_name.encode()).hexdigest()[:HASH_CHARS]
-        encoded = f"{_cut(encoded, MAX_DIRECTORY_CHARS - HASH_CHARS - 1)}-{digest}"
+        encoded = f"{_truncate(encoded, MAX_DIRECTORY_CHARS - HASH_CHARS - 1)}-{digest}"
     return encoded
 
 
-def _cut(encoded: str, length: int) -> str:
-    """At most so many characters. Readers refuse all of a dataset for a directory that decodes to
-    half of a character, so none is cut in two."""
+def _truncate(encoded: str, length: int) -> str:
+    """Cut to at most ``length`` characters, and no encoded character in two: readers refuse a whole
+    dataset for a directory that decodes to half of one."""
     cut = encoded[:length]
     if "%" in cut[-2:]:
         cut = cut[: cut.rindex("%")]
@@ -137,7 +137,7 @@ def _cut(encoded: str, length: int) -> str:
 
 
 def directory(folder_name: str) -> str:
-    """The folder's directory below ``data`` and ``failures``.
+    """Return the folder's directory below ``data`` and ``failures``.
 
     Readers take keys that look like integers for integers. Dask then finds none of them again as
     soon as another folder's key does not, so such keys get an underscore at the end.
@@ -151,17 +151,21 @@ def _part_name(part: Part) -> str:
 
 
 def data_key(part: Part) -> str:
-    """Where the part's rows are."""
+    """Return the key of the part's rows."""
     return f"{DATA}/{_part_name(part)}"
 
 
 def failures_key(part: Part) -> str:
-    """Where the failures of the part's recordings are."""
+    """Return the key of the failures of the part's recordings."""
     return f"{FAILURES}/{_part_name(part)}"
 
 
 def part_of(key: str, folder_name: str) -> Part:
-    """The part whose rows, or failures, are at this key."""
+    """Parse the key of a part's rows or failures.
+
+    Raises:
+        DatasetError: it is not the key of a part.
+    """
     numbers = PART_NUMBERS.search(key)
     if numbers is None:
         raise DatasetError(f"{key} of the sink is no part file")
@@ -172,9 +176,9 @@ def part_of(key: str, folder_name: str) -> Part:
 class Layout:
     """How many parts each folder has.
 
-    ``folders`` is for recordings that are new. ``earlier`` are the numbers that a folder had before
-    it grew: its parts of then keep their recordings, and take no others. ``growing`` are folders
-    that are to have more parts once those of now are sealed.
+    ``folders``: for new recordings. ``earlier``: the numbers of parts before a folder grew; those
+    parts keep their recordings, and accept no others. ``growing``: the next number of parts of
+    folders whose present parts are being sealed.
     """
 
     folders: Mapping[str, int] = field(default_factory=dict)
@@ -182,17 +186,17 @@ class Layout:
     growing: Mapping[str, int] = field(default_factory=dict)
 
     def part(self, folder_name: str, file_name: str) -> Part:
-        """Where a recording goes that none of the folder's earlier parts has."""
+        """Return the part of a recording that is in none of the folder's earlier parts."""
         return Part.of(folder_name, file_name, self.folders[folder_name])
 
     def earlier_parts(self, folder_name: str, file_name: str) -> list[Part]:
-        """Where it may be from before the folder grew."""
+        """Return the parts that may hold a recording from before the folder grew."""
         counts = self.earlier.get(folder_name, ())
         return [Part.of(folder_name, file_name, count) for count in counts]
 
 
 def read_layout(store: Store) -> Layout:
-    """How many parts each folder has; empty for a new sink."""
+    """Read how many parts each folder has; empty for a new sink."""
     try:
         return _parse(store.get(LAYOUT_KEY).data)
     except NotFoundError:
@@ -200,9 +204,9 @@ def read_layout(store: Store) -> Layout:
 
 
 def agree_on_parts(store: Store, wanted: Mapping[str, int]) -> Layout:
-    """Make every folder of ``wanted`` known, with so many parts where it is new.
+    """Add the folders of ``wanted`` that are new, with their numbers of parts.
 
-    Returns what all builds of this sink have agreed on: who came first decides.
+    Returns the layout that all builds of this sink share: the first to add a folder decides.
     """
 
     def add(layout: Layout) -> Layout:
@@ -212,7 +216,7 @@ def agree_on_parts(store: Store, wanted: Mapping[str, int]) -> Layout:
 
 
 def change_layout(store: Store, change: Callable[[Layout], Layout]) -> Layout:
-    """Compare-and-swap the layout. Returns what it is then."""
+    """Compare-and-swap the layout. Returns the new one."""
     latest = Layout()
 
     def swap(data: bytes | None) -> bytes | None:

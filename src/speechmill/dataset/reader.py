@@ -1,4 +1,4 @@
-"""Reading a sink: one version of each part, whole, whatever is being written meanwhile."""
+"""Readers of a sink: one version of each part, also while others write."""
 
 from __future__ import annotations
 
@@ -32,16 +32,17 @@ __all__ = [
 ]
 
 PART_KEY = re.compile(r"[^/]+/folder=[^/]*/part-\d+-of-\d+\.parquet")
-WHOLE_BYTES = 512 * 1024  # a part up to this size is fetched whole, in one request
-TAIL_BYTES = 64 * 1024  # of a larger one the end first: the footer is there
-READERS = 16  # parts read at the same time
-LOOK_AT = 8  # newest parts, at most, to find the columns that rows have by now
-TRIES = 20  # times that a part is begun anew because it was replaced meanwhile
+WHOLE_BYTES = (
+    512 * 1024
+)  # a part up to this size is fetched whole: one request costs less than three
+TAIL_BYTES = 64 * 1024  # read first of a larger part: it holds the footer
+READERS = 16  # parts read in parallel: reading waits for the store
+NEWEST_PARTS = 8  # searched for the present columns, at most
+MAX_RESTARTS = 20  # after a part was replaced while it was read
 
 
 def list_parts(store: Store, root: str = DATA) -> list[Object]:
-    """The part files below ``root`` ("data" or "failures"), by key; none in a sink that is not
-    there yet."""
+    """List the part files below ``root`` ("data" or "failures"), by key; none in a new sink."""
     try:
         parts = [o for o in store.list(root) if PART_KEY.fullmatch(o.key)]
     except NotFoundError:
@@ -49,8 +50,8 @@ def list_parts(store: Store, root: str = DATA) -> list[Object]:
     return sorted(parts, key=lambda o: o.key)
 
 
-class _Pinned(io.RawIOBase):
-    """One version of an object as a file that is read by ranges.
+class _PinnedFile(io.RawIOBase):
+    """One version of an object as a file, read by ranges.
 
     A read raises ``ConflictError`` once the object has been replaced.
     """
@@ -89,7 +90,7 @@ class _Pinned(io.RawIOBase):
 
 
 def read_columns(store: Store, part: Object, columns: Sequence[str]) -> pa.Table:
-    """These columns of one part, all of one version; those that it lacks are left out.
+    """Read columns of one part, all of one version; those that it lacks are left out.
 
     A part that is replaced while it is read is read again.
 
@@ -101,8 +102,8 @@ def read_columns(store: Store, part: Object, columns: Sequence[str]) -> pa.Table
 
 
 def read_version(store: Store, part: Object, columns: Sequence[str]) -> tuple[Object, pa.Table]:
-    """As ``read_columns``; and the part as it was when they were read, with its etag."""
-    for _ in range(TRIES):
+    """Read as ``read_columns``. Also returns the part as it was read, with its etag."""
+    for _ in range(MAX_RESTARTS):
         if part.size <= WHOLE_BYTES:
             blob = store.get(part.key)
             table = read_part(part.key, blob.data)
@@ -111,7 +112,7 @@ def read_version(store: Store, part: Object, columns: Sequence[str]) -> tuple[Ob
         try:
             # Arrow fetches each column chunk by one read of our file.
             file = pq.ParquetFile(
-                pa.PythonFile(_Pinned(store, part), mode="r"), page_checksum_verification=True
+                pa.PythonFile(_PinnedFile(store, part), mode="r"), page_checksum_verification=True
             )
             names = file.schema_arrow.names
             return part, file.read(columns=[c for c in columns if c in names], use_threads=False)
@@ -119,13 +120,15 @@ def read_version(store: Store, part: Object, columns: Sequence[str]) -> tuple[Ob
             part = store.head(part.key)
         except (pa.ArrowException, OSError) as error:
             raise unreadable(part.key, error) from None
-    raise ConflictError(f"{part.key} of the sink was replaced {TRIES} times while it was read")
+    raise ConflictError(
+        f"{part.key} of the sink was replaced {MAX_RESTARTS} times while it was read"
+    )
 
 
 def scan(
     store: Store, columns: Sequence[str], root: str = DATA
 ) -> Iterator[tuple[Object, pa.Table]]:
-    """These columns of every part below ``root``, in order, several parts ahead at a time."""
+    """Read columns of every part below ``root``, in order, several parts ahead."""
     parts = list_parts(store, root)
     with ThreadPoolExecutor(READERS, thread_name_prefix="read") as pool:
         for start in range(0, len(parts), READERS):
@@ -134,14 +137,14 @@ def scan(
             yield from zip(some, tables, strict=True)
 
 
-class _Whole(pafs.FileSystemHandler):  # type: ignore[misc]
-    """A store as a file system for pyarrow: each file is fetched whole, so it is of one version."""
+class _WholeFileSystem(pafs.FileSystemHandler):  # type: ignore[misc]
+    """A store as a file system for pyarrow that fetches each file whole, so in one version."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Whole) and other._store.url == self._store.url
+        return isinstance(other, _WholeFileSystem) and other._store.url == self._store.url
 
     def __hash__(self) -> int:
         return hash(self._store.url)
@@ -182,10 +185,10 @@ class _Whole(pafs.FileSystemHandler):  # type: ignore[misc]
 
 
 def stored_schema(store: Store) -> pa.Schema | None:
-    """The columns of the newest part that has the tokens of the present recipe, or of the newest
-    one; None without parts.
+    """Read the schema of the newest part that has the tokens of the present recipe, or else of the
+    newest part; None without parts.
 
-    Parts that are older, or that come of a build that had begun earlier, may lack some.
+    Older parts, and those of a build that began earlier, may lack columns of it.
 
     Raises:
         DatasetError: a part cannot be read.
@@ -196,7 +199,7 @@ def stored_schema(store: Store) -> pa.Schema | None:
     recipe = read_recipe(store, current_recipe(store) or "")
     wanted = recipe.choices.get("tokenizers", {}).keys() if recipe else set()
     first = None
-    for part in newest[:LOOK_AT]:
+    for part in newest[:NEWEST_PARTS]:
         schema = _schema_of(store, part)
         first = first or schema
         if wanted <= {one["column"] for one in described_tokenizers(schema)}:
@@ -212,9 +215,9 @@ def _schema_of(store: Store, part: Object) -> pa.Schema:
 
 
 def dataset_of(store: Store) -> pads.Dataset:
-    """The rows as a pyarrow dataset.
+    """Make a pyarrow dataset of the rows.
 
-    Each part is fetched whole when it is scanned, so what comes of it is of one version. Columns
+    Each part is fetched whole when it is scanned, so its rows are of one version. Columns
     that older parts lack are null there.
 
     Raises:
@@ -226,7 +229,7 @@ def dataset_of(store: Store) -> pads.Dataset:
     return pads.dataset(
         [p.key for p in list_parts(store)],
         schema=schema,
-        filesystem=pafs.PyFileSystem(_Whole(store)),
+        filesystem=pafs.PyFileSystem(_WholeFileSystem(store)),
         format="parquet",
         partitioning=None,
     )
@@ -241,7 +244,7 @@ def open_dataset(
 ) -> pads.Dataset:
     """Open the rows of a sink, local or in a bucket, as a pyarrow dataset.
 
-    It may be read while a build is running: each part is one version of it, fetched whole.
+    It may be read while a build runs: each part is fetched whole, in one version.
 
     Raises:
         StorageError: the sink cannot be listed or read.

@@ -1,8 +1,8 @@
 """A run's logs, in the sink: ``_speechmill/runs/<run id>/``.
 
-Objects cannot be appended to, so a log is a row of pieces: the newest is written again as it grows
-(every ten seconds at most), and once it is large it is written and the next one is begun. What a
-run that is cut short has logged by then is there.
+Objects cannot be appended to, so a log is a series of pieces: the newest is rewritten as it grows,
+every ten seconds at most, until it is large; then the next one begins. A run that is killed leaves
+its log up to the last write.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from speechmill.storage import Store
 
 __all__ = ["RunLog", "new_run_id"]
 
-FLUSH_EVERY_S = 10.0
-PIECE_BYTES = 512 * 1024
-LAST_WORDS_S = 3.0  # for the log of a run that is broken off
+FLUSH_EVERY_S = 10.0  # what a kill may cost of the log
+PIECE_BYTES = 512 * 1024  # rewritten each time it grows, so not more
+LAST_FLUSH_S = 3.0  # that a run which fails waits for its log to be written
 
 
 def new_run_id() -> str:
-    """A name for a run that sorts by time: 20260131T235959Z-1f3a."""
+    """Make an id for a run that sorts by time: 20260131T235959Z-1f3a."""
     now = datetime.datetime.now(datetime.UTC)
     return f"{now:%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
 
 
-class _Log:
+class _PieceLog:
     """One log in pieces: ``name.log``, ``name-0002.log`` and so on."""
 
     def __init__(self, store: Store, folder: str, name: str) -> None:
@@ -74,8 +74,8 @@ class RunLog:
     def __init__(self, store: Store, run_id: str) -> None:
         self.folder = f"{RUNS}/{run_id}"
         self._store = store
-        self._application = _Log(store, self.folder, "application")
-        self._timing = _Log(store, self.folder, "timing")
+        self._application = _PieceLog(store, self.folder, "application")
+        self._timing = _PieceLog(store, self.folder, "timing")
         self._flushed_at = time.monotonic()
         self._failed = False
         self._host = socket.gethostname()
@@ -91,7 +91,7 @@ class RunLog:
         self._timing.write(json.dumps(fields, ensure_ascii=False).encode())
 
     def recording(self, done: RecordingDone) -> None:
-        """Add what became of a recording: its seconds, and why it failed."""
+        """Add a recording's outcome: its seconds by stage, and why it failed."""
         self.timing(
             file_name=done.file_name,
             duration_s=round(done.duration_s, 3),
@@ -111,7 +111,7 @@ class RunLog:
             )
 
     def flush(self, *, now: bool = False) -> None:
-        """Write what is new to the sink, if it is time for it, or it is much, or ``now``."""
+        """Write new lines to the sink, if ten seconds have passed, a piece is full, or ``now``."""
         much = not self._failed and (self._application.full or self._timing.full)
         if not now and not much and time.monotonic() - self._flushed_at < FLUSH_EVERY_S:
             return
@@ -120,25 +120,25 @@ class RunLog:
         try:
             self._application.flush()
             self._timing.flush()
-        except StorageError:  # whether the store is down for good, the commits will find out
+        except StorageError:  # if the store stays down, the commits will fail
             return
         self._failed = False
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Write down with what error a run is broken off, if it is, and let the error pass."""
+        """Log the error that a run fails with, if it does, and let it pass."""
         try:
             yield
         except BaseException as error:
             self.event("broken off", "error", error=type(error).__name__, message=str(error))
-            self._last_words()
+            self._flush_briefly()
             raise
 
-    def _last_words(self) -> None:
-        """Write the log, but do not wait for a store that is down: it was waited for already."""
+    def _flush_briefly(self) -> None:
+        """Write the log, but do not wait long: a store that is down was waited for already."""
         writing = threading.Thread(target=self.flush, kwargs={"now": True}, daemon=True)
         writing.start()
-        writing.join(LAST_WORDS_S)
+        writing.join(LAST_FLUSH_S)
 
     def report(self, report: dict[str, Any]) -> None:
         """Write ``report.json``."""

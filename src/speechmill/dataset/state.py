@@ -1,4 +1,4 @@
-"""What all builds of one sink have agreed on: source, folder rule, recipe."""
+"""The state that all builds of a sink share: source, folder rule, recipe."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ __all__ = [
 
 
 def read_state(store: Store) -> dict[str, Any] | None:
-    """``source.json``: source, folder, recipe, schema_version, created; None in a new sink."""
+    """Read ``source.json``: source, folder, recipe, schema_version, created; None in a new sink."""
     try:
         return _parse(store.get(SOURCE_KEY).data)
     except NotFoundError:
@@ -41,7 +41,7 @@ def read_state(store: Store) -> dict[str, Any] | None:
 
 
 def sink_state(store: Store) -> dict[str, Any]:
-    """What the sink's builds have agreed on.
+    """Read the state that the sink's builds share.
 
     Raises:
         DatasetError: there is no dataset.
@@ -69,7 +69,7 @@ def _parse(data: bytes) -> dict[str, Any]:
 
 
 def read_recipe(store: Store, recipe: str) -> Recipe | None:
-    """A recipe that made rows of this sink, in full; None where it is not kept."""
+    """Read a recipe of this sink in full; None where it is not stored."""
     try:
         return Recipe.from_json(store.get(recipe_key(recipe)).data)
     except (NotFoundError, ValueError, KeyError, TypeError):
@@ -77,7 +77,7 @@ def read_recipe(store: Store, recipe: str) -> Recipe | None:
 
 
 def current_recipe(store: Store) -> str | None:
-    """The id of the recipe that the sink's rows are to have; None in a new sink."""
+    """Read the id of the sink's current recipe, which its rows should have; None in a new sink."""
     state = read_state(store)
     return None if state is None else str(state["recipe"])
 
@@ -93,7 +93,7 @@ def check_source(
     rebuild: bool,
     source_moved: bool,
 ) -> bool:
-    """Whether ``source.json`` must be written anew for this source, folder rule and recipe.
+    """Check a job against ``source.json``. Returns whether it must be rewritten for the job.
 
     Raises:
         DatasetError: the sink's recordings are sorted into folders by another rule; that rule says
@@ -139,9 +139,9 @@ def agree_on_source(
     rebuild: bool,
     source_moved: bool,
 ) -> None:
-    """Record where the rows come from and what makes them, or find that others think otherwise.
+    """Record the source, folder rule and recipe, or raise where the sink's are others.
 
-    The recipe is written before what names it.
+    The recipe is written before the state that names it.
 
     Raises:
         DatasetError, SourceChangedError, RecipeChangedError: see ``check_source``.
@@ -176,10 +176,10 @@ def agree_on_source(
 
 
 def move_recipe(store: Store, old: str, recipe: Recipe) -> None:
-    """Make ``recipe`` the one that the sink's rows are to have, where that was ``old``'s until now.
+    """Replace the sink's current recipe ``old`` by ``recipe``.
 
     Raises:
-        RecipeChangedError: it was neither of the two.
+        RecipeChangedError: the current recipe is neither of the two.
     """
     _keep_recipe(store, recipe)
 

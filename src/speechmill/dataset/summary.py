@@ -1,4 +1,4 @@
-"""What is in a sink: counted in one pass over a few columns, part by part."""
+"""Summary of a sink, counted in one pass over a few columns, part by part."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from speechmill.storage import Store
 __all__ = ["FailedRecording", "Summary", "failed_recordings", "summarize"]
 
 STAGES = ("fetch_s", "decode_s", "transcribe_s", "tokenize_s")
-SLOWEST = 5
+SLOWEST = 5  # recordings that are listed
 
 
 @dataclass(frozen=True, slots=True)
 class FailedRecording:
-    """A row of the failures."""
+    """A recording that could not be processed: a row of the failures."""
 
     file_name: str
     stage: str
@@ -65,7 +65,7 @@ def _counts(column: pa.ChunkedArray) -> Counter[str]:
 
 
 def summarize(store: Store) -> Summary:
-    """Count what is in the sink.
+    """Count the rows, audio, flags and failures of a sink.
 
     Raises:
         StorageError: it cannot be listed or read.
@@ -101,7 +101,7 @@ def summarize(store: Store) -> Summary:
 
 
 def failed_recordings(store: Store) -> list[FailedRecording]:
-    """The recordings that could not be processed, by name.
+    """List the recordings that could not be processed, part by part.
 
     Raises:
         StorageError: the sink cannot be listed or read.

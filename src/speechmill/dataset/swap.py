@@ -1,8 +1,8 @@
-"""Compare-and-swap: how every object of a sink is changed.
+"""Compare-and-swap, by which every object of a sink is changed.
 
-Read the object with its tag, work out what it should be, put it back on the condition that it is
-still the one that was read; on a conflict do it all again. A put whose reply was lost meets its
-own success as a conflict, finds everything there already, and writes nothing.
+Read the object with its ETag, compute the new one, put it on the condition that the ETag is
+unchanged; on a conflict start again. A put whose reply was lost conflicts with its own success,
+finds its change made, and writes nothing.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from speechmill.storage import Store
 
 __all__ = ["update"]
 
-MAX_CONFLICTS = 200
-FIRST_WAIT_S = 0.01
+MAX_CONFLICTS = 200  # with the waits below some minutes: more is another program, not other workers
+FIRST_WAIT_S = 0.01  # about a request to a near store
 LONGEST_WAIT_S = 2.0
 
 
 def update(store: Store, key: str, change: Callable[[bytes | None], bytes | None]) -> int:
     """Compare-and-swap one object.
 
-    ``change`` gets the object's bytes (None where there is no object) and returns what it should
-    be, or None to leave it. It may be called several times. Returns how many conflicts there were.
+    ``change`` gets the object's bytes (None where there is no object) and returns the new ones, or
+    None to leave it as it is. It may be called several times. Returns the number of conflicts.
 
     Raises:
-        ConflictError: something else kept on changing the object.
+        ConflictError: others kept changing the object.
         UnavailableError: the store stays down.
     """
     wait_s = FIRST_WAIT_S

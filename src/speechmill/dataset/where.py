@@ -1,8 +1,8 @@
 """Conditions on rows as text, such as ``folder_name = 'p225' AND duration_s < 10``.
 
-The language is the part of SQL's WHERE that needs no more than a row's columns: comparisons,
+The language is the part of SQL's WHERE that needs only a row's own columns: comparisons,
 ``IN``, ``LIKE``, ``BETWEEN``, ``IS NULL``, ``AND``, ``OR``, ``NOT`` and parentheses, with SQL's
-three-valued logic. What it means is checked against DuckDB.
+three-valued logic. Tests compare its results with DuckDB's.
 """
 
 from __future__ import annotations
@@ -34,23 +34,9 @@ _TOKEN = re.compile(
     )""",
     re.VERBOSE,
 )
-_TEXT = re.compile(r"\S|$")
-_WORDS = frozenset(
-    {
-        *(
-            "AND",
-            "BETWEEN",
-            "CONTAINS",
-            "FALSE",
-            "ILIKE",
-            "IN",
-            "IS",
-            "LIKE",
-            "LIST_CONTAINS",
-            "NOT",
-        ),
-        *("NULL", "OR", "TRUE"),
-    }
+_NEXT_CHARACTER = re.compile(r"\S|$")
+_KEYWORDS = frozenset(
+    "AND BETWEEN CONTAINS FALSE ILIKE IN IS LIKE LIST_CONTAINS NOT NULL OR TRUE".split()  # noqa: SIM905 - short
 )
 _COMPARISONS: dict[str, Callable[[pc.Expression, pc.Expression], pc.Expression]] = {
     "=": operator.eq, "==": operator.eq, "!=": operator.ne, "<>": operator.ne,
@@ -77,7 +63,7 @@ class _Column:
 
 
 def where_expression(text: str, schema: pa.Schema | None = None) -> pc.Expression:
-    r"""A condition in text as a filter for pyarrow's datasets and tables.
+    r"""Parse a condition to a filter for pyarrow's datasets and tables.
 
     ::
 
@@ -88,7 +74,7 @@ def where_expression(text: str, schema: pa.Schema | None = None) -> pc.Expressio
 
     Strings stand in single quotes ('' is one quote inside), names of columns bare or in double
     quotes; words such as AND may be in small letters. In LIKE, ``%`` is any text, ``_`` any
-    character, and ``\`` takes the meaning of the next one away; ILIKE does not mind capitals.
+    character, and ``\`` takes the meaning of the next one away; ILIKE ignores case.
 
     As in SQL, a comparison with a null is neither true nor false, and such rows are left out.
     With ``schema`` columns and types are checked here, numbers are compared in the column's own
@@ -103,7 +89,8 @@ def where_expression(text: str, schema: pa.Schema | None = None) -> pc.Expressio
 
 
 class _Parser:
-    """One text on its way. Methods named after what they read, leaving ``_next`` behind it."""
+    """Recursive descent over one text: each method parses what it is named after, and leaves
+    ``_next`` at the token behind it."""
 
     def __init__(self, text: str, schema: pa.Schema | None) -> None:
         self._text, self._schema = text, schema
@@ -112,14 +99,14 @@ class _Parser:
         self._next = self._read()
 
     def condition(self) -> pc.Expression:
-        """All of the text."""
-        found = self._any()
+        """Parse the whole text."""
+        found = self._disjunction()
         if self._next.kind != "end":
             self._fail("AND, OR or the end")
         return found
 
     def _read(self) -> _Token:
-        at = next(_TEXT.finditer(self._text, self._end)).start()
+        at = next(_NEXT_CHARACTER.finditer(self._text, self._end)).start()
         match = _TOKEN.match(self._text, at)
         if match is None:
             if self._text[at] in "'\"":
@@ -132,28 +119,28 @@ class _Parser:
         if kind == "quoted":
             return _Token("column", text[1:-1].replace('""', '"'), at)
         if kind == "word":
-            keyword = text.upper() in _WORDS
+            keyword = text.upper() in _KEYWORDS
             return _Token(*("keyword", text.upper()) if keyword else ("column", text), at)
         return _Token(kind, text, at)
 
-    def _take(self) -> _Token:
+    def _advance(self) -> _Token:
         token, self._next = self._next, self._next
         if token.kind != "end":
             self._next = self._read()
         return token
 
-    def _is(self, *texts: str) -> bool:
+    def _peek(self, *texts: str) -> bool:
         return self._next.kind in ("keyword", "sign") and self._next.text in texts
 
-    def _took(self, *texts: str) -> bool:
-        """Whether the next token is one of these; if so, it is taken."""
-        if not self._is(*texts):
+    def _accept(self, *texts: str) -> bool:
+        """Take the next token if it is one of these. Returns whether it was."""
+        if not self._peek(*texts):
             return False
-        self._take()
+        self._advance()
         return True
 
     def _expect(self, sign: str) -> None:
-        if not self._took(sign):
+        if not self._accept(sign):
             self._fail(repr(sign))
 
     def _fail(self, expected: str, at: int | None = None, found: str | None = None) -> NoReturn:
@@ -167,34 +154,34 @@ class _Parser:
             f"character {at + 1}, found {found}"
         )
 
-    def _wrong(self, what: str, at: int) -> JobError:
+    def _misfit(self, what: str, at: int) -> JobError:
         return JobError(
             f"the condition {_short(self._text)!r} does not fit the rows: {what} (character "
             f"{at + 1})"
         )
 
-    def _any(self) -> pc.Expression:
-        found = [self._all()]
-        while self._took("OR"):
-            found.append(self._all())
-        return _joined(operator.or_, found)
+    def _disjunction(self) -> pc.Expression:
+        found = [self._conjunction()]
+        while self._accept("OR"):
+            found.append(self._conjunction())
+        return _join(operator.or_, found)
 
-    def _all(self) -> pc.Expression:
-        found = [self._one()]
-        while self._took("AND"):
-            found.append(self._one())
-        return _joined(operator.and_, found)
+    def _conjunction(self) -> pc.Expression:
+        found = [self._term()]
+        while self._accept("AND"):
+            found.append(self._term())
+        return _join(operator.and_, found)
 
-    def _one(self) -> pc.Expression:
+    def _term(self) -> pc.Expression:
         at = self._next.at
         if self._depth >= MAX_DEPTH:
-            raise self._wrong(f"more than {MAX_DEPTH} parentheses and NOTs inside each other", at)
+            raise self._misfit(f"more than {MAX_DEPTH} parentheses and NOTs inside each other", at)
         self._depth += 1
         try:
-            if self._took("NOT"):
-                return ~self._one()
-            if self._took("("):
-                found = self._any()
+            if self._accept("NOT"):
+                return ~self._term()
+            if self._accept("("):
+                found = self._disjunction()
                 self._expect(")")
                 return found
             return self._predicate()
@@ -203,7 +190,7 @@ class _Parser:
 
     def _predicate(self) -> pc.Expression:
         at = self._next.at
-        if self._took("CONTAINS", "LIST_CONTAINS"):
+        if self._accept("CONTAINS", "LIST_CONTAINS"):
             self._expect("(")
             column = self._column()
             self._expect(",")
@@ -212,86 +199,86 @@ class _Parser:
             return self._contains(column, item, at)
         left = self._operand()
         if isinstance(left, _Column):
-            return self._about(left, at)
-        if isinstance(left, str) and self._took("IN"):
+            return self._column_predicate(left, at)
+        if isinstance(left, str) and self._accept("IN"):
             return self._contains(self._column(), left, at)
-        if isinstance(left, bool) and not self._is(*_COMPARISONS):
+        if isinstance(left, bool) and not self._peek(*_COMPARISONS):
             return pc.scalar(left)
         sign = self._comparison("a comparison (= != < <= > >=)")
-        return self._compared(self._column(), _MIRRORED.get(sign, sign), left, at)
+        return self._compare(self._column(), _MIRRORED.get(sign, sign), left, at)
 
-    def _about(self, column: _Column, at: int) -> pc.Expression:
-        """What is said of a column after its name."""
+    def _column_predicate(self, column: _Column, at: int) -> pc.Expression:
+        """Parse the predicate after a column's name."""
         field = pc.field(column.name)
-        if self._took("IS"):
-            negated = self._took("NOT")
-            if not self._took("NULL"):
+        if self._accept("IS"):
+            negated = self._accept("NOT")
+            if not self._accept("NULL"):
                 self._fail("NULL")
             return field.is_valid() if negated else field.is_null()
-        if self._is("NOT", "IN", "LIKE", "ILIKE", "BETWEEN"):
-            negated = self._took("NOT")
-            found = self._range(column, at)
+        if self._peek("NOT", "IN", "LIKE", "ILIKE", "BETWEEN"):
+            negated = self._accept("NOT")
+            found = self._range_predicate(column, at)
             return ~found if negated else found
         sign = self._comparison("= != < <= > >=, IN, LIKE, BETWEEN, IS or NOT")
-        return self._compared(column, sign, self._operand(), at)
+        return self._compare(column, sign, self._operand(), at)
 
-    def _range(self, column: _Column, at: int) -> pc.Expression:
-        """After a column and maybe NOT: IN, LIKE, ILIKE or BETWEEN."""
-        if self._is("LIKE", "ILIKE"):
-            ignore_case = self._take().text == "ILIKE"
+    def _range_predicate(self, column: _Column, at: int) -> pc.Expression:
+        """Parse IN, LIKE, ILIKE or BETWEEN, after a column and maybe NOT."""
+        if self._peek("LIKE", "ILIKE"):
+            ignore_case = self._advance().text == "ILIKE"
             if column.type is not None and not _is_text(column.type):
-                raise self._wrong(f"LIKE is for text, and {column.name} is {column.type}", at)
+                raise self._misfit(f"LIKE is for text, and {column.name} is {column.type}", at)
             return pc.match_like(pc.field(column.name), self._string(), ignore_case=ignore_case)
-        if self._took("BETWEEN"):
+        if self._accept("BETWEEN"):
             low = self._literal()
-            if not self._took("AND"):
+            if not self._accept("AND"):
                 self._fail("AND")
-            above = self._compared(column, ">=", low, at)
-            return above & self._compared(column, "<=", self._literal(), at)
-        if not self._took("IN"):
+            above = self._compare(column, ">=", low, at)
+            return above & self._compare(column, "<=", self._literal(), at)
+        if not self._accept("IN"):
             self._fail("IN, LIKE or BETWEEN")
         self._expect("(")
         values = [self._literal()]
-        while self._took(","):
+        while self._accept(","):
             values.append(self._literal())
         self._expect(")")
-        return self._among(column, values, at)
+        return self._in_list(column, values, at)
 
-    def _among(self, column: _Column, values: Sequence[Literal], at: int) -> pc.Expression:
+    def _in_list(self, column: _Column, values: Sequence[Literal], at: int) -> pc.Expression:
         plain = column.type is None or _is_text(column.type)
         if not plain or not all(isinstance(v, str) for v in values):
-            equal = [self._compared(column, "=", value, at) for value in values]
-            return _joined(operator.or_, equal)
+            equal = [self._compare(column, "=", value, at) for value in values]
+            return _join(operator.or_, equal)
         field = pc.field(column.name)
         return pc.if_else(field.is_null(), _UNKNOWN, field.isin(list(values)))
 
     def _contains(self, column: _Column, item: str, at: int) -> pc.Expression:
         if column.type is not None and not _is_texts(column.type):
-            raise self._wrong(
+            raise self._misfit(
                 f"{column.name} is {column.type}, and only lists of text can be looked into", at
             )
         if not item or _SEPARATOR in item:
-            raise self._wrong(f"{item!r} is in no list", at)
+            raise self._misfit(f"{item!r} is in no list", at)
         # Arrow can look into a text, but not into a list.
         items = pc.binary_join(pc.field(column.name), _SEPARATOR)
         separator = pc.scalar(_SEPARATOR)
         enclosed = pc.binary_join_element_wise(separator, items, separator, pc.scalar(""))
         return pc.match_substring(enclosed, f"{_SEPARATOR}{item}{_SEPARATOR}")
 
-    def _compared(
+    def _compare(
         self, column: _Column, sign: str, other: Literal | _Column, at: int
     ) -> pc.Expression:
         field = pc.field(column.name)
         if isinstance(other, _Column):
             if None not in (column.type, other.type) and _kind(column.type) != _kind(other.type):
-                raise self._wrong(
+                raise self._misfit(
                     f"{column.name} is {column.type}, and {other.name} {other.type}", at
                 )
             return _COMPARISONS[sign](field, pc.field(other.name))
-        return _COMPARISONS[sign](field, self._fitting(column, other, at))
+        return _COMPARISONS[sign](field, self._typed(column, other, at))
 
-    def _fitting(self, column: _Column, value: Literal, at: int) -> pc.Expression:
-        """A value in the column's type, or as near to it as keeps what it is."""
+    def _typed(self, column: _Column, value: Literal, at: int) -> pc.Expression:
+        """Convert a value to the column's type, or to the nearest one that keeps its value."""
         if column.type is None:
             return pc.scalar(value)
         kind = _kind(column.type)
@@ -299,14 +286,14 @@ class _Parser:
             try:
                 time = datetime.datetime.fromisoformat(value)
             except ValueError:
-                raise self._wrong(f"{value!r} is no time such as 2026-11-24T09:30", at) from None
+                raise self._misfit(f"{value!r} is no time such as 2026-11-24T09:30", at) from None
             if time.tzinfo is None:
                 time = time.replace(tzinfo=datetime.UTC)
             if column.type.tz is None:
                 time = time.astimezone(datetime.UTC).replace(tzinfo=None)
             return pc.scalar(pa.scalar(time, column.type))
         if kind != _kind_of(value):
-            raise self._wrong(
+            raise self._misfit(
                 f"{column.name} is {column.type}, and {value!r} is {_kind_of(value)}", at
             )
         as_float = pa.types.is_floating(column.type) and not isinstance(value, str)
@@ -318,7 +305,7 @@ class _Parser:
     def _column(self) -> _Column:
         if self._next.kind != "column":
             self._fail("the name of a column")
-        token = self._take()
+        token = self._advance()
         if self._schema is None:
             return _Column(token.text, None)
         names = self._schema.names
@@ -326,45 +313,45 @@ class _Parser:
             alike = difflib.get_close_matches(token.text, names, n=1, cutoff=0.5)
             hint = f"did you mean {alike[0]}?" if alike else f"there are {', '.join(names)}"
             hint += "; text stands in 'single quotes'"
-            raise self._wrong(f"there is no column {token.text!r}: {hint}", token.at)
+            raise self._misfit(f"there is no column {token.text!r}: {hint}", token.at)
         return _Column(token.text, self._schema.field(token.text).type)
 
     def _comparison(self, expected: str) -> str:
-        if not self._is(*_COMPARISONS):
+        if not self._peek(*_COMPARISONS):
             self._fail(expected)
-        return self._take().text
+        return self._advance().text
 
     def _string(self) -> str:
         if self._next.kind != "string":
             self._fail("a text in single quotes")
-        return self._take().text
+        return self._advance().text
 
     def _literal(self, *, or_column: bool = False) -> Literal:
         if self._next.kind == "string":
-            return self._take().text
-        if self._is("TRUE", "FALSE"):
-            return self._take().text == "TRUE"
+            return self._advance().text
+        if self._peek("TRUE", "FALSE"):
+            return self._advance().text == "TRUE"
         at = self._next.at
-        if self._is("NULL"):
+        if self._peek("NULL"):
             self._fail("a value (nulls are found by IS NULL)")
-        sign = -1 if self._is("-") else 1
-        self._took("-", "+")
+        sign = -1 if self._peek("-") else 1
+        self._accept("-", "+")
         if self._next.kind != "number":
             a_column = "a column or " if or_column and at == self._next.at else ""
             quotes = "; text stands in 'single quotes'" if self._next.kind == "column" else ""
             self._fail(f"{a_column}a value{quotes}")
-        digits = self._take().text
+        digits = self._advance().text
         if not digits.isdecimal():
             return sign * float(digits)
         if abs(whole := sign * int(digits[:20])) >= 2**63 or len(digits) > 20:
-            raise self._wrong(f"{_short(digits)} is too large", at)
+            raise self._misfit(f"{_short(digits)} is too large", at)
         return whole
 
 
-def _joined(
+def _join(
     join: Callable[[pc.Expression, pc.Expression], pc.Expression], found: list[pc.Expression]
 ) -> pc.Expression:
-    """Joined in pairs: Arrow walks down a filter by recursion, so a deep one may not be."""
+    """Join expressions in pairs: Arrow evaluates a filter by recursion, so it must not be deep."""
     while len(found) > 1:
         pairs = [join(a, b) for a, b in zip(found[::2], found[1::2], strict=False)]
         found = pairs + found[len(pairs) * 2 :]

@@ -1,1 +1,1 @@
-"""Weights and checkpoints: found, checked, opened."""
+"""Weights and checkpoints: find, verify and load them."""

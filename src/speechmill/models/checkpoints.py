@@ -32,13 +32,14 @@ __all__ = [
 _log = logging.getLogger(__name__)
 
 HUB_TIMEOUT_S: Final = 5.0
-"""How long the hub may take to answer the first question, in seconds."""
+"""How long the hub may take to answer the first request, in seconds: an unreachable one should cost
+no more."""
 
 WEIGHTS: Final = "model.safetensors"
 SHARDS: Final = "model.safetensors.index.json"
 PICKLES: Final = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
-# What shapes values besides the weights; a folder may hold much else.
+# Files that shape values besides the weights; a folder may hold much else.
 _SHAPING: Final = (
     "config.json",
     "generation_config.json",
@@ -61,14 +62,14 @@ def resolve_checkpoint(name: str, repositories: Mapping[str, str]) -> Model:
 
     Args:
         name: a folder, a hub id ``org/name``, or a short name among ``repositories``.
-        repositories: short names and the hub ids that they mean.
+        repositories: the hub ids of short names.
 
     Returns:
         Its folder, and the SHA-256 of every file in it that shapes values.
 
     Raises:
         JobError: its weights are not in safetensors.
-        ModelError: there is no such checkpoint, it is nowhere to be had, or it lacks files.
+        ModelError: there is no such checkpoint, it cannot be found or downloaded, or lacks files.
     """
     path = Path(name).expanduser()
     looks_like_path = path.is_absolute() or name.startswith((".", "~")) or name.endswith("/")
@@ -97,7 +98,7 @@ def resolve_checkpoint(name: str, repositories: Mapping[str, str]) -> Model:
 
 
 def weight_files(folder: Path, name: str) -> list[Path]:
-    """The files that hold a checkpoint's weights.
+    """List the files that hold a checkpoint's weights.
 
     Raises:
         JobError: the weights are there, but not in safetensors.
@@ -119,7 +120,7 @@ def weight_files(folder: Path, name: str) -> list[Path]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A checkpoint's JSON file; {} where it is not there.
+    """Read a checkpoint's JSON file; {} where there is none.
 
     Raises:
         ModelError: it is no JSON object.
@@ -136,7 +137,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def alignment_heads(weights: Model, *, words: bool) -> list[tuple[int, int]]:
-    """The decoder's heads, (layer, head), whose attention tells when a word is said; maybe none.
+    """Read the decoder's heads, (layer, head), whose attention follows the speech; there may be
+    none.
 
     Raises:
         JobError: words are asked for, and there are none.
@@ -153,14 +155,14 @@ def alignment_heads(weights: Model, *, words: bool) -> list[tuple[int, int]]:
 
 
 def load_pretrained(kind: Any, weights: Model, **options: Any) -> Any:
-    """``kind.from_pretrained`` on what was resolved: no hub, no code of the checkpoint, no pickle.
+    """Call ``kind.from_pretrained`` on a local checkpoint: no hub, no code of it, no pickle.
 
     Raises:
         ModelError: its files are damaged, or lack weights, which transformers would make up.
     """
     from transformers.utils import logging as transformers_logging
 
-    transformers_logging.set_verbosity_error()  # the terminal is not its own
+    transformers_logging.set_verbosity_error()  # it must not write to the terminal
     transformers_logging.disable_progress_bar()
     is_model = hasattr(kind, "from_config") or hasattr(kind, "generate")
     if is_model:
@@ -181,7 +183,7 @@ def load_pretrained(kind: Any, weights: Model, **options: Any) -> Any:
 
 
 def cannot_load(weights: Model, reason: object) -> ModelError:
-    """The error for weights that are there, but are not what they should be."""
+    """Make the error for weights that are there, but cannot be loaded."""
     said = " ".join(str(reason).split())
     return ModelError(f"the model {weights.name!r} in {weights.folder} cannot be loaded: {said}")
 
@@ -199,7 +201,7 @@ def _refuse_pickle(name: str, files: Sequence[str]) -> None:
 
 
 def _from_cache(repository: str) -> Path | None:
-    """The checkpoint's folder in the hub's local cache, if all of it is there."""
+    """Find the checkpoint's folder in the hub's local cache, if it is complete."""
     import huggingface_hub
 
     for weights in (WEIGHTS, SHARDS):
@@ -227,7 +229,7 @@ def _from_hub(name: str, repository: str) -> Path:
 
     endpoint = huggingface_hub.constants.ENDPOINT
     try:
-        # The first question with a timeout: snapshot_download asks it without one.
+        # The first request has a timeout: that of snapshot_download has none.
         info = huggingface_hub.HfApi().model_info(repository, timeout=HUB_TIMEOUT_S)
         listed = [file.rfilename for file in info.siblings or ()]
         if not {WEIGHTS, SHARDS} & set(listed):
@@ -257,7 +259,7 @@ def _from_hub(name: str, repository: str) -> Path:
 
 @contextmanager
 def _without_progress_bars() -> Iterator[None]:
-    """Keep the hub client's progress bars off the terminal: it is not its own."""
+    """Keep the hub client's progress bars off the terminal, which is the command's."""
     # The three are public, but not listed as such.
     from huggingface_hub.utils import (  # type: ignore[attr-defined]
         are_progress_bars_disabled,
@@ -276,7 +278,7 @@ def _without_progress_bars() -> Iterator[None]:
 
 
 def _digests(folder: Path) -> Mapping[str, str]:
-    """SHA-256 of each file that shapes values, by name."""
+    """Compute the SHA-256 of each file that shapes values, by name."""
     shaping = {path for pattern in _SHAPING for path in folder.glob(pattern)}
     digests = {}
     for path in sorted(shaping | set(weight_files(folder, folder.name))):
@@ -287,6 +289,7 @@ def _digests(folder: Path) -> Mapping[str, str]:
 
 @lru_cache(maxsize=64)
 def _digest(path: str, *_version: int) -> str:
-    """SHA-256 of a file, computed again only when its version (size, time, inode) has changed."""
+    """Compute the SHA-256 of a file, again only when its version (size, time, inode) has
+    changed."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,7 +1,7 @@
 """PyTorch as an engine: devices, number formats, and one stretch of speech at a time.
 
 Its threads, its random numbers and some switches of the libraries on top belong to the whole
-process, so that whatever computes here holds one lock.
+process, so all computation here holds one lock.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from speechmill.machine import num_cores
 
 __all__ = ["TorchEngine", "one_thread_workers"]
 
-# The first is what "auto" means.
+# "auto" means the first.
 _COMPUTE_TYPES: Final = {"cpu": ("float32",), "cuda": ("float16", "float32")}
 
 _lock = threading.RLock()
@@ -46,13 +46,13 @@ class TorchEngine:
     def place(
         device: str, compute_type: str, cpu_threads: int, *, what: str, extra: str
     ) -> TorchEngine:
-        """What ``auto`` and 0 mean on this machine.
+        """Resolve ``auto`` and 0 on this machine.
 
         Args:
             device: auto, cpu, cuda or cuda:1.
             compute_type: auto, float32 or float16.
-            cpu_threads: of PyTorch, for the whole process; 0 is one a core.
-            what: who asks, for the message of MissingExtraError.
+            cpu_threads: of PyTorch, for the whole process; 0 is one per core.
+            what: what needs PyTorch, for errors.
             extra: the extra that brings PyTorch.
 
         Raises:
@@ -98,12 +98,12 @@ class TorchEngine:
 
     @contextmanager
     def running(self, model: str, samples: NDArray[np.float32]) -> Iterator[None]:
-        """Compute one stretch of speech: alone, with random numbers that only its samples decide.
+        """Run a block on one stretch of speech: alone, with random numbers seeded by its samples.
 
-        Those of the process are left as they were.
+        The random state of the process is restored.
 
         Raises:
-            ModelError: what PyTorch raises meanwhile, as for want of memory.
+            ModelError: PyTorch fails meanwhile, for example out of memory.
         """
         import torch
 
@@ -122,9 +122,9 @@ class TorchEngine:
 
 
 def one_thread_workers() -> ThreadPoolExecutor:
-    """Threads in which PyTorch computes on one thread, one a core: the same ones for the process.
+    """Get the process's pool of workers, one per core, in each of which PyTorch uses one thread.
 
-    What is computed there depends neither on the number of cores nor on what else is computed.
+    What they compute depends neither on the number of cores nor on what else is computed.
     """
     with _workers_lock:
         return _start_workers(os.getpid())
@@ -140,13 +140,12 @@ def _start_workers(pid: int) -> ThreadPoolExecutor:  # noqa: ARG001  (a fork has
     num_threads = torch.get_num_threads()
 
     def start() -> None:
-        torch.get_num_threads()  # the first question in a thread sets its number: before, not after
+        torch.get_num_threads()  # the first call in a thread sets its number: it must come before
         torch.set_num_threads(1)
         all_there.wait()  # so that each worker is started, and by one call
 
     for future in [workers.submit(start) for _ in range(num_workers)]:
         future.result()
-    # PyTorch keeps the number for each thread, and the one set last for threads to come: theirs
-    # are to be as before.
+    # PyTorch keeps the number per thread, and the one set last for new threads: restore theirs.
     torch.set_num_threads(num_threads)
     return workers

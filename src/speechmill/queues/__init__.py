@@ -1,4 +1,4 @@
-"""Queues that feed a dataset. Adding a broker is one file, and one line in ``BROKERS``."""
+"""Queues that feed a dataset. A new broker is one file, and one line in ``BROKERS``."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ BROKERS: Final[Mapping[str, Callable[[QueueUrl, BrokerOptions], Broker]]] = Mapp
 
 
 def open_broker(url: str, options: BrokerOptions | None = None) -> Broker:
-    """The queue at a URL: ``kafka://…``, ``amqp://…``, ``amqps://…``, ``memory://NAME/QUEUE``.
+    """Open the queue at a URL: ``kafka://…``, ``amqp://…``, ``amqps://…``, ``memory://NAME/QUEUE``.
 
-    Nothing is asked of the broker yet.
+    Opening sends no request.
 
     Raises:
         JobError: the URL or an option is wrong.

@@ -1,4 +1,4 @@
-"""What every broker does, whichever system is behind it: queues of messages, taken and settled."""
+"""The Protocols of brokers and consumers, their messages and deliveries, and the URLs of queues."""
 
 from __future__ import annotations
 
@@ -24,9 +24,7 @@ __all__ = [
     "resolved",
 ]
 
-DEAD_LETTERS = (
-    ".dead-letters"  # a queue's dead letters are in the queue of this name behind its own
-)
+DEAD_LETTERS = ".dead-letters"  # appended to a queue's name, it names the queue of its dead letters
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,200}")  # what Kafka allows
 
 BrokerOptions = Mapping[str, str | int | float | bool]
@@ -36,7 +34,7 @@ the environment, ``file:PATH`` from a file: secrets need not stand in a command 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """What is published. Where a queue has partitions, messages of one ``key`` share one."""
+    """A message to publish. Where a queue has partitions, messages of one ``key`` share one."""
 
     body: bytes
     key: str = ""
@@ -45,58 +43,58 @@ class Message:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Delivery:
-    """A message as it was taken. It comes again unless it is acknowledged.
+    """A received message. It is delivered again unless it is acknowledged.
 
-    ``origin`` says where it lay, for people. ``deaths`` counts how often it was taken before and
-    not acknowledged, as far as the broker can tell. ``tag`` is the broker's own.
+    ``origin`` is its place in the queue, for people. ``redeliveries`` counts how often it was
+    delivered before and not acknowledged, as far as the broker can tell. ``tag`` is the broker's.
     """
 
     message: Message
     origin: str
-    deaths: int
+    redeliveries: int
     tag: object
 
 
 class Consumer(Protocol):
-    """Takes messages of one queue. Used from one thread."""
+    """Receives and acknowledges messages of one queue. Used from one thread."""
 
     @property
     def shares(self) -> bool:
-        """Whether what is held here, and not worked on, could be worked on by others meanwhile."""
+        """Whether other consumers could process the messages that this one holds idle."""
 
     def receive(self, most: int, timeout_s: float) -> Sequence[Delivery]:
-        """Up to ``most`` messages, as soon as there are some, or none after ``timeout_s``.
+        """Receive up to ``most`` messages, as soon as there are some, or none after ``timeout_s``.
 
-        Is to be called every few seconds, also with ``most`` 0: it keeps the connection alive,
-        hears of other consumers that come and go, and connects again to a broker that was away.
+        Must be called every few seconds, also with ``most`` 0: it keeps the connection alive,
+        follows other consumers that join and leave, and reconnects to a broker that was away.
 
         Raises:
             BrokerError: the broker refuses, or stays away.
         """
 
     def holds(self, delivery: Delivery) -> bool:
-        """Whether it is still ours: not so when the broker has given it to another consumer, or
-        will deliver it again."""
+        """Whether a delivery is still ours: the broker has not given it to another consumer, and
+        will not deliver it again."""
 
     def begin(self, deliveries: Sequence[Delivery]) -> None:
-        """Work on them begins now. It is what ``Delivery.deaths`` counts, where the broker itself
-        does not."""
+        """Note that work on deliveries begins. ``Delivery.redeliveries`` counts this, where the
+        broker itself does not count."""
 
     def ack(self, deliveries: Sequence[Delivery]) -> None:
-        """They are settled, and not to be delivered again. What is no longer ours is passed over.
+        """Acknowledge deliveries, so that they are not delivered again. Those no longer ours are
+        skipped.
 
-        A broker that goes away meanwhile is no error: they come again.
+        A broker that goes away meanwhile is no error: it delivers them again.
         """
 
     def lag(self) -> int | None:
-        """How many messages wait for us or are held by us, as far as the broker says."""
+        """Count the messages that wait for us or are held by us, as far as the broker tells."""
 
     def is_empty(self) -> bool:
-        """Whether nothing waits, and nothing is held by us or, where the broker tells, by others
-        of our group."""
+        """Whether no message waits or is held by us or, where the broker tells, by our group."""
 
     def close(self) -> None:
-        """Give back what is held, and leave. Must not raise."""
+        """Return the messages that are held, and leave. Must not raise."""
 
 
 class Broker(Protocol):
@@ -107,38 +105,37 @@ class Broker(Protocol):
         """The queue's URL, without secrets."""
 
     def prepare(self, partitions: int = 12) -> None:
-        """Make the queue, and that of its dead letters, where they are not there yet; of so many
-        partitions, where it has such.
+        """Create the queue and that of its dead letters, unless they exist; with ``partitions``,
+        where the broker has such.
 
         Raises:
             BrokerError: the broker cannot be reached, or refuses.
         """
 
     def publish(self, messages: Sequence[Message]) -> None:
-        """Publish, and return once the broker has confirmed that it keeps all of them.
+        """Publish messages, and return once the broker has confirmed all of them.
 
         Raises:
             BrokerError: it has not; some may be there all the same.
         """
 
     def consume(self, group: str, *, whole: bool = False) -> Consumer:
-        """Take messages, as one of the consumers of ``group``; of the whole queue, alone, with
-        ``whole``.
+        """Start a consumer of ``group``; with ``whole``, one that reads the whole queue alone.
 
         Raises:
             BrokerError: the broker cannot be reached, or refuses.
         """
 
     def dead_letters(self) -> Broker:
-        """The queue of dead letters."""
+        """Open the queue of dead letters."""
 
     def close(self) -> None:
-        """End the connections for publishing. Must not raise."""
+        """Close the connections for publishing. Must not raise."""
 
 
 @dataclass(frozen=True, slots=True)
 class QueueUrl:
-    """A queue's URL, taken apart. ``address`` is ``host:port``, several by commas for Kafka.
+    """A parsed URL of a queue. ``address`` is ``host:port``, for Kafka several, with commas.
 
     ``space`` is the virtual host of AMQP. ``user`` and ``password`` are secrets.
     """
@@ -152,17 +149,17 @@ class QueueUrl:
 
     @property
     def url(self) -> str:
-        """Without user and password."""
+        """The URL without user and password."""
         space = "" if self.space == "/" else f"{self.space}/"
         return f"{self.scheme}://{self.address}/{space}{self.queue}"
 
     def named(self, queue: str) -> QueueUrl:
-        """Another queue of the same broker."""
+        """Name another queue of the same broker."""
         return QueueUrl(self.scheme, self.address, queue, self.space, self.user, self.password)
 
 
 def parse_queue_url(url: str, schemes: Sequence[str]) -> QueueUrl:
-    """Take ``kafka://broker:9092/recordings`` and the like apart.
+    """Parse a queue's URL, such as ``kafka://broker:9092/recordings``.
 
     Raises:
         JobError: the scheme is unknown, or host or queue are missing.
@@ -204,10 +201,10 @@ def parse_queue_url(url: str, schemes: Sequence[str]) -> QueueUrl:
 
 
 def resolved(options: BrokerOptions) -> dict[str, str]:
-    """Settings as text, with those that point to the environment or a file read.
+    """Resolve settings to text: those that name a variable or a file are read.
 
     Raises:
-        JobError: what is pointed to is not there.
+        JobError: there is no such variable, or the file cannot be read.
     """
     found = {}
     for name, value in options.items():

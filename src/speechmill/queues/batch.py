@@ -1,7 +1,7 @@
-"""A batch of recordings that messages have asked for: looked up, processed, committed.
+"""Process a batch of recordings that messages request: look them up, process and commit them.
 
-The same ``process_shard`` as in a build does the work. Before it comes what a plan would have said:
-which version of a recording there is, which part it belongs to, whether its row is there already.
+The same ``process_shard`` as in a build does the work. Before it comes what a plan would contain:
+the current version of each recording, its part, and whether its row exists already.
 """
 
 from __future__ import annotations
@@ -42,19 +42,19 @@ from speechmill.queues.notices import Notice
 from speechmill.records import Failure, Part, Recording, Shard, ShardReport, printable
 from speechmill.storage import Store
 
-__all__ = ["Batches", "Outcome", "Request", "Verdict"]
+__all__ = ["BatchProcessor", "Outcome", "Request", "Verdict"]
 
-LIVES = 2  # workers that may die of a recording alone, for each attempt that it has
+CRASHES_PER_ATTEMPT = 2  # workers also die for reasons of their own, so one crash proves nothing
 
 Verdict = Literal["row", "there", "failed", "missing", "left out", "dropped", "unfinished"]
-"""What became of a recording: it has its row now; it had it before; it failed; there is no such
-object; it was not chosen; its row was dropped; or there was no time for it."""
+"""The outcome of a request: the row was made; it existed; the recording failed; the object does not
+exist; it is not selected; the row was dropped; or the batch stopped before it."""
 
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """A recording that messages ask for. ``key`` is relative to the source. ``alone``: workers may
-    have died of it, so there is nothing else in hand, and it is noted that it was begun."""
+    """A recording that messages request. ``key`` is relative to the source. ``alone``: it may have
+    crashed workers, so it is processed alone, and its begin is recorded."""
 
     notice: Notice
     key: str
@@ -62,13 +62,13 @@ class Request:
 
     @property
     def file_name(self) -> str:
-        """The dataset's name for it."""
+        """Its name in the dataset."""
         return printable(self.key)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Outcome:
-    """What became of a request, and why it failed."""
+    """The verdict on a request, and the failure behind it."""
 
     request: Request
     verdict: Verdict
@@ -76,8 +76,8 @@ class Outcome:
 
 
 @dataclass(slots=True)
-class _Round:
-    """One batch on its way."""
+class _BatchState:
+    """The outcomes and the remaining work of one batch."""
 
     outcomes: list[Outcome] = field(default_factory=list)
     todo: dict[str, tuple[Request, Recording]] = field(default_factory=dict)  # by file name
@@ -86,11 +86,12 @@ class _Round:
         self.outcomes.append(Outcome(request, verdict, failure))
 
 
-class _Suspects:
-    """Recordings that workers may have died of: how often each was begun, alone, and not ended.
+class _CrashCounts:
+    """Counts in the sink of how often a recording was begun, alone, and not ended.
 
-    It is kept in the sink: whoever knew has died. The broker's own count will not do: it counts
-    what a worker only held, so where workers are killed often it blames the innocent.
+    They are in the sink because the process that knew is gone. The broker's own count does not
+    serve: it counts messages that a worker only held, so where workers are often killed it blames
+    the wrong recordings.
     """
 
     def __init__(self, sink: Store, most: int) -> None:
@@ -101,7 +102,7 @@ class _Suspects:
         return f"{STATE}/suspects/{digest}.json"
 
     def begin(self, file_name: str) -> bool:
-        """Count that it is begun. False where it was begun too often."""
+        """Count a begin. Returns False where the recording was begun too often."""
         key = self._key(file_name)
         try:
             begun = int(json.loads(self._sink.get(key).data)["begun"])
@@ -114,12 +115,12 @@ class _Suspects:
         return True
 
     def clear(self, file_name: str) -> None:
-        """It has ended, one way or another."""
+        """Forget a recording that has ended, whatever its outcome."""
         with suppress(NotFoundError):
             self._sink.delete(self._key(file_name))
 
 
-class Batches:
+class BatchProcessor:
     """Processes batches of requests for one sink. Thread-safe."""
 
     def __init__(self, tools: Resources, *, commit_every_s: float) -> None:
@@ -127,10 +128,10 @@ class Batches:
         self._partition_of = partition_rule(tools.job.partition_by)
         self._layout = read_layout(tools.sink)
         self._full_s = 60 * tools.job.part_minutes
-        self._suspects = _Suspects(tools.sink, LIVES * tools.job.max_attempts)
+        self._crashes = _CrashCounts(tools.sink, CRASHES_PER_ATTEMPT * tools.job.max_attempts)
 
     def part(self, request: Request) -> Part:
-        """Where its rows are likely to go: good enough to put neighbours together."""
+        """Guess the part of its rows, so that recordings of one part share a batch."""
         folder = self._folder(request)
         count = self._layout.folders.get(folder, request.notice.parts)
         return Part.of(folder, request.file_name, count)
@@ -141,41 +142,41 @@ class Batches:
     def process(
         self, requests: Sequence[Request], *, stop: Callable[[], bool]
     ) -> tuple[Sequence[Outcome], ShardReport]:
-        """Make the rows that the requests ask for; commit them.
+        """Make and commit the rows that the requests ask for.
 
         Raises:
-            UnavailableError: a store stays down. What was committed stays.
+            UnavailableError: a store stays down. Rows already committed stay.
             SpeechmillError: see ``process_shard``.
         """
-        now = _Round()
+        state = _BatchState()
         parts = self._parts(requests)
-        known = self._known(parts.values())
+        known = self._versions_of(parts.values())
         removed = [r for r in requests if r.notice.kind == "removed"]
         # Rows were looked at before the objects: the row of a later object is not dropped.
         for request in removed:
-            if (there := self._asked(request.key)) is not None:  # again
-                now.todo[request.file_name] = request, there
+            if (there := self._stored(request.key)) is not None:  # again
+                state.todo[request.file_name] = request, there
             else:
                 self._drop(request, parts[request], known)
-                now.settle(request, "dropped")
-        self._find([r for r in requests if r.notice.kind == "created"], now)
+                state.settle(request, "dropped")
+        self._look_up([r for r in requests if r.notice.kind == "created"], state)
         by_part: defaultdict[Part, list[Recording]] = defaultdict(list)
-        for request, recording in now.todo.values():
+        for request, recording in state.todo.values():
             part = parts[request]
-            if (wanted := self._wanted(part, recording, known)) is None:
-                now.settle(request, "there")
-            elif request.alone and not self._suspects.begin(recording.file_name):
-                self._give_up(request, part, recording, now)
+            if (wanted := self._to_process(part, recording, known)) is None:
+                state.settle(request, "there")
+            elif request.alone and not self._crashes.begin(recording.file_name):
+                self._give_up(request, part, recording, state)
             else:
                 by_part[part].append(wanted)
         shard = Shard(0, tuple((part, tuple(some)) for part, some in sorted(by_part.items())))
         report = self._process(shard, stop)
-        self._tell(report, by_part, now)
-        self._look_at_parts(report)
+        self._settle_done(report, by_part, state)
+        self._follow_growth(report)
         for request in requests:
             if request.alone:
-                self._suspects.clear(request.file_name)
-        return now.outcomes, report
+                self._crashes.clear(request.file_name)
+        return state.outcomes, report
 
     def _process(self, shard: Shard, stop: Callable[[], bool]) -> ShardReport:
         if not shard.parts:
@@ -183,7 +184,7 @@ class Batches:
         return process_shard(self._tools.job, shard, stop=stop, commit_every_s=self._commit_every_s)
 
     def _parts(self, requests: Sequence[Request]) -> dict[Request, Part]:
-        """The part of each request's recording."""
+        """Find the part of each request's recording."""
         wanted: dict[str, int] = {}
         for request in requests:
             folder = self._folder(request)
@@ -193,61 +194,61 @@ class Batches:
             self._layout = agree_on_parts(self._tools.sink, new)
         layout = self._layout
         grown = [r for r in requests if self._folder(r) in layout.earlier]
-        known = self._known(
+        known = self._versions_of(
             part for r in grown for part in layout.earlier_parts(self._folder(r), r.file_name)
         )
         return {
             r: place(layout, self._folder(r), [r.file_name], known)[r.file_name] for r in requests
         }
 
-    def _known(self, parts: Iterable[Part]) -> dict[Part, Mapping[str, Version]]:
-        """The versions that parts hold."""
+    def _versions_of(self, parts: Iterable[Part]) -> dict[Part, Mapping[str, Version]]:
+        """Read the versions of the recordings in parts."""
         distinct = list(dict.fromkeys(parts))
         read = partial(read_versions, self._tools.sink)
         return dict(zip(distinct, self._tools.threads.fetching.map(read, distinct), strict=True))
 
-    def _find(self, requests: Sequence[Request], now: _Round) -> None:
-        """Which version of each object there is, if any; what is no recording is left out."""
-        found = self._tools.threads.fetching.map(self._look, requests)
+    def _look_up(self, requests: Sequence[Request], state: _BatchState) -> None:
+        """Look up the current version of each object; leave out what is no recording."""
+        found = self._tools.threads.fetching.map(self._current, requests)
         for request, recording in zip(requests, found, strict=True):
             if recording is None:
-                now.settle(request, "missing")
+                state.settle(request, "missing")
             elif not self._is_chosen(recording):
-                now.settle(request, "left out")
+                state.settle(request, "left out")
             else:
-                now.todo[request.file_name] = request, recording
+                state.todo[request.file_name] = request, recording
 
-    def _look(self, request: Request) -> Recording | None:
-        return request.notice.recording or self._asked(request.key)
+    def _current(self, request: Request) -> Recording | None:
+        return request.notice.recording or self._stored(request.key)
 
-    def _asked(self, key: str) -> Recording | None:
-        """An object as the store has it now; None where it has none."""
+    def _stored(self, key: str) -> Recording | None:
+        """Look up an object's current version in the store; None where there is none."""
         try:
             there = self._tools.source.head(key)
         except NotFoundError:
             return None
         except UnavailableError:
             raise
-        except StorageError:  # why, fetching it will say: that is recorded
+        except StorageError:  # fetching it fails with the reason, which is recorded
             return Recording(key, 0, "", 0)
         return Recording(key, there.size, there.etag, there.modified_us)
 
     def _is_chosen(self, recording: Recording) -> bool:
-        """Whether it is audio, where only its first bytes can tell."""
+        """Whether it is audio: without an extension, by its first bytes."""
         if extension_of(recording.key) or not recording.etag or self._tools.job.extension:
             return True
         try:
             head = self._tools.source.read(
                 recording.key, 0, min(HEAD_BYTES, recording.size), etag=recording.etag
             )
-        except (NotFoundError, ConflictError, StorageError):  # fetching it will say
+        except (NotFoundError, ConflictError, StorageError):  # fetching it fails with the reason
             return True
         return audio.looks_like_audio(head)
 
-    def _wanted(
+    def _to_process(
         self, part: Part, recording: Recording, known: Mapping[Part, Mapping[str, Version]]
     ) -> Recording | None:
-        """The recording with the version that it replaces; None where its row is there."""
+        """Add the version that the recording replaces; None where its row exists already."""
         row = known.get(part, {}).get(recording.file_name)
         if row is None:
             return recording
@@ -259,21 +260,23 @@ class Batches:
     def _drop(
         self, request: Request, part: Part, known: Mapping[Part, Mapping[str, Version]]
     ) -> None:
-        """Drop what there is of an object that is gone."""
+        """Drop the row and the failure of an object that is gone."""
         sink, name = self._tools.sink, request.file_name
         row = known.get(part, {}).get(name)
         if row is not None:
             remove(sink, data_key(part), lambda n, version: n == name and version == row)
         remove(sink, failures_key(part), lambda n, _: n == name)
 
-    def _give_up(self, request: Request, part: Part, recording: Recording, now: _Round) -> None:
+    def _give_up(
+        self, request: Request, part: Part, recording: Recording, state: _BatchState
+    ) -> None:
         failure = Failure(
             recording,
             self._tools.folder_of(recording.file_name),
             "worker",
             WorkerDiedError.__name__,
-            f"{LIVES * self._tools.job.max_attempts} workers went away while they had nothing else "
-            "in hand: out of memory, perhaps",
+            f"{CRASHES_PER_ATTEMPT * self._tools.job.max_attempts} workers went away while they "
+            "had nothing else in hand: out of memory, perhaps",
         )
         recipe = self._tools.recipe.id
         commit(
@@ -285,27 +288,27 @@ class Batches:
             replaces={},
             is_current=self._tools.is_current,
         )
-        now.settle(request, "failed", failure)
+        state.settle(request, "failed", failure)
 
-    def _tell(
-        self, report: ShardReport, by_part: Mapping[Part, Sequence[Recording]], now: _Round
+    def _settle_done(
+        self, report: ShardReport, by_part: Mapping[Part, Sequence[Recording]], state: _BatchState
     ) -> None:
         done = {d.file_name: d for d in report.done}
         for recordings in by_part.values():
             for recording in recordings:
-                request, _ = now.todo[recording.file_name]
+                request, _ = state.todo[recording.file_name]
                 what = done.get(recording.file_name)
                 if what is None:
-                    now.settle(request, "unfinished")
+                    state.settle(request, "unfinished")
                 elif what.gone:
-                    now.settle(request, "missing")
+                    state.settle(request, "missing")
                 elif what.failure:
-                    now.settle(request, "failed", what.failure)
+                    state.settle(request, "failed", what.failure)
                 else:
-                    now.settle(request, "row")
+                    state.settle(request, "row")
 
-    def _look_at_parts(self, report: ShardReport) -> None:
-        """Learn of folders that have grown; give more parts to those that should."""
+    def _follow_growth(self, report: ShardReport) -> None:
+        """Reread the layout where folders have grown; grow those whose parts are full."""
         layout = self._layout
         for part, audio_s in report.filled:
             count = layout.folders.get(part.folder_name, part.count)

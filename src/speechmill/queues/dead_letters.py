@@ -1,4 +1,4 @@
-"""Dead letters: messages that nothing could be made of, and why; to be read, and retried."""
+"""Dead letters: messages that could not be processed, with the reason; read and retry them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from speechmill.queues.base import Broker, Consumer, Delivery, Message
 
 __all__ = ["DeadLetter", "dead_letter", "read_dead_letters", "retry_dead_letters"]
 
-GROUP = "speechmill-dead-letters"
-SOME = 500
-IDLE_S = 1.0
-PREFIX = "speechmill-"
+GROUP = "speechmill-dead-letters"  # the consumer group that reads them
+MAX_MESSAGES = 500  # received at a time
+IDLE_S = 1.0  # without a message, until the queue counts as read
+PREFIX = "speechmill-"  # of our headers
 
 
 def dead_letter(
@@ -26,7 +26,7 @@ def dead_letter(
     file_name: str,
     attempts: int,
 ) -> Message:
-    """The message as it came, and why it could not be dealt with."""
+    """Make the dead letter of a message: the message as received, with the reason in headers."""
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     headers = {
         "reason": reason,
@@ -57,7 +57,7 @@ class DeadLetter:
 
     @staticmethod
     def of(message: Message) -> DeadLetter:
-        """What its headers tell."""
+        """Parse a message of the queue of dead letters."""
         told = {
             name.removeprefix(PREFIX): text
             for name, text in message.headers.items()
@@ -77,7 +77,7 @@ class DeadLetter:
 
 
 def read_dead_letters(broker: Broker) -> list[DeadLetter]:
-    """The dead letters of a queue, none twice; they stay where they are.
+    """Read the dead letters of a queue, none twice; they stay in it.
 
     A worker that is killed between sending a letter and acknowledging its message sends it twice.
 
@@ -85,7 +85,7 @@ def read_dead_letters(broker: Broker) -> list[DeadLetter]:
         BrokerError: the broker cannot be reached, or refuses.
     """
     found: dict[tuple[bytes, str], DeadLetter] = {}
-    for some in _taken(broker, lambda *_: None):
+    for some in _receive_all(broker, lambda *_: None):
         for delivery in some:
             letter = DeadLetter.of(delivery.message)
             found[delivery.message.body, letter.error] = letter
@@ -115,22 +115,22 @@ def retry_dead_letters(broker: Broker) -> int:
         sent.update(news)
         consumer.ack(deliveries)
 
-    for _ in _taken(broker, send):
+    for _ in _receive_all(broker, send):
         pass
     return len(sent)
 
 
-def _taken(
+def _receive_all(
     broker: Broker, settle: Callable[[Consumer, Sequence[Delivery]], None]
 ) -> Iterator[Sequence[Delivery]]:
-    """All that is in the queue of dead letters by now."""
+    """Receive all messages of the queue of dead letters, and settle them by ``settle``."""
     dead = broker.dead_letters()
     dead.prepare()
     consumer = dead.consume(GROUP, whole=True)
     try:
         quiet_since = time.monotonic()
         while time.monotonic() - quiet_since < IDLE_S:
-            if some := consumer.receive(SOME, 0.2):
+            if some := consumer.receive(MAX_MESSAGES, 0.2):
                 quiet_since = time.monotonic()
                 settle(consumer, some)
                 yield some

@@ -1,7 +1,7 @@
-"""``enqueue``: what a source holds and a dataset lacks, as messages.
+"""``enqueue``: publish a message for each recording of a source that a dataset lacks.
 
-They are published part by part, so that who takes a run of them rewrites few parts. Where Kafka has
-partitions, a part's messages share one, and so one worker.
+Messages are published part by part, so that a worker that receives consecutive ones rewrites few
+parts. On Kafka a part's messages share a partition, and so a worker.
 """
 
 from __future__ import annotations
@@ -29,28 +29,28 @@ from speechmill.storage import Store, StoreOptions, open_store
 __all__ = ["NO_SINK", "EnqueueReport", "Observer", "enqueue"]
 
 NO_SINK = "memory://none"
-"""A job's sink where there is none: nothing is done yet, as far as ``enqueue`` is told."""
+"""The sink of a job without one: then every recording is published."""
 
-CLOCKS_US = 300_000_000  # that the store's clock and ours may differ, in its whole seconds as well
-CHUNK = 5_000  # messages that are confirmed together; behind them the place is kept
+CLOCK_SKEW_US = 300_000_000  # that the store's clock, with its whole seconds, and ours may differ
+CHUNK = 5_000  # messages confirmed together; after each the position is stored
 
 
 class Observer:
-    """Who watches. Called from one thread."""
+    """Observer of ``enqueue``. Called from one thread."""
 
     def listed(self, count: int) -> None:
-        """So many objects of the source have been listed."""
+        """``count`` objects of the source have been listed."""
 
     def planned(self, plan: Plan) -> None:
         """The plan is made; publishing begins."""
 
     def progress(self, published: int) -> None:
-        """So many messages are confirmed, or were before."""
+        """``published`` messages are confirmed, those of an earlier run included."""
 
 
 @dataclass(frozen=True, slots=True)
 class EnqueueReport:
-    """What was published. ``resumed`` messages had been, by a run that was cut short."""
+    """Counts of a run. ``resumed`` messages were published by an earlier run that was cut short."""
 
     queue: str
     listed: int
@@ -65,8 +65,8 @@ class EnqueueReport:
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class _Place:
-    """How far a run has come, in the order of publishing."""
+class _Position:
+    """A position in the order of publishing."""
 
     folder_name: str
     index: int
@@ -74,40 +74,40 @@ class _Place:
 
 
 class _Bookmark:
-    """How far a run that was cut short had come. It is kept in the sink, where there is one, or in
-    the user's own folder for such things."""
+    """The position up to which a run has published. It is stored in the sink or, without one, in
+    the user's XDG_STATE_HOME."""
 
     def __init__(self, store: Store, key: str) -> None:
         self._store, self._key = store, key
         self.started_us = time.time_ns() // 1000
-        self._place: _Place | None = None
+        self._position: _Position | None = None
         self._count = 0
         self._before_us = 0
         try:
             kept = json.loads(store.get(key).data)
-            self._place = _Place(*kept["place"])
+            self._position = _Position(*kept["place"])
             self._count, self._before_us = int(kept["count"]), int(kept["started_us"])
             self.started_us = self._before_us
         except (NotFoundError, ValueError, KeyError, TypeError):
-            self._place = None
+            self._position = None
 
     def is_behind(self, part: Part, recording: Recording) -> bool:
         """Whether the recording was published, and has not changed since."""
-        place = self._place
-        if place is None or recording.modified_us >= self._before_us - CLOCKS_US:
+        place = self._position
+        if place is None or recording.modified_us >= self._before_us - CLOCK_SKEW_US:
             return False
         if part.folder_name == place.folder_name and part.count != self._count:
             return False  # the folder is cut into parts otherwise by now
-        return _Place(part.folder_name, part.index, recording.key) <= place
+        return _Position(part.folder_name, part.index, recording.key) <= place
 
     def keep(self, part: Part, recording: Recording) -> None:
-        """All up to here is confirmed."""
+        """Store that all up to this recording is confirmed."""
         place = [part.folder_name, part.index, recording.key]
         told = {"place": place, "count": part.count, "started_us": self.started_us}
         self._store.put(self._key, json.dumps(told).encode())
 
     def close(self) -> None:
-        """All is published: the next run begins anew."""
+        """Remove the position: all is published, and the next run starts at the beginning."""
         try:
             self._store.delete(self._key)
         except NotFoundError:
@@ -124,8 +124,8 @@ def enqueue(
 ) -> EnqueueReport:
     """Publish a message for each recording of the job's source that its sink lacks.
 
-    ``job.sink`` may be ``NO_SINK``: then all of the source is published. The same call again goes
-    on where it was cut short.
+    ``job.sink`` may be ``NO_SINK``: then the whole source is published. The same call again
+    continues where the last one was cut short.
 
     Raises:
         JobError: an option makes no sense.
@@ -138,7 +138,7 @@ def enqueue(
     observer = observer or Observer()
     if job.prune or job.shard_count > 1:
         raise JobError("--prune and --shard-count are for builds")
-    job, source, sink, recipe = _opened(job)
+    job, source, sink, recipe = _open_stores(job)
     broker.prepare(partitions)
     made = make_plan(
         job,
@@ -151,32 +151,7 @@ def enqueue(
     observer.planned(made)
     bookmark = _bookmark(job, source, sink, broker)
     publishing = time.monotonic()
-    published = resumed = 0
-    chunk: list[Message] = []
-    last: tuple[Part, Recording] | None = None
-
-    def send() -> None:
-        nonlocal published, last
-        if not chunk or last is None:
-            return
-        broker.publish(chunk)
-        published += len(chunk)
-        chunk.clear()
-        bookmark.keep(*last)
-        observer.progress(published + resumed)
-
-    stopped = False
-    for part, recording in _in_order(made):
-        if bookmark.is_behind(part, recording):
-            resumed += 1
-            continue
-        chunk.append(encode(source.url, recording, part))
-        last = part, recording
-        if len(chunk) == CHUNK:
-            send()
-            if stopped := stop():
-                break
-    send()
+    published, resumed, stopped = _publish(made, source.url, broker, bookmark, observer, stop)
     if not stopped:
         bookmark.close()
     return EnqueueReport(
@@ -193,8 +168,48 @@ def enqueue(
     )
 
 
-def _opened(job: Job) -> tuple[Job, Store, Store, str]:
-    """The job as the sink's builds have agreed on it, its stores, and the sink's recipe."""
+def _publish(
+    plan: Plan,
+    source_url: str,
+    broker: Broker,
+    bookmark: _Bookmark,
+    observer: Observer | None,
+    stop: Callable[[], bool],
+) -> tuple[int, int, bool]:
+    """Publish what the plan lacks, behind the bookmark. Returns how many messages were published,
+    how many had been before, and whether ``stop`` ended it."""
+    published = resumed = 0
+    chunk: list[Message] = []
+    last: tuple[Part, Recording] | None = None
+
+    def send() -> None:
+        nonlocal published, last
+        if not chunk or last is None:
+            return
+        broker.publish(chunk)
+        published += len(chunk)
+        chunk.clear()
+        bookmark.keep(*last)
+        if observer:
+            observer.progress(published + resumed)
+
+    stopped = False
+    for part, recording in _in_order(plan):
+        if bookmark.is_behind(part, recording):
+            resumed += 1
+            continue
+        chunk.append(encode(source_url, recording, part))
+        last = part, recording
+        if len(chunk) == CHUNK:
+            send()
+            if stopped := stop():
+                break
+    send()
+    return published, resumed, stopped
+
+
+def _open_stores(job: Job) -> tuple[Job, Store, Store, str]:
+    """Open the job's stores. Returns the job with the sink's rules, both stores, and its recipe."""
     source = open_store(
         job.source, StoreOptions(job.profile, job.endpoint_url, job.region, job.store_retry_s)
     )
@@ -222,7 +237,7 @@ def _opened(job: Job) -> tuple[Job, Store, Store, str]:
 
 
 def _in_order(plan: Plan) -> Iterator[tuple[Part, Recording]]:
-    """What is to be published, by folder, part and key."""
+    """Yield the recordings of a plan by folder, part and key."""
     for shard in plan.shards:
         for part, recordings in shard.parts:
             for recording in sorted(recordings, key=lambda r: r.key):
@@ -230,7 +245,7 @@ def _in_order(plan: Plan) -> Iterator[tuple[Part, Recording]]:
 
 
 def _bookmark(job: Job, source: Store, sink: Store, broker: Broker) -> _Bookmark:
-    """The place of runs with the same choice of recordings."""
+    """Open the bookmark that runs with the same selection of recordings share."""
     choice: dict[str, Any] = job.model_dump(
         mode="json", include={"extension", "include", "exclude", "limit", "folder", "partition_by"}
     )

@@ -1,4 +1,4 @@
-"""A broker in this process's memory: for tests and dry runs. It loses all with the process."""
+"""A broker in this process's memory, for tests and dry runs. Its messages end with the process."""
 
 from __future__ import annotations
 
@@ -14,21 +14,23 @@ from speechmill.queues.base import DEAD_LETTERS, BrokerOptions, Delivery, Messag
 
 __all__ = ["MemoryBroker"]
 
-WAIT_S = 0.005
+POLL_S = 0.005  # between looks at an empty queue
 
 
 @dataclass(slots=True, eq=False)
-class _Kept:
+class _QueuedMessage:
+    """A message, its number in the queue, and how often it was returned."""
+
     message: Message
     number: int
-    deaths: int = 0
+    redeliveries: int = 0
 
 
 @dataclass(slots=True)
 class _Queue:
-    """Messages that wait, in order; how many there ever were; how many consumers hold."""
+    """Waiting messages, in order; the number published so far; the number that consumers hold."""
 
-    waiting: deque[_Kept] = field(default_factory=deque)
+    waiting: deque[_QueuedMessage] = field(default_factory=deque)
     published: int = 0
     held: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -38,7 +40,7 @@ _queues: Final[dict[str, _Queue]] = {}
 _queues_lock: Final = threading.Lock()
 
 
-def _queue(url: str) -> _Queue:
+def _shared_queue(url: str) -> _Queue:
     with _queues_lock:
         return _queues.setdefault(url, _Queue())
 
@@ -50,7 +52,7 @@ class MemoryBroker:
         if options:
             raise JobError(f"broker_option: {min(options)!r}: memory:// has no options")
         self._url = url
-        self._queue = _queue(url.url)
+        self._queue = _shared_queue(url.url)
 
     @property
     def url(self) -> str:
@@ -65,7 +67,7 @@ class MemoryBroker:
         with self._queue.lock:
             for message in messages:
                 self._queue.published += 1
-                self._queue.waiting.append(_Kept(message, self._queue.published))
+                self._queue.waiting.append(_QueuedMessage(message, self._queue.published))
 
     def consume(self, group: str, *, whole: bool = False) -> MemoryConsumer:  # noqa: ARG002
         """See ``Broker``. All groups are one."""
@@ -86,13 +88,13 @@ class MemoryConsumer:
 
     def __init__(self, name: str, queue: _Queue) -> None:
         self._name, self._queue = name, queue
-        self._held: dict[int, _Kept] = {}
+        self._held: dict[int, _QueuedMessage] = {}
 
     def receive(self, most: int, timeout_s: float) -> Sequence[Delivery]:
         """See ``Consumer``."""
         deadline = time.monotonic() + timeout_s
         while not (taken := self._take(most)) and time.monotonic() < deadline:
-            time.sleep(min(WAIT_S, timeout_s))
+            time.sleep(min(POLL_S, timeout_s))
         return taken
 
     def _take(self, most: int) -> list[Delivery]:
@@ -103,7 +105,7 @@ class MemoryConsumer:
                 self._held[kept.number] = kept
                 self._queue.held += 1
                 origin = f"{self._name}#{kept.number}"
-                taken.append(Delivery(kept.message, origin, kept.deaths, kept.number))
+                taken.append(Delivery(kept.message, origin, kept.redeliveries, kept.number))
         return taken
 
     def holds(self, delivery: Delivery) -> bool:
@@ -133,7 +135,7 @@ class MemoryConsumer:
         """See ``Consumer``: what is held waits again, ahead of the rest."""
         with self._queue.lock:
             for kept in sorted(self._held.values(), key=lambda kept: kept.number, reverse=True):
-                kept.deaths += 1
+                kept.redeliveries += 1
                 self._queue.waiting.appendleft(kept)
                 self._queue.held -= 1
             self._held.clear()

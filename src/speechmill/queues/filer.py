@@ -1,7 +1,7 @@
-"""Events of SeaweedFS' filer, as it publishes them to a queue: protobuf, keyed by the path.
+"""Parse events of SeaweedFS' filer, as it publishes them to a queue: protobuf, keyed by the path.
 
-Of the message ``EventNotification`` (``weed/pb/filer.proto``) only a few fields are of interest, so
-they are read by the wire format's rules (https://protobuf.dev/programming-guides/encoding/); the
+Only a few fields of the message ``EventNotification`` (``weed/pb/filer.proto``) are used, so they
+are read by the wire format's rules (https://protobuf.dev/programming-guides/encoding/); the
 library would want the whole schema compiled into this package.
 """
 
@@ -16,19 +16,19 @@ __all__ = ["FilerEvent", "read_filer_event"]
 OLD_ENTRY, NEW_ENTRY, NEW_PARENT_PATH = 1, 2, 4  # fields of EventNotification
 NAME, IS_DIRECTORY = 1, 2  # fields of Entry
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # wire types
-MOST_BITS = 64
+MAX_BITS = 64  # of a varint
 
 
 @dataclass(frozen=True, slots=True)
 class FilerEvent:
-    """Paths of files that have come or changed, and that have gone; "" where there are none."""
+    """The path of a file that was created or changed, and of one that was removed; "" for none."""
 
     created: str = ""
     removed: str = ""
 
 
 def read_filer_event(path: str, body: bytes) -> FilerEvent:
-    """What an event with the key ``path`` says. Directories are of no interest.
+    """Parse an event with the key ``path``. Directories are ignored.
 
     Raises:
         ValueError: the body is no such message.
@@ -44,7 +44,7 @@ def read_filer_event(path: str, body: bytes) -> FilerEvent:
 
 
 def _entry(data: bytes | int | None) -> tuple[str, bool] | None:
-    """An entry's name, and whether it is a directory."""
+    """Parse an entry: its name, and whether it is a directory."""
     if data is None:
         return None
     if isinstance(data, int):
@@ -60,7 +60,7 @@ def _text(data: bytes | int) -> str:
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, bytes | int]]:
-    """The fields of a message: their numbers and values."""
+    """Yield the fields of a message: their numbers and values."""
     at = 0
     while at < len(data):
         tag, at = _varint(data, at)
@@ -82,9 +82,9 @@ def _fields(data: bytes) -> Iterator[tuple[int, bytes | int]]:
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """A number in groups of seven bits, the lowest first; and where it ends."""
+    """Read a number in groups of seven bits, the lowest first. Also returns where it ends."""
     value = shift = 0
-    while at < len(data) and shift < MOST_BITS:
+    while at < len(data) and shift < MAX_BITS:
         value |= (data[at] & 0x7F) << shift
         at, shift = at + 1, shift + 7
         if data[at - 1] < 0x80:

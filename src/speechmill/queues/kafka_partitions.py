@@ -1,4 +1,4 @@
-"""What is settled of a Kafka partition, and how often work on it was begun."""
+"""The settled offsets of a Kafka partition, and how often work on it was begun."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ __all__ = ["Partition", "Watermark", "begun_before"]
 
 
 class Watermark:
-    """The offsets of one partition that were taken, and up to which all are settled.
+    """The offsets in hand of one partition, and the offset up to which all are settled.
 
-    They are taken in rising order, and settled in any.
+    They are taken in ascending order, and settled in any.
     """
 
     def __init__(self, base: int | None = None) -> None:
@@ -19,12 +19,12 @@ class Watermark:
         self._next = base
 
     def take(self, offset: int) -> None:
-        """It is out from now on."""
+        """Note that a message is in hand."""
         self._out[offset] = None
         self._next = offset + 1
 
     def settle(self, offset: int) -> None:
-        """It is done with."""
+        """Note that a message is settled."""
         self._out.pop(offset, None)
 
     @property
@@ -34,18 +34,18 @@ class Watermark:
 
     @property
     def end(self) -> int | None:
-        """The offset behind the last one that was taken."""
+        """The offset after the last one taken."""
         return self._next
 
     @property
     def num_out(self) -> int:
-        """How many are out."""
+        """The number of messages in hand."""
         return len(self._out)
 
 
 class Partition:
-    """One partition while it is ours. ``begun`` and ``begun_end`` are what was kept of it: how
-    often work was begun at ``base``, and up to where."""
+    """One partition while it is assigned to us. ``begun`` and ``begun_end`` were stored by earlier
+    consumers: how often work was begun at ``base``, and up to which offset."""
 
     def __init__(self, base: int | None, begun: int, begun_end: int) -> None:
         self.base = base
@@ -53,19 +53,20 @@ class Partition:
         self.begun, self.begun_end = begun, begun_end
         self.told: tuple[int | None, str] = (base, "")
 
-    def deaths(self, offset: int) -> int:
-        """How often work was begun on this offset before, and not ended."""
+    def redeliveries(self, offset: int) -> int:
+        """Count how often work on this offset was begun before, and not ended."""
         return self.begun if offset < self.begun_end else 0
 
     def metadata(self) -> str:
-        """What is kept with the offset: this life counts, until it makes headway."""
+        """Make the metadata of the committed offset: this consumer counts until the offset
+        moves."""
         stuck = self.marks.low == self.base or self.base is None
         begun = self.begun + 1 if stuck else 1
         return json.dumps({"begun": begun, "end": self.marks.end}) if self.marks.num_out else ""
 
 
 def begun_before(metadata: str | None) -> tuple[int, int]:
-    """How often, and up to where, work was begun at a committed offset."""
+    """Parse the metadata: how often, and up to which offset, work was begun."""
     try:
         kept = json.loads(metadata or "{}")
         return int(kept.get("begun", 0)), int(kept.get("end") or 0)

@@ -1,7 +1,7 @@
-"""A worker's metrics for Prometheus, and its health for Kubernetes, over HTTP.
+"""Serve a worker's metrics for Prometheus, and its health for Kubernetes, over HTTP.
 
-On the loopback interface unless another address is asked for: names of folders or recordings are
-not among them, but how much is done is nobody else's business.
+It listens on the loopback interface unless another address is given: the metrics name no folder or
+recording, but the volume of work is private, too.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 __all__ = ["DEFAULT_PORT", "Endpoint", "serve"]
 
 LOOPBACK, DEFAULT_PORT = "127.0.0.1", 9464
-PORTS = 20  # that are tried after it, where several workers share a machine
-SILENT_S = 60.0  # without a sign of life the worker is not well
+PORTS = 20  # tried from it on, where several workers share a machine
+SILENT_S = 60.0  # without progress the worker counts as hung
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 SECONDS = (0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600)
 
 
 class Endpoint:
-    """Serves ``/metrics``, ``/healthz`` (it goes on) and ``/readyz`` (it takes messages)."""
+    """Serves ``/metrics``, ``/healthz`` (it makes progress) and ``/readyz`` (it takes messages)."""
 
     def __init__(self, host: str, ports: range) -> None:
         try:
@@ -53,21 +53,21 @@ class Endpoint:
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def progress(self, tally: WorkTally) -> None:
-        """The worker goes on."""
+        """Note that the worker makes progress."""
         self._tally, self._seen_at = tally, time.monotonic()
 
     def batch(self, count: int, seconds: float) -> None:
-        """A batch is done."""
+        """Observe a batch that is done."""
         self._sizes.observe(count)
         self._seconds.observe(seconds)
 
     def close(self) -> None:
-        """End it."""
+        """Stop serving."""
         self._server.shutdown()
         self._server.server_close()
 
     def page(self, path: str) -> tuple[int, str, bytes]:
-        """Status, content type and text of a page."""
+        """Make a page: its status, content type and text."""
         plain = "text/plain; charset=utf-8"
         silent_s = time.monotonic() - self._seen_at
         if path == "/metrics":
@@ -84,7 +84,7 @@ class Endpoint:
         return 404, plain, b"there are /metrics, /healthz and /readyz\n"
 
     def collect(self) -> Iterator[Metric]:
-        """The counts, as Prometheus asks for them."""
+        """Yield the metrics, as Prometheus' registry asks for them."""
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
         tally = self._tally or WorkTally()
@@ -126,8 +126,8 @@ class Endpoint:
 
 @contextlib.contextmanager
 def serve(address: str) -> Iterator[Endpoint | None]:
-    """Serve metrics meanwhile: at HOST:PORT; nowhere with "none"; with "" at the first free port of
-    the loopback interface from 9464 on.
+    """Serve metrics within the block: at HOST:PORT; nowhere with "none"; with "" at the first free
+    port of the loopback interface from 9464 on.
 
     Raises:
         JobError: the address makes no sense, or is taken.

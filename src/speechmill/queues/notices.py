@@ -1,6 +1,6 @@
-"""What messages say: recordings that are there, in our own words or as object stores tell of them.
+"""Encode and parse messages about recordings: our own, and the events of object stores.
 
-Taken are the events of S3 as AWS (also by way of SNS and EventBridge), MinIO and others send them,
+The events are those of S3 as AWS (also through SNS and EventBridge), MinIO and others send them,
 those of Cloudflare R2, and those of SeaweedFS' filer.
 """
 
@@ -19,23 +19,24 @@ from speechmill.storage.urls import parse_url
 
 __all__ = ["Notice", "PoisonError", "encode", "key_below", "read_notices"]
 
-VERSION = 1
-BUCKETS = "/buckets/"  # where SeaweedFS' filer has them
+VERSION = 1  # of our own messages
+BUCKETS = "/buckets/"  # the directory of SeaweedFS' filer that holds them
 _R2_CREATED: Final = {"PutObject", "CopyObject", "CompleteMultipartUpload"}
 _R2_REMOVED: Final = {"DeleteObject", "LifecycleDeletion"}
 
 
 class PoisonError(Exception):
-    """A message that says nothing we understand. It never will, however often it comes."""
+    """A message that cannot be parsed, however often it is delivered."""
 
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """An object that has come or changed, or that has gone.
+    """An object that was created or changed, or removed.
 
-    Our own messages name the ``source`` and the version of the ``recording``, and of how many
-    ``parts`` its folder was thought to be. Events name the bucket as ``source`` (``s3://bucket``)
-    and the whole key; which version it is must be asked: events come late, twice, and not in order.
+    Our own messages name the ``source``, the version of the ``recording``, and the number of
+    ``parts`` that the plan gave its folder. Events name the bucket as ``source`` (``s3://bucket``)
+    and the whole key; the store is asked for the version, because events are late, repeated, and
+    out of order.
     """
 
     kind: Literal["created", "removed"]
@@ -51,7 +52,7 @@ class Notice:
 
 
 def encode(source: str, recording: Recording, part: Part) -> Message:
-    """A recording as a message. What shares a part shares a key."""
+    """Encode a recording as a message. Recordings of one part share a key."""
     body = {
         "speechmill": VERSION,
         "source": source,
@@ -66,7 +67,7 @@ def encode(source: str, recording: Recording, part: Part) -> Message:
 
 
 def key_below(source: str, notice: Notice) -> str | None:
-    """The notice's object as a key of the source; None where it lies elsewhere."""
+    """Return the notice's object as a key of the source; None where it lies elsewhere."""
     if notice.is_ours:
         return notice.key if notice.source == source else None
     here, there = parse_url(source), parse_url(notice.source)
@@ -78,10 +79,10 @@ def key_below(source: str, notice: Notice) -> str | None:
 
 
 def read_notices(message: Message) -> list[Notice]:
-    """What a message says; nothing, where it is an event of no interest.
+    """Parse a message; empty for an event that concerns no recording.
 
     Raises:
-        PoisonError: it says nothing that we understand.
+        PoisonError: it is neither a message of ours nor a known event.
     """
     body = message.body.lstrip()
     if message.key.startswith("/") and not body.startswith(b"{"):  # a path of a filer's
@@ -174,7 +175,7 @@ def _of_filer(message: Message) -> Iterator[Notice]:
 
 
 def _kind(name: str) -> Literal["created", "removed"] | None:
-    """What an event's name means: as S3 has it (ObjectCreated:Put), or EventBridge."""
+    """Classify an event by its name, as S3 (ObjectCreated:Put) or EventBridge write it."""
     if name.startswith("ObjectCreated") or name in (
         "ObjectRestore:Completed",
         "ObjectRestoreCompleted",
@@ -186,5 +187,5 @@ def _kind(name: str) -> Literal["created", "removed"] | None:
 
 
 def _unquoted(key: str) -> str:
-    """A key as S3's events have it: percent-encoded, with ``+`` for a space."""
+    """Decode a key of S3's events: percent-encoded, with ``+`` for a space."""
     return unquote_to_bytes(key.replace("+", " ")).decode("utf-8", "surrogateescape")

@@ -1,11 +1,11 @@
 """RabbitMQ, by pika.
 
-Messages are taken over a connection that blocks, in the worker's own thread, which also answers the
-broker's heartbeats. They are published over one that does not: thousands are on their way before
-the first is confirmed.
+Messages are received over a blocking connection, in the worker's own thread, which also answers the
+broker's heartbeats. They are published over a connection with an event loop: thousands are in
+flight before the first is confirmed.
 
-A quorum queue counts how often it has delivered a message. When the connection is lost, all that
-was not acknowledged is delivered again, to whoever comes first.
+A quorum queue counts deliveries of a message. When the connection is lost, all messages that were
+not acknowledged are delivered again, to any consumer.
 """
 
 from __future__ import annotations
@@ -44,17 +44,17 @@ if TYPE_CHECKING:
 
 __all__ = ["RabbitBroker"]
 
-AWAY_S = 300.0  # a broker that stays away for so long is given up
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 15.0
-UNCONFIRMED = 5_000  # messages that may be on their way
-CLOSE_S = 3.0
-MOST_AHEAD = 10_000
-COUNT_EVERY_S = 0.5  # at most, the broker is asked how many wait
-LONGEST_WORK_MS = 12 * 3600 * 1000
+AWAY_S = 300.0  # a broker that stays away this long is given up
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 15.0  # between attempts to reconnect, doubling
+UNCONFIRMED = 5_000  # published messages in flight: it bounds the memory of client and broker
+CLOSE_S = 3.0  # that a publisher waits for the broker to close
+MAX_PREFETCH = 10_000  # AMQP's own limit is 65,535
+COUNT_EVERY_S = 0.5  # the broker is asked no more often how many messages wait
+LONGEST_WORK_MS = 12 * 3600 * 1000  # on a message: hours of audio on a slow machine
 
-# Quorum queues survive a broker's restart, and that of a node. We count deliveries ourselves; the
-# broker's limit is far behind ours, and what it takes out goes to the dead letters as well. How
-# long a message may be worked on is known to 3.12 and later.
+# Quorum queues survive the restart of a broker or node. We limit deliveries ourselves; the broker's
+# limit is far above ours, and messages that it removes go to the dead letters as well. Only 3.12
+# and later know the timeout of a consumer.
 _QUEUE: Final = {
     "x-queue-type": "quorum",
     "x-delivery-limit": 1000,
@@ -95,7 +95,7 @@ class RabbitBroker:
         return self._url.url
 
     def prepare(self, partitions: int = 12) -> None:  # noqa: ARG002 - there are none
-        """See ``Broker``. A queue that is there is taken as it is."""
+        """See ``Broker``. An existing queue is used as it is."""
         connection = connected(self._parameters, self.url)
         try:
             name, dead = self._url.queue, f"{self._url.queue}{DEAD_LETTERS}"
@@ -156,7 +156,7 @@ class RabbitBroker:
 
 
 class _Publisher:
-    """A connection for publishing. Its loop runs while something is to be confirmed."""
+    """A connection for publishing. Its loop runs while messages wait for confirmation."""
 
     def __init__(self, parameters: ConnectionParameters, url: QueueUrl) -> None:
         from pika import SelectConnection
@@ -181,7 +181,7 @@ class _Publisher:
         loop = self._connection.ioloop
         timer = loop.call_later(CONFIRM_S, lambda: self._lost("no answer in time"))
         if self._channel is not None:
-            self._push()
+            self._send_waiting()
         if not self._why:
             loop.start()
         loop.remove_timeout(timer)
@@ -196,9 +196,9 @@ class _Publisher:
         self._channel = channel
         channel.add_on_close_callback(lambda _, error: self._lost(error))
         channel.add_on_return_callback(lambda *_: self._lost(f"there is no queue {self._queue}"))
-        channel.confirm_delivery(self._settled, callback=lambda _: self._push())
+        channel.confirm_delivery(self._settled, callback=lambda _: self._send_waiting())
 
-    def _push(self) -> None:
+    def _send_waiting(self) -> None:
         from pika import BasicProperties
 
         channel = self._channel
@@ -224,7 +224,7 @@ class _Publisher:
         while multiple and self._out and next(iter(self._out)) <= tag:
             self._out.popitem(last=False)
         if self._waiting and len(self._out) < UNCONFIRMED // 2:
-            self._push()
+            self._send_waiting()
         if not (self._waiting or self._out):
             self._connection.ioloop.stop()
 
@@ -240,7 +240,7 @@ class _Publisher:
 
 
 class RabbitConsumer:
-    """Takes messages; connects again when the broker was away."""
+    """Receives messages; reconnects when the broker was away."""
 
     shares = True
 
@@ -271,7 +271,7 @@ class RabbitConsumer:
             return []
         try:
             if most:
-                self._want(len(self._held) + most)
+                self._set_prefetch(len(self._held) + most)
             self._open().process_data_events(0 if self._inbox and most else timeout_s)
         except lost_errors() as error:
             self._lost(error)
@@ -283,25 +283,27 @@ class RabbitConsumer:
             raise BrokerError(f"{self._url}: the connection was lost")
         return self._connection
 
-    def _want(self, most: int) -> None:
-        """Let the broker send so many ahead of what is acknowledged. It applies to a subscription
-        as a whole, so it is not changed for small differences."""
+    def _set_prefetch(self, most: int) -> None:
+        """Let the broker send up to ``most`` unacknowledged messages. Changing it means subscribing
+        anew, so small differences are ignored."""
         if self._channel is None or most <= self._prefetch <= 2 * most:
             return
         if self._subscribed:
             self._channel.basic_cancel(self._subscribed)
-        self._prefetch = min(most, MOST_AHEAD)
+        self._prefetch = min(most, MAX_PREFETCH)
         self._channel.basic_qos(prefetch_count=self._prefetch)
-        self._subscribed = self._channel.basic_consume(self._queue, self._heard)
+        self._subscribed = self._channel.basic_consume(self._queue, self._received)
 
-    def _heard(
+    def _received(
         self, _: BlockingChannel, method: Basic.Deliver, properties: BasicProperties, body: bytes
     ) -> None:
         headers = properties.headers or {}
         deaths = headers.get("x-delivery-count", int(bool(method.redelivered)))
         texts = {k: v for k, v in headers.items() if isinstance(v, str) and k != "key"}
         if "x-death" in headers:  # the broker has taken it out by itself
-            texts.setdefault("reason", f"the broker gave it up: {_death(headers['x-death'])}")
+            texts.setdefault(
+                "reason", f"the broker gave it up: {_dead_letter_reason(headers['x-death'])}"
+            )
         message = Message(body, str(headers.get("key", "")), texts)
         tag = method.delivery_tag
         delivery = Delivery(message, f"{self._queue}#{tag}", int(deaths), tag)
@@ -324,7 +326,7 @@ class RabbitConsumer:
         return True
 
     def _lost(self, error: BaseException) -> None:
-        """All that is held is delivered again."""
+        """Give the connection up: all messages that are held will be delivered again."""
         _log.warning("%s: the connection was lost (%s); trying again", self._url, why(error))
         close(self._connection)
         self._connection = self._channel = None
@@ -368,7 +370,7 @@ class RabbitConsumer:
         return self._count + len(self._held)
 
     def is_empty(self) -> bool:
-        """See ``Consumer``: of what others hold the broker tells nothing."""
+        """See ``Consumer``. The broker does not tell what others hold."""
         return not self._held and self.lag() == 0
 
     def close(self) -> None:
@@ -377,6 +379,6 @@ class RabbitConsumer:
         self._connection = self._channel = None
 
 
-def _death(deaths: object) -> str:
+def _dead_letter_reason(deaths: object) -> str:
     first = deaths[0] if isinstance(deaths, list) and deaths else {}
     return str(first.get("reason", "")) if isinstance(first, dict) else ""

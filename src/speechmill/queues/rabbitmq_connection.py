@@ -1,4 +1,4 @@
-"""Connections to RabbitMQ: how to make one, and what its errors say."""
+"""Connections to RabbitMQ: their parameters, and their errors."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 __all__ = ["CONFIRM_S", "close", "connected", "lost_errors", "parameters_of", "why"]
 
 PORT, TLS_PORT = 5672, 5671
-CONNECT_S = 10.0
-CONFIRM_S = 60.0
-HEARTBEAT_S = 60
+CONNECT_S = 10.0  # for a broker that does not answer
+CONFIRM_S = 60.0  # for a broker that confirms nothing, or blocks publishers
+HEARTBEAT_S = 60  # RabbitMQ's own default
 _OPTIONS: Final = ("heartbeat", "ca", "certificate", "key", "user", "password", "verify")
 
 
 def parameters_of(url: QueueUrl, options: dict[str, str]) -> ConnectionParameters:
-    """How to connect.
+    """Parse a URL and options to the parameters of connections.
 
     Raises:
         JobError: an option is unknown, or makes no sense.
@@ -70,7 +70,7 @@ def _tls(url: QueueUrl, options: dict[str, str]) -> Any:
 
 
 def connected(parameters: ConnectionParameters, url: str) -> BlockingConnection:
-    """A connection that blocks.
+    """Open a blocking connection.
 
     Raises:
         BrokerError: the broker cannot be reached, or does not let us in.
@@ -100,21 +100,21 @@ def connected(parameters: ConnectionParameters, url: str) -> BlockingConnection:
 
 
 def close(connection: BlockingConnection | None) -> None:
-    """End it, if it is there. Does not raise."""
+    """Close a connection, if there is one. Does not raise."""
     with suppress(Exception):
         if connection is not None and connection.is_open:
             connection.close()
 
 
 def lost_errors() -> tuple[type[BaseException], ...]:
-    """What a lost connection raises."""
+    """List the errors that a lost connection raises."""
     from pika.exceptions import AMQPError
 
     return (AMQPError, OSError)
 
 
 def why(error: object) -> str:
-    """What pika says, in a line; its errors hide one another."""
+    """Return pika's message in one line; its errors wrap one another."""
     while isinstance(error, BaseException):
         inner = next((a for a in error.args if isinstance(a, BaseException)), None)
         inner = inner or getattr(error, "exception", None)

@@ -1,4 +1,4 @@
-"""What a worker has done so far, and what it reports at its end."""
+"""Counts of a worker, its observer, and its report."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ __all__ = ["Observer", "WorkReport", "WorkTally"]
 
 @dataclass
 class WorkTally:
-    """Counts of a worker. ``recordings`` counts what ``process_shard`` did; ``verdicts`` what
-    became of requests (``batch.Verdict``). ``lag`` is how many messages wait, where it is known."""
+    """Counts of a worker. ``recordings`` counts what ``process_shard`` did; ``verdicts`` the
+    outcomes of requests (``batch.Verdict``). ``lag``: messages that wait, where it is known."""
 
     done: Tally = field(default_factory=Tally)
     verdicts: Counter[str] = field(default_factory=Counter)
@@ -31,27 +31,27 @@ class WorkTally:
 
 
 class Observer:
-    """Who watches a worker. Called from one thread."""
+    """Observer of a worker. Called from one thread."""
 
     def ready(self, queue: str, sink: str, metrics: str) -> None:
         """The worker begins to take messages. ``metrics`` is where these are served, or ""."""
 
     def said(self, text: str) -> None:
-        """Something that people should know of."""
+        """A message for people."""
 
     def progress(self, tally: WorkTally) -> None:
-        """So much is done. Called often, also when nothing is new."""
+        """The counts so far. Called often, also when nothing is new."""
 
     def batch(self, count: int, seconds: float) -> None:
-        """A batch of so many recordings is done."""
+        """A batch of ``count`` recordings is done."""
 
 
 @dataclass(frozen=True, slots=True)
 class WorkReport:
     """What one worker did. Durations in seconds.
 
-    ``there`` were done before; ``left_out`` were not chosen; ``dropped`` rows were of objects that
-    are gone. ``dead_letters`` count messages.
+    ``there`` were done before; ``left_out`` were not selected; ``dropped`` rows were of removed
+    objects. ``dead_letters`` count messages.
     """
 
     run_id: str
@@ -78,7 +78,7 @@ class WorkReport:
 
     @property
     def complete(self) -> bool:
-        """Whether every recording that was asked for has its row."""
+        """Whether every requested recording has its row."""
         return not (self.failed or self.dead_letters)
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A sink's rows as PyTorch datasets: tensors of tokens, in batches, shared out among workers.
+"""PyTorch datasets of a sink's rows: tensors of tokens, in batches, shared out among workers.
 
 ::
 

@@ -1,4 +1,4 @@
-"""Samples of different lengths as one batch of padded tensors."""
+"""Collate samples of different lengths to batches of padded tensors."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ __all__ = ["collate"]
 def collate(
     samples: Sequence[Sample], *, pad_code: int = 0, pad_feature: float = 0.0
 ) -> dict[str, Any]:
-    """A batch of the samples, column by column.
+    """Collate samples to a batch, column by column.
 
     A column of tensors (or numpy arrays) becomes one padded tensor: features float32
     [batch, max_frames, num_features], codes int64 [batch, num_codebooks, max_frames], plain
     sequences [batch, max_frames]. With it come ``<column>_lengths`` (int64 [batch], frames) and
     ``<column>_mask`` (bool [batch, max_frames], true where there is a frame). ``pad_code`` and
-    ``pad_feature`` stand where there is none.
+    ``pad_feature`` fill the rest.
 
     A column of numbers becomes a tensor [batch], float64 or int64, and any other, as text, a list.
 
@@ -68,7 +68,7 @@ def _tensors(values: Sequence[Any], name: str, samples: Sequence[Sample]) -> lis
 def _padded(
     tensors: Sequence[torch.Tensor], name: str, pad_code: int, pad_feature: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The tensors in one, and their lengths: features have frames first, codes last."""
+    """Pad tensors to one. Also returns their lengths: features have frames first, codes last."""
     first = tensors[0]
     features = first.is_floating_point()
     time = 0 if features else -1

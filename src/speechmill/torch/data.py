@@ -1,4 +1,4 @@
-"""The two kinds of dataset: ``SpeechDataset`` by number, ``SpeechStream`` one after another."""
+"""The two kinds of dataset: map-style ``SpeechDataset``, iterable ``SpeechStream``."""
 
 from __future__ import annotations
 
@@ -224,7 +224,7 @@ class SpeechStream(IterableDataset):  # type: ignore[misc]  # torch is not typed
                 yield samples if batched else samples[0]
 
     def _read(self, rows: NDArray[np.int64]) -> Callable[[int], Any]:
-        """Read the parts of these rows. Returns the function from a row to its sample."""
+        """Read the parts of these rows. Returns the function from a row number to its sample."""
         offsets = self.reader.index.offsets
         numbers = np.unique(np.searchsorted(offsets, rows, side="right") - 1).tolist()
         parts = dict(zip(numbers, self.reader.parts(numbers), strict=True))

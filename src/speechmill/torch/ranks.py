@@ -1,4 +1,4 @@
-"""Which process of a distributed training this is."""
+"""The rank of this process in a distributed training."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ __all__ = ["own_rank"]
 
 
 def own_rank(rank: int | None, world_size: int | None) -> tuple[int, int]:
-    """Rank and world size: as given, else torch.distributed's, else the environment's, else 0 of 1.
+    """Find rank and world size: as given, else torch.distributed's, else the environment's, else 0,
+    1.
 
     Raises:
         JobError: only one of them is given, they are no numbers, or there is no such rank.

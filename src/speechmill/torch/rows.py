@@ -1,4 +1,4 @@
-"""Rows of a sink as samples: what both kinds of dataset read with, in any process."""
+"""The reader of a sink's rows as samples that both kinds of dataset use, in any process."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from speechmill.storage import Store, StoreOptions, open_store
 
 __all__ = ["Part", "RowReader", "Sample", "Transform"]
 
-READ_AT_ONCE = 4  # parts that a worker fetches at the same time
+PARALLEL_READS = 4  # parts that a worker fetches in parallel; a loader has several workers
 
 Sample = dict[str, Any]
 """One row: its columns by name; tokens and other lists of numbers as tensors."""
 
 Transform = Callable[[Sample], Any]
-"""Is given each sample where it was read: in the worker."""
+"""Is applied to each sample where it is read: in the worker."""
 
 
 class Part:
-    """The chosen rows of one part, in memory."""
+    """The selected rows of one part, in memory."""
 
     def __init__(self, table: pa.Table) -> None:
         self.num_bytes = int(table.nbytes)
         self._columns = {name: _values(table[name]) for name in table.column_names}
 
     def sample(self, number: int) -> Sample:
-        """The row of this number, with tensors of its own memory."""
+        """Make the sample of a row, with tensors of its own memory."""
         return {
             name: _tensor(value) if isinstance(value := values[number], np.ndarray) else value
             for name, values in self._columns.items()
@@ -45,7 +45,7 @@ class Part:
 
 
 def _values(column: pa.ChunkedArray) -> Sequence[Any]:
-    """The rows' values: views of Arrow's memory where they are numbers, else Python objects."""
+    """Convert a column: views of Arrow's memory where it holds numbers, else Python objects."""
     if _holds_numbers(column.type, 2):
         return tokens_to_arrays(column)
     if _holds_numbers(column.type, 1):
@@ -68,9 +68,10 @@ def _holds_numbers(of_type: pa.DataType, depth: int) -> bool:
 
 
 def _tensor(values: NDArray[Any]) -> torch.Tensor:
-    """Features as float32 [num_frames, num_features], codes as int64 [num_codebooks, num_frames].
+    """Convert features to float32 [num_frames, num_features], codes to int64 [num_codebooks,
+    num_frames].
 
-    It is a copy: Arrow's memory may be read only.
+    The tensor is a copy: Arrow's memory may be read-only.
     """
     if np.issubdtype(values.dtype, np.floating):
         return torch.from_numpy(np.array(values.T, np.float32, order="C"))
@@ -120,7 +121,7 @@ class RowReader:
         return {**self.__dict__, "_store": None}
 
     def parts(self, numbers: Sequence[int]) -> list[Part]:
-        """The rows of some parts, several fetched at the same time.
+        """Read the rows of some parts, several fetched in parallel.
 
         Raises:
             ReplacedError: some are gone since the sink was opened.
@@ -134,14 +135,14 @@ class RowReader:
         self.parts_read += len(numbers)
         if len(numbers) == 1:
             return [read(numbers[0])]
-        with ThreadPoolExecutor(READ_AT_ONCE, thread_name_prefix="part") as pool:
+        with ThreadPoolExecutor(PARALLEL_READS, thread_name_prefix="part") as pool:
             return list(pool.map(read, numbers))
 
     def frames(self) -> NDArray[np.int64]:
-        """About how many frames each row has, by its duration: int64 [num_rows].
+        """Estimate how many frames each row has from its duration: int64 [num_rows].
 
-        They are those of the first token column that was chosen, to one frame or so; where there
-        is none, hundredths of a second. What merges runs of codes has fewer.
+        They are those of the first selected token column, to within a frame or so; without one,
+        hundredths of a second. A tokenizer that merges runs of codes has fewer.
         """
         rates = [r for c in self.columns if (r := self.index.frame_rate(c)) is not None]
         rate = rates[0] if rates else 100.0

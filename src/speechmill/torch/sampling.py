@@ -1,4 +1,4 @@
-"""Batches of a ``SpeechDataset``, shared out among ranks."""
+"""The batch sampler of a ``SpeechDataset``: batches by length, shared out among ranks."""
 
 from __future__ import annotations
 

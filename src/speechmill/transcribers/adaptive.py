@@ -1,5 +1,5 @@
-"""Whisper in windows as long as the speech needs: batches of them, and what becomes of outcomes
-that cannot be believed."""
+"""Whisper in windows as long as the speech needs: decode batches of them, and retry outcomes that
+are suspicious."""
 
 from __future__ import annotations
 
@@ -15,27 +15,28 @@ from speechmill.text.transcripts import NO_SPACES, join_transcripts
 from speechmill.transcribers import ctranslate, results
 from speechmill.transcribers.attention import Attention
 from speechmill.transcribers.base import OnEncoded, TranscriberOptions
-from speechmill.transcribers.coverage import cuts_around, divided, pauses
+from speechmill.transcribers.coverage import cuts_around, split_at, pauses
 from speechmill.transcribers.full_window import FullWindow
-from speechmill.transcribers.hearing import FRAME_RATE, SAMPLE_RATE, Hearing, Spoken
-from speechmill.transcribers.windows import FULL_WINDOW_S, Heard
-from speechmill.transcribers.wording import Wording
+from speechmill.transcribers.encoder import FRAME_RATE, SAMPLE_RATE, SpeechEncoder, SpokenLanguage
+from speechmill.transcribers.windows import FULL_WINDOW_S, DecodedWindow
+from speechmill.transcribers.whisper_tokens import WhisperTokens
 
 __all__ = ["AdaptiveWindows"]
 
 MAX_TOKENS: Final = 448
-"""Prompt and text together: what Whisper's decoder has places for."""
+"""Prompt and text together: the positions of Whisper's decoder."""
 
+# Punctuation that belongs to the word after it, or before it: as in faster-whisper.
 PREPENDED: Final = "\"'“¿([{-"
 APPENDED: Final = "\"'.。,，!！?？:：”)]}、"
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """What an adaptive window gave: ``transcript`` is None if it is suspicious; ``untold`` is where
-    it leaves out voice, (start_s, end_s) from the first sample."""
+class WindowOutcome:
+    """The outcome of an adaptive window: ``transcript`` is None if it is suspicious; ``untold`` is
+    a span of voice that it leaves out, (start_s, end_s) from the first sample."""
 
-    spoken: Spoken
+    spoken: SpokenLanguage
     transcript: Transcript | None
     untold: tuple[float, float] | None = None
 
@@ -45,78 +46,84 @@ class AdaptiveWindows:
 
     Args:
         whisper: faster-whisper's model.
-        hearing: its encoder, and the rule for windows.
-        wording: its tokens.
-        full: the full window, for what no other gives.
-        options: what the transcriber was told.
+        encoder: its encoder, and the options of windows.
+        whisper_tokens: its prompts and tokenizers.
+        full: the full window, the last resort.
+        options: of the transcriber.
     """
 
     def __init__(
         self,
         whisper: Any,
-        hearing: Hearing,
-        wording: Wording,
+        encoder: SpeechEncoder,
+        whisper_tokens: WhisperTokens,
         full: FullWindow,
         options: TranscriberOptions,
     ) -> None:
         self._whisper = whisper
-        self._hearing = hearing
-        self._windows = hearing.windows
-        self._placement = hearing.placement
-        self._wording = wording
+        self._encoder = encoder
+        self._windows = encoder.windows
+        self._placement = encoder.placement
+        self._tokens = whisper_tokens
         self._full = full
         self._options = options
-        self._attention = Attention(whisper.model, hearing, wording.tokenizer)
+        self._attention = Attention(whisper.model, encoder, whisper_tokens.tokenizer)
 
     def transcribe(
         self, batch: Sequence[Speech], on_encoded: OnEncoded | None = None
     ) -> list[Transcript]:
-        """Transcribe stretches of which the decoder is given equally much, none longer than 30 s.
+        """Transcribe stretches whose windows give the decoder inputs of one length, each up to 30
+        s.
 
-        ``on_encoded`` is called with the number of a stretch and what the encoder made of it in
-        its first window, [50 · window_s, width].
+        ``on_encoded`` is called with the number of a stretch and the encoder's output for its
+        first window, [50 · window_s, width].
         """
         windows_s = [self._window_s(one) for one in batch]
 
-        def outcomes_of(some: Sequence[int]) -> list[Outcome]:
+        def outcomes_of(some: Sequence[int]) -> list[WindowOutcome]:
             listening = on_encoded and (lambda i, heard: on_encoded(some[i], heard))
-            return self._heard([batch[i] for i in some], [windows_s[i] for i in some], listening)
+            return self._decode_windows(
+                [batch[i] for i in some], [windows_s[i] for i in some], listening
+            )
 
-        outcomes = ctranslate.halving(outcomes_of, range(len(batch)))
+        outcomes = ctranslate.halve_if_out_of_memory(outcomes_of, range(len(batch)))
         return [
-            self._settled(one, window_s, outcome)
+            self._accept_or_retry(one, window_s, outcome)
             for one, window_s, outcome in zip(batch, windows_s, outcomes, strict=True)
         ]
 
-    def _settled(self, speech: Speech, window_s: float, outcome: Outcome) -> Transcript:
-        """What an adaptive window gave, or what is heard instead where that cannot be believed."""
-        known = _known(speech, outcome.spoken)
-        told = self._told(known, outcome)
+    def _accept_or_retry(
+        self, speech: Speech, window_s: float, outcome: WindowOutcome
+    ) -> Transcript:
+        """Accept what an adaptive window gave, or transcribe the stretch again."""
+        known = _with_language(speech, outcome.spoken)
+        told = self._accepted(known, outcome)
         if told is not None:
             return told
-        again = self._again(known, window_s)
+        again = self._retry(known, window_s)
         little = outcome.transcript  # which is better than less
         return little if little is not None and len(again.text) < len(little.text) else again
 
-    def _again(self, speech: Speech, window_s: float) -> Transcript:
-        """Transcribe a stretch whose window gave something suspicious: in a wider one, which most
-        often will do and is cheap, and if that is no better in the full one."""
+    def _retry(self, speech: Speech, window_s: float) -> Transcript:
+        """Transcribe a stretch whose window gave something suspicious: in a wider one, which is
+        cheap (all 7 of 222 clips came out right in it), and if that is no better in the full
+        one."""
         wider_s = window_s + self._windows.wider_s
         if wider_s < FULL_WINDOW_S:
-            (outcome,) = self._heard([speech], [wider_s])
-            told = self._told(speech, outcome)
+            (outcome,) = self._decode_windows([speech], [wider_s])
+            told = self._accepted(speech, outcome)
             if told is not None:
                 return told
-        return self._in_full(speech)
+        return self._decode_full_window(speech)
 
-    def _told(self, speech: Speech, outcome: Outcome) -> Transcript | None:
-        """What a window gave, or the parts of its stretch where it leaves something out; None where
-        that is suspicious, or next to nothing."""
+    def _accepted(self, speech: Speech, outcome: WindowOutcome) -> Transcript | None:
+        """Accept what a window gave, or the parts of its stretch where it leaves something out;
+        None where the text is suspicious, or far too short."""
         transcript = outcome.transcript
         if transcript is None:
             return None
         if outcome.untold is not None:
-            parts = self._in_parts(speech, outcome.untold)
+            parts = self._transcribe_parts(speech, outcome.untold)
             if parts is not None and self._say_more(parts, transcript, speech):
                 return parts
         voiced_s = _voiced_s(speech)
@@ -124,21 +131,21 @@ class AdaptiveWindows:
             return None
         return transcript
 
-    def _in_parts(self, speech: Speech, untold: tuple[float, float]) -> Transcript | None:
-        """Transcribe a stretch in parts, so that what a transcript of it leaves out is one of them;
-        None where it cannot be parted."""
+    def _transcribe_parts(self, speech: Speech, untold: tuple[float, float]) -> Transcript | None:
+        """Transcribe a stretch in parts, one of which is what a transcript of it left out; None
+        where it has no pause to cut at."""
         voiced = speech.voiced or ()
         cuts_s = cuts_around(untold, voiced, pauses(voiced, self._windows.untold_pause_s))
         if not cuts_s:
             return None
-        parts = divided(speech, cuts_s, SAMPLE_RATE)
+        parts = split_at(speech, cuts_s, SAMPLE_RATE)
         told = [self.transcribe([part])[0] for _, part in parts]
         joined = join_transcripts([start_s for start_s, _ in parts], told)
         return replace(joined, flags=tuple(sorted({*joined.flags, "heard_in_parts"})))
 
     def _say_more(self, parts: Transcript, whole: Transcript, speech: Speech) -> bool:
-        """Whether parts say more than the whole, and do not loop: the full window, which one may
-        have come to, is not asked again."""
+        """Whether the parts say more than the whole, and do not loop: one of them may come from the
+        full window, which is not asked twice."""
         most = self._windows.max_chars_per_s * max(_voiced_s(speech), 1.0)
         loops = repetition(parts.text) >= self._windows.max_repetition
         return len(whole.text) < len(parts.text) <= most and not loops
@@ -146,26 +153,26 @@ class AdaptiveWindows:
     def _window_s(self, speech: Speech) -> float:
         return self._windows.window_s(len(speech.samples), SAMPLE_RATE)
 
-    def _heard(
+    def _decode_windows(
         self,
         batch: Sequence[Speech],
         windows_s: Sequence[float],
         on_encoded: OnEncoded | None = None,
-    ) -> list[Outcome]:
-        """What each stretch gives in its window."""
-        seen = self._hearing.heard(batch, windows_s)
+    ) -> list[WindowOutcome]:
+        """Decode each stretch in its window."""
+        seen = self._encoder.encode_windows(batch, windows_s)
         if on_encoded is not None:
             for i, one_heard in enumerate(seen):
                 on_encoded(i, one_heard)
-        encoded = self._hearing.with_silence(seen, windows_s)
-        output = ctranslate.stored(encoded, self._placement)
-        spoken = self._hearing.spoken(batch, windows_s, output)
-        prompts = [self._wording.prompt(one.language) for one in spoken]
-        rooms = [self._room(windows_s[0], len(prompts[0]), one.language) for one in spoken]
-        found = self._generated(encoded, output, prompts, rooms)
+        encoded = self._encoder.with_silence(seen, windows_s)
+        output = ctranslate.to_storage(encoded, self._placement)
+        spoken = self._encoder.languages_of(batch, windows_s, output)
+        prompts = [self._tokens.prompt(one.language) for one in spoken]
+        rooms = [self._max_tokens(windows_s[0], len(prompts[0]), one.language) for one in spoken]
+        found = self._generate(encoded, output, prompts, rooms)
         outcomes = []
         for i, (one, said) in enumerate(zip(batch, spoken, strict=True)):
-            transcript = self._believed(
+            transcript = self._to_transcript(
                 one, said, found[i], windows_s[i], rooms[i], encoded[i : i + 1]
             )
             untold = None
@@ -175,59 +182,61 @@ class AdaptiveWindows:
                 )
                 if self._options.words:
                     transcript = self._with_words(transcript, found[i], encoded[i : i + 1], one)
-            outcomes.append(Outcome(said, transcript, untold))
+            outcomes.append(WindowOutcome(said, transcript, untold))
         return outcomes
 
-    def _generated(
+    def _generate(
         self,
         encoded: NDArray[Any],
         output: Any,
         prompts: Sequence[list[int]],
         rooms: Sequence[int],
     ) -> list[Any]:
-        """What the decoder makes of each stretch. Those that have as much room, most often all, are
-        computed together; ``output`` is all that is encoded, stored on the device."""
+        """Generate the tokens of each stretch. Those with the same limit of tokens, most often all,
+        are one batch; ``output`` is the whole of ``encoded``, stored on the device."""
         found: dict[int, Any] = {}
         for room in sorted(set(rooms)):
             some = [i for i, one in enumerate(rooms) if one == room]
             if len(some) < len(rooms):
-                output = ctranslate.stored(encoded[some], self._placement)
+                output = ctranslate.to_storage(encoded[some], self._placement)
             results_of_some = self._whisper.model.generate(
                 output,
                 [prompts[i] for i in some],
                 beam_size=self._options.beam_size,
                 patience=results.DECODING["patience"],
                 max_length=max(2 * room, len(prompts[0]) + room),  # the text gets half at most
-                suppress_tokens=self._wording.suppressed,
+                suppress_tokens=self._tokens.suppressed,
                 return_scores=True,
                 return_no_speech_prob=True,
             )
             found |= zip(some, results_of_some, strict=True)
         return [found[i] for i in range(len(rooms))]
 
-    def _room(self, window_s: float, prompt: int, language: str) -> int:
-        """How many tokens the text may have that is heard in such a window, after a prompt of so
-        many: half of the decoder's places at most, as with Whisper itself."""
+    def _max_tokens(self, window_s: float, prompt: int, language: str) -> int:
+        """Limit the tokens of a text in a window, after a prompt of ``prompt`` tokens: half of the
+        decoder's positions at most, as with Whisper itself."""
         wanted = self._windows.max_tokens(self._windows.decoder_s(window_s), language)
         return min(MAX_TOKENS // 2, MAX_TOKENS - prompt, wanted)
 
-    def _believed(
+    def _to_transcript(
         self,
         speech: Speech,
-        spoken: Spoken,
+        spoken: SpokenLanguage,
         result: Any,
         window_s: float,
         room: int,
         encoded: NDArray[Any],
     ) -> Transcript | None:
-        """What the decoder gave for a stretch, None where it is suspicious; ``room`` is how many
-        tokens it could give, of what ``encoded`` holds."""
+        """Make the transcript of the decoder's result for a stretch; None where it is suspicious.
+
+        ``room`` is the limit of tokens that it had, ``encoded`` [1, frames, width] its input.
+        """
         tokens = result.sequences_ids[0]
         # As Whisper counts it: the mean over the tokens and the one that ends the text.
         avg_logprob = result.scores[0] * len(tokens) / (len(tokens) + 1)
-        text = self._wording.tokenizer(spoken.language).decode(tokens).strip()
+        text = self._tokens.tokenizer(spoken.language).decode(tokens).strip()
         duration_s = len(speech.samples) / SAMPLE_RATE
-        heard = Heard(
+        heard = DecodedWindow(
             text,
             avg_logprob,
             len(tokens),
@@ -256,13 +265,13 @@ class AdaptiveWindows:
                 low_confidence=avg_logprob < results.DECODING["log_prob_threshold"],
             ),
         )
-        return self._weighed(transcript, heard, tokens, encoded)
+        return self._weigh_against_silence(transcript, heard, tokens, encoded)
 
-    def _in_full(self, speech: Speech) -> Transcript:
-        """Transcribe a stretch in the full window, which is not believed in everything either."""
+    def _decode_full_window(self, speech: Speech) -> Transcript:
+        """Transcribe a stretch in the full window, whose text is also compared with silence."""
         transcript = self._full.transcribe(speech)
         if transcript.text:
-            heard = Heard(
+            heard = DecodedWindow(
                 transcript.text,
                 transcript.avg_logprob or 0.0,
                 0,
@@ -270,23 +279,23 @@ class AdaptiveWindows:
                 speech.voiced_s,
                 transcript.no_speech_prob or 0.0,
             )
-            encoded = self._hearing.encoded([speech], [self._window_s(speech)])
+            encoded = self._encoder.encode_with_silence([speech], [self._window_s(speech)])
             space = "" if NO_SPACES.match(transcript.text) else " "
-            tokenizer = self._wording.tokenizer(transcript.language or "en")
+            tokenizer = self._tokens.tokenizer(transcript.language or "en")
             tokens = tokenizer.encode(space + transcript.text)
-            transcript = self._weighed(transcript, heard, tokens, encoded)
+            transcript = self._weigh_against_silence(transcript, heard, tokens, encoded)
         return replace(transcript, flags=tuple(sorted((*transcript.flags, "window_fallback"))))
 
-    def _weighed(
+    def _weigh_against_silence(
         self,
         transcript: Transcript,
-        heard: Heard,
+        heard: DecodedWindow,
         tokens: Sequence[int],
         encoded: NDArray[Any],
     ) -> Transcript:
-        """A transcript with text, flagged if the speech hardly makes it likelier than silence
-        does; one without words if nobody says them. ``tokens`` are the text's."""
-        silent = results.no_words(self._hearing.language, heard.no_speech_prob, transcript.window_s)
+        """Compare a text's likelihood with that given silence: flag it if the speech hardly adds to
+        it, and empty it if it is made up. ``tokens`` are the text's."""
+        silent = results.no_words(self._encoder.language, heard.no_speech_prob, transcript.window_s)
         if not can_be_said(heard.text) or self._windows.is_no_speech(heard):
             return silent
         if not self._windows.is_doubtful(heard):
@@ -302,7 +311,7 @@ class AdaptiveWindows:
     def _with_words(
         self, transcript: Transcript, result: Any, encoded: NDArray[Any], speech: Speech
     ) -> Transcript:
-        """The transcript with its words' times, by faster-whisper's alignment (cross-attention)."""
+        """Add the words' times, by faster-whisper's alignment (cross-attention)."""
         duration_s = len(speech.samples) / SAMPLE_RATE
         (whole,) = transcript.segments
         segment = {
@@ -313,8 +322,8 @@ class AdaptiveWindows:
         }
         self._whisper.add_word_timestamps(
             [[segment]],
-            self._wording.tokenizer(transcript.language or "en"),
-            ctranslate.stored(encoded, self._placement),
+            self._tokens.tokenizer(transcript.language or "en"),
+            ctranslate.to_storage(encoded, self._placement),
             max(2, round(duration_s * FRAME_RATE)),
             PREPENDED,
             APPENDED,
@@ -327,11 +336,11 @@ class AdaptiveWindows:
 
 
 def _voiced_s(speech: Speech) -> float:
-    """Seconds of voice; all of it where nothing listened."""
+    """Seconds of voice; all of it where voice activity was not computed."""
     if speech.voiced_s is None:
         return len(speech.samples) / SAMPLE_RATE
     return speech.voiced_s
 
 
-def _known(speech: Speech, spoken: Spoken) -> Speech:
+def _with_language(speech: Speech, spoken: SpokenLanguage) -> Speech:
     return replace(speech, language=spoken.language, language_probability=spoken.probability)

@@ -1,7 +1,7 @@
-"""When each word of a text is said, by the attention that Whisper's decoder pays to the audio.
+"""Times of words, by the cross-attention of Whisper's decoder to the audio.
 
 The method is openai-whisper's (``timing.py``): some heads follow the speech; dynamic time warping
-finds the way through their mean that is monotonic in tokens and in time.
+finds the best path through their mean that is monotonic in tokens and in time.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ UNSPACED: Final = frozenset({"zh", "ja", "th", "lo", "my", "yue"})
 """Languages written without spaces: there a word is a character."""
 
 MEDIAN_WIDTH: Final = 7
+"""Frames, as in openai-whisper."""
 LONGEST_CHARACTER: Final = 4
 """Tokens that one character may take: its bytes in UTF-8."""
 
 
 def smoothed(weights: Any) -> NDArray[np.float64]:
-    """The mean over heads of normalised, median-filtered attention.
+    """Normalise attention over tokens, filter it by a median over time, and average the heads.
 
     Args:
         weights: a tensor [heads, tokens, frames] of attention, of any scale along frames.
@@ -45,9 +46,9 @@ def smoothed(weights: Any) -> NDArray[np.float64]:
 
 
 def first_frames(gain: NDArray[np.float64]) -> list[int]:
-    """The frame at which each token begins, on the best way through ``gain``.
+    """Find the frame at which each token begins, on the best path through ``gain``.
 
-    A way begins at the first token and frame, ends at the last ones, and goes on by a token, a
+    A path begins at the first token and frame, ends at the last ones, and goes on by a token, a
     frame or both at a time; its gain is the sum over its places.
 
     Args:
@@ -62,7 +63,7 @@ def first_frames(gain: NDArray[np.float64]) -> list[int]:
     total = np.cumsum(costs[0])
     totals, entries = [total], [np.zeros(num_frames, np.int64)]
     for cost in costs[1:]:
-        # The cheapest way into this token at each frame: from the token before, at the same frame
+        # The cheapest path into this token at each frame: from the token before, at the same frame
         # or the one before it. Then some frames on within the token: a running sum.
         above = totals[-1]
         entry = np.minimum(above, np.concatenate(([np.inf], above[:-1])))
@@ -84,7 +85,7 @@ def first_frames(gain: NDArray[np.float64]) -> list[int]:
 def split_words(
     tokens: Sequence[int], decode: Callable[[list[int]], str], *, spaced: bool
 ) -> list[tuple[str, int]]:
-    """The words of a text, and how many tokens each takes; together they are the text.
+    """Split a text into words and their numbers of tokens; joined, the words are the text.
 
     Args:
         tokens: of text alone.

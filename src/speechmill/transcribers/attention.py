@@ -1,5 +1,5 @@
-"""What Whisper's decoder tells of a text that it is given back together with the audio: when each
-token is said, and how likely it is."""
+"""Alignment of a finished text with the audio by Whisper's decoder: when each token is said, and
+how likely it is."""
 
 from __future__ import annotations
 
@@ -13,49 +13,52 @@ from numpy.typing import NDArray
 from speechmill.records import Speech
 from speechmill.transcribers import ctranslate
 from speechmill.transcribers.coverage import Span, longest_untold, pauses
-from speechmill.transcribers.hearing import FRAME_RATE, SAMPLE_RATE, Hearing
+from speechmill.transcribers.encoder import FRAME_RATE, SAMPLE_RATE, SpeechEncoder
 
 __all__ = ["Attention"]
 
-LEAST: Final = 1e-10
-"""No token counts as less likely."""
+MIN_PROBABILITY: Final = 1e-10
+"""No token counts as less likely: the logarithm of 0 is infinite."""
 
-MOST: Final = 224
-"""Tokens that are given back to the decoder: half of its places, as it has for a text. The full
-window may give more, as it goes on with the rest of the audio."""
+MAX_ALIGNED_TOKENS: Final = 224
+"""Tokens of a text that are aligned: half of the decoder's positions, its limit for one window. The
+full window's text may be longer, because it continues with the rest of the audio."""
 
 
 class Attention:
-    """Asks the decoder. One stretch at a time, so that no answer depends on others.
+    """Aligns texts, one stretch at a time, so that no result depends on its neighbours.
 
     Args:
-        model: CTranslate2's.
-        hearing: the encoder that is before it.
-        tokenizer: of a language.
+        model: CTranslate2's Whisper.
+        encoder: of the same model.
+        tokenizer: makes the tokenizer of a language code.
     """
 
-    def __init__(self, model: Any, hearing: Hearing, tokenizer: Callable[[str], Tokenizer]) -> None:
+    def __init__(
+        self, model: Any, encoder: SpeechEncoder, tokenizer: Callable[[str], Tokenizer]
+    ) -> None:
         self._model = model
-        self._hearing = hearing
+        self._encoder = encoder
         self._tokenizer = tokenizer
 
     def untold(
         self, speech: Speech, tokens: Sequence[int], language: str, encoded: NDArray[Any]
     ) -> Span | None:
-        """Where a text leaves out voice, (start_s, end_s) from the first sample; None if it does
-        not, or where there is no pause, after which that happens.
+        """Find where a text leaves out voice, (start_s, end_s) from the first sample.
+
+        None if it does not, or if the stretch has no pause: texts end early after pauses.
 
         Args:
             speech: the stretch.
             tokens: the text's.
             language: its code.
-            encoded: what the decoder was given, [1, frames, width].
+            encoded: the decoder's input, [1, frames, width].
         """
-        windows, voiced = self._hearing.windows, speech.voiced or ()
+        windows, voiced = self._encoder.windows, speech.voiced or ()
         if not pauses(voiced, windows.untold_pause_s):
             return None
         duration_s = len(speech.samples) / SAMPLE_RATE
-        (aligned,) = self._aligned(tokens, language, encoded, duration_s)
+        (aligned,) = self._align(tokens, language, encoded, duration_s)
         starts = dict(reversed(aligned.alignments))  # the first frame of each token
         starts_s = [2 * starts[token] / FRAME_RATE for token in sorted(starts)]
         voice_s, span = longest_untold(starts_s, voiced, duration_s)
@@ -64,24 +67,25 @@ class Attention:
     def gain(
         self, tokens: Sequence[int], language: str, encoded: NDArray[Any], duration_s: float
     ) -> float:
-        """How much likelier the audio makes a text than silence does, in nats a token.
+        """Compute how much likelier the audio makes a text than silence does, in nats per token.
 
-        The text is not empty, and its beginning will do; the arguments are those of ``untold``.
+        The text is not empty; of a long one only the beginning is aligned. Arguments as of
+        ``untold``.
         """
-        silence = self._hearing.silence[None, : encoded.shape[1]]
+        silence = self._encoder.silence[None, : encoded.shape[1]]
         both = np.concatenate((encoded, silence))
         here, nowhere = (
-            np.log(np.maximum(aligned.text_token_probs, LEAST))
-            for aligned in self._aligned(tokens[:MOST], language, both, duration_s)
+            np.log(np.maximum(aligned.text_token_probs, MIN_PROBABILITY))
+            for aligned in self._align(tokens[:MAX_ALIGNED_TOKENS], language, both, duration_s)
         )
         return float(np.mean(here - nowhere))
 
-    def _aligned(
+    def _align(
         self, tokens: Sequence[int], language: str, encoded: NDArray[Any], duration_s: float
     ) -> Any:
-        """What the decoder says of a text, given each of what is encoded."""
+        """Align a text with each of the encoder's outputs."""
         return self._model.align(
-            ctranslate.stored(encoded, self._hearing.placement),
+            ctranslate.to_storage(encoded, self._encoder.placement),
             self._tokenizer(language).sot_sequence,
             [list(tokens)] * len(encoded),
             [max(2, round(duration_s * FRAME_RATE))] * len(encoded),

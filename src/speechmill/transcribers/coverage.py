@@ -1,9 +1,8 @@
 """Whether a text accounts for all the voice of a stretch of speech.
 
 Told to give no timestamps, Whisper at times ends its text with a sentence though others follow
-after a pause, or leaves one out, and is as sure of the rest as ever. The attention that its decoder
-pays to the audio shows it: by the best monotonic way through it, a token or two last as long as all
-that was left out.
+after a pause, or leaves one out, and is as sure of the rest as ever. Its cross-attention shows it:
+by the best monotonic path through it, one token lasts as long as all that was left out.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from itertools import pairwise
 
 from speechmill.records import Speech
 
-__all__ = ["cuts_around", "divided", "longest_untold", "pauses"]
+__all__ = ["cuts_around", "longest_untold", "pauses", "split_at"]
 
 Span = tuple[float, float]
 
@@ -22,8 +21,9 @@ Span = tuple[float, float]
 def longest_untold(
     starts_s: Iterable[float], voiced: Sequence[Span], duration_s: float
 ) -> tuple[float, Span]:
-    """The most voice, in seconds, between the starts of two neighbouring tokens, and where it is:
-    (start_s, end_s). Before the first token counts, and after the start of the last.
+    """Find the most voice, in seconds, between the starts of two neighbouring tokens, and its span.
+
+    What is before the first token counts, and what is after the start of the last.
 
     Args:
         starts_s: when each token begins, in order, in seconds from the first sample.
@@ -38,14 +38,17 @@ def longest_untold(
 
 
 def pauses(voiced: Sequence[Span], at_least_s: float = 0.0) -> list[Span]:
-    """The pauses between stretches of voice, in order."""
+    """Find the pauses between stretches of voice, in order, of at least ``at_least_s``."""
     between = [(end_s, start_s) for (_, end_s), (start_s, _) in pairwise(voiced)]
     return [(a, b) for a, b in between if b - a >= at_least_s]
 
 
 def cuts_around(untold: Span, voiced: Sequence[Span], pauses: Sequence[Span]) -> list[float]:
-    """Where to part what was left out from what is told before and after it: in the middle of the
-    first and of the last of the pauses that reach into it, at least one, if there is any."""
+    """Choose where to cut voice that was left out from what is transcribed before and after it.
+
+    The cuts, in seconds, are the middles of the first and the last pause that reach into it; there
+    is none where no pause does.
+    """
     start_s, end_s = untold
     inside = [(a + b) / 2 for a, b in pauses if a < end_s and b > start_s]
     if not inside:
@@ -54,11 +57,10 @@ def cuts_around(untold: Span, voiced: Sequence[Span], pauses: Sequence[Span]) ->
     return sorted({*([] if is_first else inside[:1]), *([] if is_last else inside[-1:])})
 
 
-def divided(
+def split_at(
     speech: Speech, cuts_s: Sequence[float], sample_rate: int
 ) -> list[tuple[float, Speech]]:
-    """The parts of a stretch that is cut at these seconds, which are in order: when each begins,
-    and the part."""
+    """Cut a stretch at ascending times in seconds. Returns each part with its start."""
     edges_s = [0.0, *cuts_s, len(speech.samples) / sample_rate]
     return [
         (start_s, _part(speech, start_s, end_s, sample_rate))

@@ -1,4 +1,4 @@
-"""Whisper on CTranslate2: devices, workers, weights, batches that do not fit, seeds."""
+"""Whisper on CTranslate2: devices, workers, weights, batch sizes, memory and seeds."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ __all__ = [
     "SeededModel",
     "choose_batch_size",
     "encode",
-    "halving",
+    "halve_if_out_of_memory",
     "load",
     "place",
-    "stored",
+    "to_storage",
 ]
 
 # The first of these that the device supports is what "auto" means.
@@ -39,14 +39,14 @@ _PREFERRED: Final = {
     "cpu": ("int8", "int8_float32", "float32"),
     "cuda": ("float16", "bfloat16", "int8_float16", "int8_float32", "float32"),
 }
-CPU_BATCH: Final = 8  # more does not pay: the work of each is enough for a core
-MAX_WORKERS: Final = 16
-MAX_GPU_BATCH: Final = 64
+CPU_BATCH: Final = 8  # full windows; 32 gain nothing on two cores, and take more memory
+MAX_WORKERS: Final = 16  # beyond it workers get several threads: each holds its own buffers
+MAX_GPU_BATCH: Final = 64  # full windows, however much memory is free
 # Sums of whole numbers are the same however they are shared out among threads.
 WHOLE_NUMBERS: Final = frozenset({"int8", "int8_float32"})
 MAX_WIDE_BYTES: Final = 500 * 2**20  # of weights: those of large models are not held twice
 MAX_WIDE_THREADS: Final = 8
-# Layers of the decoder by the model's width: more than turbo and distilled models have.
+# Layers of the decoder by the model's width; turbo and distilled models have fewer.
 _LAYERS: Final = {384: 4, 512: 6, 768: 12, 1024: 24, 1280: 32}
 _NO_MEMORY = re.compile(r"out of memory|ALLOC_FAILED|bad_alloc|failed to allocate", re.IGNORECASE)
 
@@ -87,10 +87,10 @@ class Placement:
 
 
 def place(device: str, compute_type: str, cpu_threads: int = 0) -> Placement:
-    """What ``auto`` means on this machine.
+    """Resolve ``auto``, and choose workers and threads for this machine.
 
-    On processors a worker a core, of one thread each: on two cores that is a fifth faster than one
-    worker of two threads. On GPUs a worker each.
+    On a CPU one worker per core, of one thread each: on two cores that is a fifth faster than one
+    worker of two threads. On GPUs one worker each.
 
     Raises:
         JobError: there is no such device here, or it does not support the format.
@@ -133,18 +133,19 @@ def _compute_type(device: str, kind: str, devices: Sequence[int], compute_type: 
 
 
 def choose_batch_size(placement: Placement, width: int, beam_size: int) -> int:
-    """How many full windows a batch may hold: on a GPU, what half of its free memory takes."""
+    """Choose how many full windows a batch may hold: on a GPU, as fit half of its free memory."""
     if placement.kind == "cpu":
         return CPU_BATCH
     free = min(_free_gpu_memory(index) for index in placement.devices)
     layers = _LAYERS.get(width, 32)
-    # Keys and values of what is heard and of what is said by each beam, and the encoder's own use.
+    # Bytes of keys and values of the audio (1,500 frames) and of each beam's text (448 tokens) in
+    # float16, and of the encoder's own buffers.
     each = layers * width * 4 * (1500 + 448 * beam_size) + 1500 * width * 48
     return max(1, min(MAX_GPU_BATCH, free // 2 // each))
 
 
 def _free_gpu_memory(index: int) -> int:
-    """Free memory of a GPU in bytes, as its driver says; 4 GB if it does not say.
+    """Ask the driver for a GPU's free memory in bytes; 4 GB if it does not answer.
 
     The driver counts all GPUs, CTranslate2 those that this process may see.
     """
@@ -161,7 +162,7 @@ def _free_gpu_memory(index: int) -> int:
 
 
 def load(model: Model, placement: Placement) -> WhisperModel:
-    """faster-whisper's model, on CTranslate2's that reseeds itself.
+    """Load faster-whisper's model, with a ``SeededModel`` in place of CTranslate2's.
 
     Raises:
         ModelError: the weights are damaged, or do not fit together.
@@ -318,23 +319,25 @@ class SeededModel:
 
 
 def encode(model: Any, features: NDArray[np.float32]) -> NDArray[Any]:
-    """The encoder's output [batch, frames, width] for log mel energies [batch, mels, 2 frames]."""
+    """Encode log mel energies float32 [batch, mels, 2 frames] to [batch, frames, width]."""
     view = model.encode(ctranslate2.StorageView.from_array(features), to_cpu=True)
     if view.dtype == ctranslate2.DataType.bfloat16:  # numpy has no such type
         view = view.to(ctranslate2.DataType.float32)
     return np.array(view)
 
 
-def stored(encoded: NDArray[Any], placement: Placement) -> Any:
-    """An encoder's output as CTranslate2 takes it."""
+def to_storage(encoded: NDArray[Any], placement: Placement) -> Any:
+    """Convert an encoder's output to CTranslate2's storage, in its compute type."""
     view = ctranslate2.StorageView.from_array(np.ascontiguousarray(encoded))
     if "bfloat16" in placement.compute_type:
         view = view.to(ctranslate2.DataType.bfloat16)
     return view
 
 
-def halving(compute: Callable[[Sequence[T]], list[R]], batch: Sequence[T]) -> list[R]:
-    """``compute(batch)``; a batch that does not fit the memory is halved, and each half tried."""
+def halve_if_out_of_memory(
+    compute: Callable[[Sequence[T]], list[R]], batch: Sequence[T]
+) -> list[R]:
+    """Run ``compute(batch)``; a batch that exceeds the memory is halved, and each half tried."""
     try:
         return compute(batch)
     except (RuntimeError, MemoryError) as error:
@@ -342,4 +345,6 @@ def halving(compute: Callable[[Sequence[T]], list[R]], batch: Sequence[T]) -> li
         if not no_memory or len(batch) == 1:
             raise
     middle = len(batch) // 2
-    return halving(compute, batch[:middle]) + halving(compute, batch[middle:])
+    return halve_if_out_of_memory(compute, batch[:middle]) + halve_if_out_of_memory(
+        compute, batch[middle:]
+    )

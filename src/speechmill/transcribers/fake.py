@@ -16,7 +16,7 @@ from speechmill.text.figures import compression_ratio
 __all__ = ["FakeTranscriber"]
 
 _SYLLABLES = ("ba", "do", "fi", "ga", "hu", "ka", "lo", "mi", "ne", "pu", "ra", "so", "tu", "ve")
-_MAX_WORDS = 32
+_MAX_WORDS = 32  # as many as the digest has bytes for
 
 
 class FakeTranscriber:
@@ -25,8 +25,8 @@ class FakeTranscriber:
     A waveform of zeros, or an empty one, gives "".
 
     Args:
-        language: what each transcript says its language is.
-        seconds: how long each waveform is to take, at least.
+        language: of each transcript.
+        seconds: the least time that each waveform takes.
     """
 
     sample_rate = 16_000
@@ -39,7 +39,7 @@ class FakeTranscriber:
 
     @classmethod
     def open(cls, model: str, language: str | None) -> FakeTranscriber:
-        """The fake by model name: ``fake:0.05`` takes 0.05 s a waveform, any other name none.
+        """Make the fake of a model name: ``fake:0.05`` takes 0.05 s per waveform, others none.
 
         Raises:
             JobError: what follows ``fake:`` is no number of seconds.

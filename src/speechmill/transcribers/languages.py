@@ -1,4 +1,4 @@
-"""The languages that Whisper knows, by code, and what users may call them."""
+"""Whisper's languages, by code, and the names that users may give them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ LANGUAGES: Final[Mapping[str, str]] = MappingProxyType(
 )
 """Whisper's code → the language's English name, in lower case."""
 
-_ALSO = {
+_ALSO = {  # other codes and names that users write
     "jv": "jw",
     "nb": "no",
     "mandarin": "zh",
@@ -44,7 +44,7 @@ _ALSO = {
 
 
 def language_code(language: str, spoken: Collection[str], model: str) -> str:
-    """Whisper's code of a language, given by code or English name in any case.
+    """Find Whisper's code of a language that is given by code or English name, in any case.
 
     Args:
         language: such as ``en``, ``English`` or ``pt-BR`` (of which the region is left out).

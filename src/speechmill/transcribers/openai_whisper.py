@@ -33,7 +33,12 @@ from speechmill.models.weights import Model
 from speechmill.records import Word
 from speechmill.transcribers.base import TranscriberOptions
 from speechmill.transcribers.languages import LANGUAGES
-from speechmill.transcribers.torch_whisper import DECODING, Hearing, Piece, TorchWhisper
+from speechmill.transcribers.torch_whisper import (
+    DECODING,
+    DecodedSpeech,
+    DecodedSegment,
+    TorchWhisper,
+)
 
 __all__ = ["OpenAIWhisperTranscriber", "openai_names"]
 
@@ -42,10 +47,11 @@ VERSION: Final = 1
 """Raised by hand whenever this module gives other text or figures: it is part of the recipe."""
 
 DOWNLOAD_TIMEOUT_S: Final = 5.0
-"""How long the server of the official weights may take to answer, in seconds."""
+"""How long the server of the official weights may take to answer; openai-whisper itself would wait
+for ever."""
 
 VOCABULARIES: Final = (51_864, 51_865, 51_866)
-"""English-only, multilingual, and large-v3: openai-whisper tells them by their size."""
+"""English-only, multilingual, and large-v3: openai-whisper tells them apart by their size."""
 
 # transformers' name → openai-whisper's, within a layer and outside of it.
 _IN_LAYER: Final = {
@@ -101,10 +107,10 @@ class OpenAIWhisperTranscriber(TorchWhisper):
             extra=NAME,
         )
         if model in whisper.available_models():
-            weights, self._whisper = _official(model, engine.device)
+            weights, self._whisper = _load_official(model, engine.device)
         else:
             weights = resolve_checkpoint(model, {})
-            self._whisper = _from_checkpoint(weights, engine.device, words=options.words)
+            self._whisper = _load_checkpoint(weights, engine.device, words=options.words)
         multilingual = bool(self._whisper.is_multilingual)
         codes = list(whisper.tokenizer.LANGUAGES)[: self._whisper.num_languages]
         super().__init__(
@@ -142,10 +148,10 @@ class OpenAIWhisperTranscriber(TorchWhisper):
         )
         return {code: float(p) for code, p in probabilities.items() if code in LANGUAGES}
 
-    def _hear(self, samples: NDArray[np.float32], language: str) -> Hearing:
+    def _decode_speech(self, samples: NDArray[np.float32], language: str) -> DecodedSpeech:
         import whisper
 
-        listener = _Listener(self._whisper)
+        listener = _NoSpeechRecorder(self._whisper)
         found = whisper.transcribe(
             listener,
             samples,
@@ -162,8 +168,8 @@ class OpenAIWhisperTranscriber(TorchWhisper):
             fp16=self._engine.compute_type == "float16",
             **DECODING,
         )
-        pieces = tuple(_piece(segment) for segment in found["segments"])
-        return Hearing(pieces, tuple(listener.no_speech_probs) or (1.0,))
+        pieces = tuple(_segment(segment) for segment in found["segments"])
+        return DecodedSpeech(pieces, tuple(listener.no_speech_probs) or (1.0,))
 
     @cached_property
     def _numerals(self) -> list[int]:
@@ -178,9 +184,9 @@ class OpenAIWhisperTranscriber(TorchWhisper):
         return [t for t in range(tokenizer.eot) if self._is_numeral(tokenizer.decode([t]))]
 
 
-class _Listener:
-    """The model as ``whisper.transcribe`` sees it; keeps the no-speech probability of each window,
-    which is otherwise lost with those that gave no text."""
+class _NoSpeechRecorder:
+    """The model, as ``whisper.transcribe`` uses it, with a record of each window's no-speech
+    probability, which is otherwise lost where a window gave no text."""
 
     def __init__(self, model: Any) -> None:
         self._model = model
@@ -203,8 +209,8 @@ class _Listener:
         return getattr(self._model, name)
 
 
-def _piece(segment: Mapping[str, Any]) -> Piece:
-    return Piece(
+def _segment(segment: Mapping[str, Any]) -> DecodedSegment:
+    return DecodedSegment(
         float(segment["start"]),
         float(segment["end"]),
         segment["text"],
@@ -219,8 +225,8 @@ def _piece(segment: Mapping[str, Any]) -> Piece:
     )
 
 
-def _official(name: str, device: str) -> tuple[Model, Any]:
-    """The weights that Whisper's authors publish: openai-whisper checks their SHA-256.
+def _load_official(name: str, device: str) -> tuple[Model, Any]:
+    """Load the weights that Whisper's authors publish; openai-whisper checks their SHA-256.
 
     Raises:
         ModelError: they are not on this machine, and their server does not give them.
@@ -247,8 +253,8 @@ def _official(name: str, device: str) -> tuple[Model, Any]:
     return Model(name, file.parent, {file.name: digest}, "cache"), loaded
 
 
-def _from_checkpoint(weights: Model, device: str, *, words: bool) -> Any:
-    """openai-whisper's model with the weights of a checkpoint in the format of transformers.
+def _load_checkpoint(weights: Model, device: str, *, words: bool) -> Any:
+    """Load a checkpoint in the format of transformers into openai-whisper's model.
 
     Raises:
         JobError: words are asked for, and nothing says which heads tell their times.
@@ -301,7 +307,7 @@ def _from_checkpoint(weights: Model, device: str, *, words: bool) -> Any:
 
 
 def openai_names(state: Mapping[str, Any]) -> dict[str, Any]:
-    """A state dict of transformers' Whisper under the names of openai-whisper's modules.
+    """Rename the state dict of transformers' Whisper to openai-whisper's modules.
 
     The output projection is left out: it is the token embedding.
 

@@ -1,4 +1,4 @@
-"""What faster-whisper and CTranslate2 give, as transcripts."""
+"""Results of faster-whisper and CTranslate2 as transcripts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from speechmill.records import Segment, Transcript, Word
 from speechmill.text.figures import compression_ratio
-from speechmill.transcribers.hearing import Spoken
+from speechmill.transcribers.encoder import SpokenLanguage
 from speechmill.transcribers.windows import FULL_WINDOW_S
 
 __all__ = ["DECODING", "flags", "mean", "no_words", "transcript", "words_in_order"]
@@ -24,18 +24,18 @@ DECODING: Final[Mapping[str, Any]] = {
     "condition_on_previous_text": True,
     "prompt_reset_on_temperature": 0.5,
 }
-UNCERTAIN_LANGUAGE: Final = 0.5
+UNCERTAIN_LANGUAGE: Final = 0.5  # probability: any other language together is as likely
 
 
 def flags(language_probability: float | None, **seen: bool) -> tuple[str, ...]:
-    """The names of what was seen, and ``uncertain_language`` where it is."""
+    """Collect the names of the flags that hold, and ``uncertain_language`` where it does."""
     uncertain = language_probability is not None and language_probability < UNCERTAIN_LANGUAGE
     signs = {**seen, "uncertain_language": uncertain}
     return tuple(flag for flag, found in signs.items() if found)
 
 
 def no_words(language: str | None, no_speech_prob: float, window_s: float | None) -> Transcript:
-    """The transcript of a stretch in which there are none."""
+    """Make the transcript of a stretch without words."""
     return Transcript(
         "",
         language=language,
@@ -46,7 +46,7 @@ def no_words(language: str | None, no_speech_prob: float, window_s: float | None
 
 
 def words_in_order(found: Sequence[Any], duration_s: float) -> tuple[Word, ...]:
-    """faster-whisper's words, in order and within the stretch."""
+    """Convert faster-whisper's words; their times are clipped to be in order and in the stretch."""
     words = []
     last_s = 0.0
     for one in found:
@@ -58,9 +58,9 @@ def words_in_order(found: Sequence[Any], duration_s: float) -> tuple[Word, ...]:
 
 
 def transcript(
-    heard: Sequence[Any], duration_s: float, spoken: Spoken, *, words: bool
+    heard: Sequence[Any], duration_s: float, spoken: SpokenLanguage, *, words: bool
 ) -> Transcript:
-    """faster-whisper's segments (at least one, with text) as a transcript."""
+    """Convert faster-whisper's segments (at least one, with text) to a transcript."""
     segments: list[Segment] = []
     last_s = 0.0
     for segment in heard:
@@ -101,5 +101,5 @@ def transcript(
 
 
 def mean(values: Sequence[float], weights: Sequence[float] | None = None) -> float:
-    """The (weighted) mean; whatever is averaged here has at least one value."""
+    """Compute the (weighted) mean of at least one value."""
     return float(np.average(values, weights=weights))

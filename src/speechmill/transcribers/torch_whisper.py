@@ -1,5 +1,5 @@
-"""What the backends that run Whisper on PyTorch have in common: they differ in how they load a
-model, detect a language, and hear one stretch of speech."""
+"""The base of the backends that run Whisper on PyTorch: they differ in how they load a model,
+detect a language, and decode one stretch of speech."""
 
 from __future__ import annotations
 
@@ -20,12 +20,19 @@ from speechmill.text.figures import compression_ratio
 from speechmill.transcribers.base import TranscriberOptions
 from speechmill.transcribers.languages import language_code
 
-__all__ = ["DECODING", "WINDOW_S", "Hearing", "Piece", "TorchWhisper", "refuse_batches"]
+__all__ = [
+    "DECODING",
+    "WINDOW_S",
+    "DecodedSegment",
+    "DecodedSpeech",
+    "TorchWhisper",
+    "refuse_batches",
+]
 
 SAMPLE_RATE: Final = 16_000
 WINDOW_S: Final = 30.0
 MIN_SPEECH_S: Final = 0.1
-"""Nobody says a word in less."""
+"""No word is shorter."""
 
 # Whisper's own defaults, spelt out because they shape the text: see openai/whisper, transcribe.py.
 # Nothing is conditioned on previous text: a stretch of speech is one window, or little more.
@@ -37,13 +44,13 @@ DECODING: Final[Mapping[str, Any]] = MappingProxyType(
         "no_speech_threshold": 0.6,
     }
 )
-UNCERTAIN_LANGUAGE: Final = 0.5
+UNCERTAIN_LANGUAGE: Final = 0.5  # probability: any other language together is as likely
 SPOKEN_SIGNS: Final = "%$£€"
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
-    """A span of a stretch as Whisper cuts it: times in seconds from the first sample; ``text`` as
+class DecodedSegment:
+    """A segment as Whisper cuts a stretch: times in seconds from the first sample; ``text`` as
     it is decoded, with its leading space."""
 
     start_s: float
@@ -57,11 +64,11 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True)
-class Hearing:
-    """What was heard in a stretch: its pieces, in order, and each window's no-speech probability,
-    also of those that gave no text."""
+class DecodedSpeech:
+    """The segments decoded from a stretch, in order, and each window's no-speech probability, also
+    of windows without text."""
 
-    pieces: tuple[Piece, ...]
+    pieces: tuple[DecodedSegment, ...]
     no_speech_probs: tuple[float, ...]
 
 
@@ -73,9 +80,9 @@ class TorchWhisper(ABC):
         version: of the backend's own code that shapes text.
         model: where the weights are.
         engine: what runs them.
-        known: the codes of the languages that the model knows; ``["en"]`` if it is English-only.
+        known: the codes of the model's languages; ``["en"]`` if it is English-only.
         multilingual: whether it has more than one.
-        options: what else it is told.
+        options: of the transcriber.
 
     Raises:
         JobError: an option that this model cannot do.
@@ -123,11 +130,11 @@ class TorchWhisper(ABC):
 
     @abstractmethod
     def _probabilities(self, samples: NDArray[np.float32]) -> dict[str, float]:
-        """How probable each language is in a stretch of speech, by code."""
+        """Compute each language's probability in a stretch of speech, by code."""
 
     @abstractmethod
-    def _hear(self, samples: NDArray[np.float32], language: str) -> Hearing:
-        """Hear a stretch of speech (float32 [num_samples], at most 30 s)."""
+    def _decode_speech(self, samples: NDArray[np.float32], language: str) -> DecodedSpeech:
+        """Decode a stretch of speech (float32 [num_samples] at 16 kHz, at most 30 s)."""
 
     @property
     @abstractmethod
@@ -160,15 +167,15 @@ class TorchWhisper(ABC):
         """Transcribe each stretch of speech, none longer than 30 s.
 
         Raises:
-            ModelError: the engine cannot run the model, as for want of memory.
+            ModelError: the engine cannot run the model, for example out of memory.
         """
         return [self._transcribe(one) for one in speech]
 
     def detect_language(self, speech: Sequence[Speech]) -> tuple[str, float] | None:
-        """The language of one recording, by its mean probability over the stretches.
+        """Detect the language of one recording, by its mean probability over the stretches.
 
         Raises:
-            ModelError: the engine cannot run the model, as for want of memory.
+            ModelError: the engine cannot run the model, for example out of memory.
         """
         if self._language or not self._multilingual or not speech:
             return None
@@ -182,7 +189,7 @@ class TorchWhisper(ABC):
         return best, means[best]
 
     def _prompt(self) -> str | None:
-        """The text that a stretch continues: hotwords, then the initial prompt.
+        """Make the text that a stretch continues: hotwords, then the initial prompt.
 
         Whisper has no list of words to favour. faster-whisper puts hotwords where the previous
         text stands, so that they are likely to come again; so do we.
@@ -197,19 +204,19 @@ class TorchWhisper(ABC):
                 "", language=self._language, no_speech_prob=1.0, window_s=0.0, flags=("no_words",)
             )
         with self._engine.running(self._weights.name, samples):
-            language, probability = self._spoken(speech, samples)
-            hearing = self._hear(samples, language)
-        window_s = WINDOW_S * len(hearing.no_speech_probs)
-        if not "".join(piece.text for piece in hearing.pieces).strip():
+            language, probability = self._language_of(speech, samples)
+            decoded = self._decode_speech(samples, language)
+        window_s = WINDOW_S * len(decoded.no_speech_probs)
+        if not "".join(piece.text for piece in decoded.pieces).strip():
             return Transcript(
                 "",
                 language=self._language,
-                no_speech_prob=float(np.mean(hearing.no_speech_probs)),
+                no_speech_prob=float(np.mean(decoded.no_speech_probs)),
                 window_s=window_s,
                 flags=("no_words",),
             )
         return _transcript(
-            [piece for piece in hearing.pieces if piece.text.strip()],
+            [piece for piece in decoded.pieces if piece.text.strip()],
             duration_s=len(samples) / SAMPLE_RATE,
             language=language,
             language_probability=probability,
@@ -218,7 +225,7 @@ class TorchWhisper(ABC):
         )
 
     def _samples(self, speech: Speech) -> NDArray[np.float32]:
-        """Its samples, as PyTorch takes them: contiguous, and a copy that may be written to."""
+        """Copy a stretch's samples, as PyTorch wants them: contiguous and writable."""
         if len(speech.samples) > WINDOW_S * SAMPLE_RATE:
             raise ModelError(
                 f"Whisper hears at most {WINDOW_S:.0f} s at once, not "
@@ -226,8 +233,11 @@ class TorchWhisper(ABC):
             )
         return np.array(speech.samples, np.float32)
 
-    def _spoken(self, speech: Speech, samples: NDArray[np.float32]) -> tuple[str, float | None]:
-        """The language of a stretch, told, its recording's or detected, and its probability."""
+    def _language_of(
+        self, speech: Speech, samples: NDArray[np.float32]
+    ) -> tuple[str, float | None]:
+        """Determine a stretch's language (given, its recording's or detected) and its
+        probability."""
         if self._language or not self._multilingual:
             return self._language or "en", None
         if speech.language:
@@ -237,7 +247,7 @@ class TorchWhisper(ABC):
         return code, probabilities[code]
 
     def _among_allowed(self, probabilities: dict[str, float]) -> dict[str, float]:
-        """If only some languages are allowed: their shares in the sum."""
+        """Normalise probabilities over the languages that are allowed."""
         if not self._allowed:
             return probabilities
         total = sum(probabilities[code] for code in self._allowed) or 1.0
@@ -250,7 +260,7 @@ class TorchWhisper(ABC):
 
 
 def refuse_batches(name: str, options: TranscriberOptions) -> None:
-    """Raise JobError if more than one stretch is to be computed at once."""
+    """Raise JobError if the options ask for batches of more than one stretch."""
     if options.batch_size > 1:
         raise JobError(
             f"the transcriber {name!r} computes one stretch of speech at a time, so that a text "
@@ -260,7 +270,7 @@ def refuse_batches(name: str, options: TranscriberOptions) -> None:
 
 
 def _transcript(
-    pieces: Sequence[Piece],
+    pieces: Sequence[DecodedSegment],
     *,
     duration_s: float,
     language: str,

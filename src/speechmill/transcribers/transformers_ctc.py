@@ -25,19 +25,20 @@ from speechmill.transcribers.base import TranscriberOptions
 from speechmill.transcribers.languages import LANGUAGES, language_code
 from speechmill.transcribers.torch_whisper import refuse_batches
 
-__all__ = ["Emission", "TransformersCTC", "emissions", "pieces_of", "words_of"]
+__all__ = ["Emission", "TransformersCTC", "emissions", "token_texts", "words_of"]
 
 VERSION: Final = 1
 """Raised by hand whenever this module gives other text or figures: it is part of the recipe."""
 
 MIN_SPEECH_S: Final = 0.1
-"""Nobody says a word in less, and the models' convolutions need some samples."""
+"""No word is shorter, and the models' convolutions need some samples."""
 
 MAX_COMPRESSION_RATIO: Final = 2.4
 MIN_LOGPROB: Final = -1.0
+"""Limits of the flags: Whisper's own."""
 
-# Options of which a CTC model has nothing but the default, or what comes to the same.
-_FOREIGN: Final[Mapping[str, tuple[object, ...]]] = {
+# Options that a CTC model does not have: only the default is accepted, or an equivalent of none.
+_UNSUPPORTED: Final[Mapping[str, tuple[object, ...]]] = {
     "task": (),
     "languages": (),
     "window": (),
@@ -51,7 +52,8 @@ _FOREIGN: Final[Mapping[str, tuple[object, ...]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Emission:
-    """A token that was emitted, and its frames: ``first`` up to but not ``last``."""
+    """An emitted token, its frames (``first`` up to, not including, ``last``) and their log
+    probabilities."""
 
     token: int
     first: int
@@ -77,7 +79,7 @@ class TransformersCTC:
 
         refuse_batches(name, options)
         default = TranscriberOptions()
-        for option, harmless in _FOREIGN.items():
+        for option, harmless in _UNSUPPORTED.items():
             value = getattr(options, option)
             if value not in (getattr(default, option), *harmless):
                 raise JobError(
@@ -98,7 +100,7 @@ class TransformersCTC:
         config = self._model.config
         self._blank = int(config.pad_token_id)
         self._hop = int(getattr(config, "inputs_to_logits_ratio", 0) or 0)
-        self._pieces = pieces_of(self._tokenizer, int(config.vocab_size))
+        self._pieces = token_texts(self._tokenizer, int(config.vocab_size))
 
     @property
     def recipe(self) -> Mapping[str, object]:
@@ -130,7 +132,7 @@ class TransformersCTC:
         """Transcribe each stretch of speech, none longer than 30 s.
 
         Raises:
-            ModelError: the engine cannot run the model, as for want of memory.
+            ModelError: the engine cannot run the model, for example out of memory.
         """
         return [self._transcribe(np.array(one.samples, np.float32)) for one in speech]
 
@@ -151,7 +153,8 @@ class TransformersCTC:
             )
         with self._engine.running(self._weights.name, samples):
             logprobs = self._logprobs(samples)
-        # The least doubt, in any frame, that something is said there.
+        # The lowest probability of a blank: most frames of clear speech are blanks, so a mean says
+        # little.
         no_speech_prob = float(np.exp(min(logprobs[:, self._blank].min(), 0.0)))
         frame_s = self._hop / self.sample_rate or duration_s / len(logprobs)
         emitted = [e for e in emissions(logprobs, self._blank) if self._pieces[e.token]]
@@ -188,7 +191,7 @@ class TransformersCTC:
         )
 
     def _logprobs(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Log probabilities of each token in each frame, [frames, vocabulary]."""
+        """Compute the log probability of each token in each frame, float32 [frames, vocabulary]."""
         inputs = self._extractor(samples, sampling_rate=self.sample_rate, return_tensors="pt")
         tensors = {
             name: value.to(self._engine.device, self._engine.dtype)
@@ -201,7 +204,7 @@ class TransformersCTC:
 
 
 def emissions(logprobs: NDArray[np.float32], blank: int) -> list[Emission]:
-    """The most probable token of each frame, equal ones in a row as one, without blanks.
+    """Take the most probable token of each frame; merge equal ones in a row, and drop blanks.
 
     Args:
         logprobs: [frames, vocabulary].
@@ -224,7 +227,7 @@ def emissions(logprobs: NDArray[np.float32], blank: int) -> list[Emission]:
 def words_of(
     emitted: Sequence[Emission], pieces: Sequence[str], frame_s: float
 ) -> tuple[Word, ...]:
-    """The words that tokens spell.
+    """Join emitted tokens to words.
 
     Args:
         emitted: the tokens, in order.
@@ -256,10 +259,10 @@ def words_of(
     )
 
 
-def pieces_of(tokenizer: Any, size: int) -> list[str]:
-    """What each token adds to the text; "" for those that are no text.
+def token_texts(tokenizer: Any, size: int) -> list[str]:
+    """List the text of each token; "" for special ones.
 
-    Words are set apart by a token of their own (``|``), or begin with ▁ as in SentencePiece.
+    Words are separated by a token of their own (``|``), or begin with ▁ as in SentencePiece.
     """
     delimiter = getattr(tokenizer, "word_delimiter_token", None)
     special = set(tokenizer.all_special_tokens) - {delimiter}

@@ -1,5 +1,5 @@
-"""Whisper's tokens on transformers: which there are, how they are searched for or drawn under
-Whisper's rules, and where they cut a window into spans."""
+"""Whisper's tokens on transformers: special tokens, beam search and sampling under Whisper's rules,
+and the segmentation of a window at timestamps."""
 
 from __future__ import annotations
 
@@ -14,14 +14,13 @@ from speechmill.errors import ModelError
 from speechmill.models.weights import Model
 from speechmill.transcribers.languages import LANGUAGES
 
-__all__ = ["TIMESTAMP_S", "Search", "SpecialTokens", "cut_at_timestamps", "special_tokens"]
+__all__ = ["TIMESTAMP_S", "SpecialTokens", "TokenSearch", "cut_at_timestamps", "special_tokens"]
 
 TIMESTAMP_S: Final = 0.02
-"""What one timestamp token is more than the one before it, and what one frame of the encoder's
-output lasts."""
+"""Seconds from one timestamp token to the next, and of one frame of the encoder's output."""
 
 FIRST_TIMESTAMP_MAX: Final = 50
-"""Text begins in the first second of a window, where the checkpoint says nothing else."""
+"""The latest first timestamp (1 s), where the checkpoint states no other: Whisper's default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,28 +36,28 @@ class SpecialTokens:
     languages: Mapping[str, int]
 
 
-class Search:
-    """Finds what Whisper's decoder makes of a window, by beams or by sampling.
+class TokenSearch:
+    """Searches the tokens of a window, by beams or by sampling.
 
-    Whisper's own ``generate`` in transformers keeps to itself which temperature it took, and how
-    sure it was of the text; so the generation beneath it is called, with Whisper's rules.
+    Whisper's own ``generate`` in transformers does not return the temperature that it took, nor the
+    text's probability; so the generation beneath it is called, with Whisper's rules.
 
     Args:
         model: ``WhisperForConditionalGeneration``.
         tokens: its special tokens.
-        said: its generation_config.json.
-        unwanted: tokens that it must not say, besides those that ``said`` has.
+        generation: its generation_config.json.
+        unwanted: tokens to suppress, besides those of ``generation``.
     """
 
     def __init__(
         self,
         model: Any,
         tokens: SpecialTokens,
-        said: Mapping[str, Any],
+        generation: Mapping[str, Any],
         unwanted: Collection[int],
     ) -> None:
-        self._model, self._tokens, self._said = model, tokens, said
-        self._unwanted = sorted({*(said.get("suppress_tokens") or ()), *unwanted})
+        self._model, self._tokens, self._generation = model, tokens, generation
+        self._unwanted = sorted({*(generation.get("suppress_tokens") or ()), *unwanted})
 
     def __call__(
         self,
@@ -69,8 +68,9 @@ class Search:
         beam_size: int,
         best_of: int,
     ) -> tuple[list[int], float]:
-        """The best tokens, without prompt and end, and their mean log probability, the end's
-        included: by ``beam_size`` beams at temperature 0, else of ``best_of`` samples."""
+        """Find the best tokens, without prompt and end, and their mean log probability with the
+        end:
+        by ``beam_size`` beams at temperature 0, else of ``best_of`` samples."""
         import torch
         from transformers import GenerationConfig, GenerationMixin
 
@@ -97,7 +97,7 @@ class Search:
             encoder_outputs=encoded,
             decoder_input_ids=torch.tensor([list(prompt)], device=self._model.device),
             generation_config=config,
-            logits_processor=self._rules(len(prompt)),
+            logits_processor=self._logits_processors(len(prompt)),
         )
         found = [
             sequence[: (*sequence, self._tokens.end).index(self._tokens.end)]
@@ -113,7 +113,7 @@ class Search:
     def _avg_logprobs(
         self, output: Any, found: Sequence[Sequence[int]], temperature: float
     ) -> list[float]:
-        """Each sequence's mean log probability, its end included, at temperature 1."""
+        """Compute each sequence's mean log probability, its end included, at temperature 1."""
         means = []
         for i, tokens in enumerate(found):
             steps = output.scores[: len(tokens) + 1]
@@ -131,8 +131,8 @@ class Search:
             )
         return means
 
-    def _rules(self, begin: int) -> Any:
-        """What Whisper must not say: unwanted tokens, and timestamps out of order."""
+    def _logits_processors(self, begin: int) -> Any:
+        """Make the processors that suppress unwanted tokens, and timestamps out of order."""
         from transformers import GenerationConfig, LogitsProcessorList
         from transformers.generation import (
             SuppressTokensAtBeginLogitsProcessor,
@@ -140,14 +140,14 @@ class Search:
             WhisperTimeStampLogitsProcessor,
         )
 
-        said, tokens = self._said, self._tokens
-        first = said.get("max_initial_timestamp_index", FIRST_TIMESTAMP_MAX)
+        generation, tokens = self._generation, self._tokens
+        first = generation.get("max_initial_timestamp_index", FIRST_TIMESTAMP_MAX)
         timestamps = GenerationConfig(
             eos_token_id=tokens.end,
             no_timestamps_token_id=tokens.no_timestamps,
             max_initial_timestamp_index=first,
         )
-        at_begin = said.get("begin_suppress_tokens") or [tokens.end]
+        at_begin = generation.get("begin_suppress_tokens") or [tokens.end]
         device = self._model.device
         rules = [
             SuppressTokensAtBeginLogitsProcessor(at_begin, begin, device=device),
@@ -160,16 +160,16 @@ class Search:
 def cut_at_timestamps(
     tokens: Sequence[int], zero: int, window_s: float
 ) -> tuple[list[tuple[float, float, list[int]]], float | None]:
-    """Cut what was decoded in a window into spans, as Whisper's authors do.
+    """Cut the tokens of a window into spans, as Whisper's authors do.
 
     Args:
         tokens: text and timestamps.
-        zero: the token that means 0 s; those above it are further on.
+        zero: the token of 0 s; those above it are later times.
         window_s: how much of the window is speech.
 
     Returns:
-        The spans, as (start_s, end_s, tokens); and where to go on, if more is said after the last
-        two timestamps in a row: what follows them is unfinished, and not among the spans.
+        The spans, as (start_s, end_s, tokens); and where the next window starts (s), if text
+        follows the last two timestamps in a row: it is unfinished, and not among the spans.
     """
 
     def time_s(token: int) -> float:
@@ -191,7 +191,7 @@ def cut_at_timestamps(
 
 
 def special_tokens(vocabulary: Mapping[str, int], weights: Model) -> SpecialTokens:
-    """The ids of the tokens that Whisper needs.
+    """Look up the ids of the tokens that Whisper needs.
 
     Raises:
         ModelError: the tokenizer lacks some of them.

@@ -23,10 +23,15 @@ from speechmill.records import Word
 from speechmill.text.figures import compression_ratio
 from speechmill.transcribers.alignment import UNSPACED, first_frames, smoothed, split_words
 from speechmill.transcribers.base import TranscriberOptions
-from speechmill.transcribers.torch_whisper import DECODING, Hearing, Piece, TorchWhisper
+from speechmill.transcribers.torch_whisper import (
+    DECODING,
+    DecodedSpeech,
+    DecodedSegment,
+    TorchWhisper,
+)
 from speechmill.transcribers.transformers_search import (
     TIMESTAMP_S,
-    Search,
+    TokenSearch,
     cut_at_timestamps,
     special_tokens,
 )
@@ -37,13 +42,13 @@ VERSION: Final = 1
 """Raised by hand whenever this module gives other text or figures: it is part of the recipe."""
 
 SAMPLE_RATE: Final = 16_000
-MIN_WINDOW_S: Final = 0.1
-MULTILINGUAL_VOCABULARY: Final = 51_865
+MIN_WINDOW_S: Final = 0.1  # of speech: no word is shorter
+MULTILINGUAL_VOCABULARY: Final = 51_865  # tokens; English-only models have one less
 
 
 @dataclass(frozen=True, slots=True)
 class _Decoded:
-    """What the decoder made of a window: tokens without the prompt and the end."""
+    """A decoded window: tokens without the prompt and the end, their text and confidence."""
 
     tokens: list[int]
     text: str
@@ -66,7 +71,7 @@ class TransformersWhisper(TorchWhisper):
         from transformers import WhisperForConditionalGeneration as Whisper
 
         self._heads = alignment_heads(weights, words=options.words)
-        self._said = read_json(weights.folder / "generation_config.json")
+        self._generation = read_json(weights.folder / "generation_config.json")
         self._extractor = load_pretrained(AutoFeatureExtractor, weights)
         if self._extractor.sampling_rate != SAMPLE_RATE:
             raise cannot_load(
@@ -74,13 +79,13 @@ class TransformersWhisper(TorchWhisper):
             )
         self._tokenizer = load_pretrained(AutoTokenizer, weights)
         self._tokens = special_tokens(self._tokenizer.get_vocab(), weights)
-        # Only the plain attention gives its weights away.
+        # Only the plain attention returns its weights.
         attention = "eager" if options.words else "sdpa"
         self._model = load_pretrained(
             Whisper, weights, dtype=engine.dtype, attn_implementation=attention
         ).to(engine.device)
-        self._model.generation_config = GenerationConfig()  # all of it is said at each call
-        multilingual = self._said.get(
+        self._model.generation_config = GenerationConfig()  # each call sets all of it
+        multilingual = self._generation.get(
             "is_multilingual", self._model.config.vocab_size >= MULTILINGUAL_VOCABULARY
         )
         super().__init__(
@@ -92,7 +97,7 @@ class TransformersWhisper(TorchWhisper):
             multilingual=bool(multilingual),
             options=options,
         )
-        self._search = Search(self._model, self._tokens, self._said, self._numerals())
+        self._search = TokenSearch(self._model, self._tokens, self._generation, self._numerals())
 
     @property
     def provenance(self) -> Mapping[str, str]:
@@ -109,21 +114,21 @@ class TransformersWhisper(TorchWhisper):
 
     def _probabilities(self, samples: NDArray[np.float32]) -> dict[str, float]:
         logits = self._model(
-            encoder_outputs=self._encoded(samples),
+            encoder_outputs=self._encode(samples),
             decoder_input_ids=self._ids([self._tokens.start]),
         ).logits[0, 0]
         codes = list(self._tokens.languages)
         shares = logits[[self._tokens.languages[code] for code in codes]].float().softmax(-1)
         return dict(zip(codes, shares.tolist(), strict=True))
 
-    def _hear(self, samples: NDArray[np.float32], language: str) -> Hearing:
-        pieces: list[Piece] = []
+    def _decode_speech(self, samples: NDArray[np.float32], language: str) -> DecodedSpeech:
+        pieces: list[DecodedSegment] = []
         no_speech_probs: list[float] = []
         prompt = self._prompt_tokens(language)
         start_s, end_s = 0.0, len(samples) / SAMPLE_RATE
         while end_s - start_s >= MIN_WINDOW_S:
             window = samples[round(start_s * SAMPLE_RATE) :]
-            encoded = self._encoded(window)
+            encoded = self._encode(window)
             no_speech_probs.append(self._no_speech_prob(encoded, prompt))
             decoded = self._decode(encoded, prompt, no_speech_probs[-1])
             if self._is_silent(decoded, no_speech_probs[-1]):
@@ -131,16 +136,16 @@ class TransformersWhisper(TorchWhisper):
             spans, goes_on_s = cut_at_timestamps(
                 decoded.tokens, self._tokens.no_timestamps + 1, end_s - start_s
             )
-            pieces += self._pieces(
+            pieces += self._segments(
                 encoded, spans, decoded, (start_s, end_s), language, no_speech_probs[-1]
             )
             if not goes_on_s:
                 break
             start_s += goes_on_s
-        return Hearing(tuple(pieces), tuple(no_speech_probs) or (1.0,))
+        return DecodedSpeech(tuple(pieces), tuple(no_speech_probs) or (1.0,))
 
-    def _encoded(self, samples: NDArray[np.float32]) -> Any:
-        """What the encoder makes of a window of 30 s that begins with ``samples``."""
+    def _encode(self, samples: NDArray[np.float32]) -> Any:
+        """Encode a window of 30 s that begins with ``samples``."""
         features = self._extractor(
             samples, sampling_rate=SAMPLE_RATE, return_tensors="pt"
         ).input_features
@@ -152,7 +157,7 @@ class TransformersWhisper(TorchWhisper):
         return torch.tensor([list(tokens)], device=self._engine.device)
 
     def _prompt_tokens(self, language: str) -> list[int]:
-        """What the decoder is given: the text to continue, if any, language and task."""
+        """Make the decoder's prompt: the text to continue, if any, language and task."""
         tokens = self._tokens
         head = [tokens.start]
         if self._multilingual:
@@ -164,7 +169,7 @@ class TransformersWhisper(TorchWhisper):
         return [tokens.previous, *before[-room:], *head]
 
     def _no_speech_prob(self, encoded: Any, prompt: list[int]) -> float:
-        """Whisper's probability, at the start token, that a window holds no speech."""
+        """Compute the probability, at the start token, that a window holds no speech."""
         if self._tokens.no_speech is None:
             return 0.0
         head = prompt[: prompt.index(self._tokens.start) + 1]
@@ -212,7 +217,7 @@ class TransformersWhisper(TorchWhisper):
         )
         return str(text)
 
-    def _pieces(
+    def _segments(
         self,
         encoded: Any,
         spans: Sequence[tuple[float, float, list[int]]],
@@ -220,8 +225,8 @@ class TransformersWhisper(TorchWhisper):
         window: tuple[float, float],
         language: str,
         no_speech_prob: float,
-    ) -> list[Piece]:
-        """A window's spans that hold text, with the times of their words if these are wanted."""
+    ) -> list[DecodedSegment]:
+        """Make segments of a window's spans with text, with the times of their words if wanted."""
         texts = [[t for t in tokens if t < self._tokens.end] for _, _, tokens in spans]
         kept = [
             (span, text)
@@ -232,7 +237,7 @@ class TransformersWhisper(TorchWhisper):
         words: list[tuple[Word, int]] = []
         if self._options.words and kept:
             all_tokens = [token for _, text in kept for token in text]
-            words = self._aligned(encoded, all_tokens, num_frames, start_s, language)
+            words = self._align_words(encoded, all_tokens, num_frames, start_s, language)
         pieces = []
         for (begin_s, end_s, _), text in kept:
             own: list[Word] = []
@@ -242,7 +247,7 @@ class TransformersWhisper(TorchWhisper):
                 own.append(word)
                 room -= count
             pieces.append(
-                Piece(
+                DecodedSegment(
                     start_s + begin_s,
                     start_s + end_s,
                     self._text(text),
@@ -255,10 +260,10 @@ class TransformersWhisper(TorchWhisper):
             )
         return pieces
 
-    def _aligned(
+    def _align_words(
         self, encoded: Any, text: list[int], num_frames: int, start_s: float, language: str
     ) -> list[tuple[Word, int]]:
-        """The words of a window's text, with their times, and how many tokens each has."""
+        """Find the times of the words of a window's text. Also returns each word's tokens."""
         tokens = self._tokens
         head = [tokens.start]
         if self._multilingual:

@@ -1,9 +1,9 @@
 """Whisper (Radford et al., 2022) on CTranslate2, by way of faster-whisper.
 
-Stretches of speech are computed in batches of equal windows that are as long as the speech needs
-(``windows``, ``adaptive``), by as many workers as pay (``ctranslate``). What is suspicious about
-the outcome, and everything with ``window="full"``, goes through faster-whisper's own
-``transcribe`` (``full_window``).
+Stretches of speech are decoded in batches of windows that are as long as the speech needs
+(``windows``, ``adaptive``), by several workers (``ctranslate``). Suspicious outcomes, and
+everything with ``window="full"``, go through faster-whisper's own ``transcribe``
+(``full_window``).
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from speechmill.transcribers import ctranslate, results
 from speechmill.transcribers.adaptive import AdaptiveWindows
 from speechmill.transcribers.base import OnEncoded, TranscriberOptions
 from speechmill.transcribers.full_window import FullWindow
-from speechmill.transcribers.hearing import SAMPLE_RATE, Hearing, best
+from speechmill.transcribers.encoder import SAMPLE_RATE, SpeechEncoder, best
 from speechmill.transcribers.languages import LANGUAGES, language_code
 from speechmill.transcribers.windows import FULL_WINDOW_S, WindowOptions
-from speechmill.transcribers.wording import Wording
+from speechmill.transcribers.whisper_tokens import WhisperTokens
 
 __all__ = ["WhisperTranscriber", "resolve_compute_type"]
 
 VERSION: Final = 8
-"""Raised by hand whenever the text or figures come out otherwise: it is part of the recipe."""
+"""Raised by hand whenever this code gives other text or figures: it is part of the recipe."""
 
 LONE_S: Final = 20.0
 """Seconds of windows without company, after which a model for all cores is worth its loading: the
@@ -81,12 +81,14 @@ class WhisperTranscriber:
             )
         # Sampling from the start: no batch of it would be the same alone.
         self._is_full = options.window == "full" or options.temperature[0] > 0
-        self._hearing = Hearing(
+        self._encoder = SpeechEncoder(
             self._whisper, self._placement, self._windows, self._language, self._allowed
         )
-        wording = Wording(self._whisper, options)
-        self._full = FullWindow(self._whisper, self._hearing, wording, options)
-        self._adaptive = AdaptiveWindows(self._whisper, self._hearing, wording, self._full, options)
+        whisper_tokens = WhisperTokens(self._whisper, options)
+        self._full = FullWindow(self._whisper, self._encoder, whisper_tokens, options)
+        self._adaptive = AdaptiveWindows(
+            self._whisper, self._encoder, whisper_tokens, self._full, options
+        )
         self._pool = ThreadPoolExecutor(self._placement.callers, thread_name_prefix="whisper")
         self._lock = threading.Lock()
         self._num_calls = 0
@@ -142,9 +144,9 @@ class WhisperTranscriber:
         return self._model.digests
 
     @property
-    def hearing(self) -> Hearing:
-        """The encoder, for those who want what it gives besides the text."""
-        return self._hearing
+    def encoder(self) -> SpeechEncoder:
+        """The encoder, for callers that use its output besides the text."""
+        return self._encoder
 
     def transcribe(
         self, speech: Sequence[Speech], *, on_encoded: OnEncoded | None = None
@@ -159,7 +161,7 @@ class WhisperTranscriber:
                 to itself.
 
         Raises:
-            ModelError: the engine cannot run the model, as for want of memory.
+            ModelError: the engine cannot run the model, for example out of memory.
         """
         try:
             with self._call() as is_alone:
@@ -185,8 +187,7 @@ class WhisperTranscriber:
         return _collected(jobs, len(speech))
 
     def _batches(self, speech: Sequence[Speech]) -> list[list[int]]:
-        """The numbers of the stretches that are computed together: those of which the decoder is
-        given equally much, by length."""
+        """Group the numbers of stretches into batches, by the length of the decoder's input."""
         groups: defaultdict[float, list[int]] = defaultdict(list)
         for i, one in enumerate(speech):
             groups[self._windows.decoder_s(self._window_s(one))].append(i)
@@ -226,7 +227,7 @@ class WhisperTranscriber:
         window_s = self._window_s(speech)
         self._lone_s += window_s
         if self._lone_s >= LONE_S and self._ctranslate2.may_widen:
-            features = np.stack([self._hearing.features(speech, window_s)])
+            features = np.stack([self._encoder.features(speech, window_s)])
             self._pool.submit(self._ctranslate2.widen, features)
 
     def _batch(self, batch: Sequence[Speech], on_encoded: OnEncoded | None) -> list[Transcript]:
@@ -235,12 +236,12 @@ class WhisperTranscriber:
         return self._adaptive.transcribe(batch, on_encoded)
 
     def detect_language(self, speech: Sequence[Speech]) -> tuple[str, float] | None:
-        """The language of one recording, by its mean probability over the stretches.
+        """Detect the language of one recording, by its mean probability over the stretches.
 
         Raises:
-            ModelError: the engine cannot run the model, as for want of memory.
+            ModelError: the engine cannot run the model, for example out of memory.
         """
-        if not self._hearing.detects or not speech:
+        if not self._encoder.detects or not speech:
             return None
         try:
             with self._call():
@@ -255,9 +256,9 @@ class WhisperTranscriber:
     def _mean_language(
         self, speech: Sequence[Speech], windows_s: Sequence[float]
     ) -> tuple[str, float]:
-        """The language of highest mean probability over stretches in such windows."""
+        """Find the language of the highest mean probability over stretches in these windows."""
         jobs = [
-            self._pool.submit(self._hearing.probabilities, one, window_s)
+            self._pool.submit(self._encoder.probabilities, one, window_s)
             for one, window_s in zip(speech, windows_s, strict=True)
         ]
         heard = [job.result() for job in jobs]
@@ -282,11 +283,11 @@ class WhisperTranscriber:
     @cached_property
     def _batch_size(self) -> int:
         return self._options.batch_size or ctranslate.choose_batch_size(
-            self._placement, self._hearing.silence.shape[1], self._options.beam_size
+            self._placement, self._encoder.silence.shape[1], self._options.beam_size
         )
 
     def _batch_of(self, decoder_s: float) -> int:
-        """How many of which the decoder is given so much make a batch: more of short ones."""
+        """Choose a batch's size by the length of the decoder's input: more of short ones."""
         if self._options.batch_size:
             return self._batch_size
         most = 2.0 if self._placement.kind == "cpu" else 4.0
@@ -294,7 +295,7 @@ class WhisperTranscriber:
 
 
 def resolve_compute_type(device: str, compute_type: str) -> tuple[str, str]:
-    """What ``auto`` means on this machine: the device, and the number format on it.
+    """Resolve ``auto`` on this machine: the device, and the number format on it.
 
     Raises:
         JobError: there is no such device here, or it does not support the format.

@@ -24,7 +24,7 @@ from speechmill.records import Speech
 from speechmill.tokenizers.features.base import Each, FeatureOptions, as_they_are
 from speechmill.transcribers import ctranslate
 from speechmill.transcribers.base import SharesEncoder, Transcriber
-from speechmill.transcribers.hearing import SAMPLE_RATE, Hearing
+from speechmill.transcribers.encoder import SAMPLE_RATE, SpeechEncoder
 from speechmill.transcribers.whisper import WhisperTranscriber
 from speechmill.transcribers.windows import FULL_WINDOW_S, WindowOptions
 
@@ -75,7 +75,7 @@ class WhisperFeatures:
             compute_type=placement.compute_type,
         )
         self._windows = WindowOptions()
-        self._hearing: Hearing | None = None
+        self._encoder: SpeechEncoder | None = None
         self._lock = threading.Lock()
 
     @property
@@ -98,7 +98,7 @@ class WhisperFeatures:
         Raises:
             ModelError: the engine cannot run the model, as for want of memory.
         """
-        hearing = self._heard_by()
+        encoder = self._heard_by()
         chunks = [
             Speech(np.asarray(waveform[first : first + CHUNK_SAMPLES], np.float32))
             for waveform in waveforms
@@ -107,13 +107,13 @@ class WhisperFeatures:
         groups: defaultdict[float, list[int]] = defaultdict(list)
         for i, chunk in enumerate(chunks):
             groups[self._windows.window_s(len(chunk.samples), SAMPLE_RATE)].append(i)
-        size = self._batch_size(hearing.placement)
+        size = self._batch_size(encoder.placement)
         jobs: list[tuple[list[int], Future[list[NDArray[Any]]]]] = []
         for window_s, indices in sorted(groups.items(), reverse=True):
             for first in range(0, len(indices), size):
                 some = indices[first : first + size]
                 batch = [chunks[i] for i in some]
-                jobs.append((some, self._pool.submit(self._hear, hearing, batch, window_s, each)))
+                jobs.append((some, self._pool.submit(self._hear, encoder, batch, window_s, each)))
         heard: dict[int, NDArray[Any]] = {}
         try:
             for some, job in jobs:
@@ -121,7 +121,7 @@ class WhisperFeatures:
         except (RuntimeError, MemoryError) as error:
             raise ModelError(
                 f"Whisper's encoder {self._model.name!r} cannot run on "
-                f"{hearing.placement.device} with {hearing.placement.compute_type}: {error}"
+                f"{encoder.placement.device} with {encoder.placement.compute_type}: {error}"
             ) from error
         finally:
             for _, job in jobs:
@@ -140,7 +140,7 @@ class WhisperFeatures:
     def attach(self, transcriber: Transcriber) -> None:
         """Use a transcriber's model instead of loading it again, if it is the same."""
         if isinstance(transcriber, WhisperTranscriber) and self._is_same(transcriber):
-            self._hearing = transcriber.hearing
+            self._encoder = transcriber.encoder
 
     def shares(self, transcriber: Transcriber) -> TypeGuard[SharesEncoder]:
         """Whether what this transcriber's encoder gives, in whichever batch, is what ours gives.
@@ -155,8 +155,8 @@ class WhisperFeatures:
         )
 
     def _is_same(self, transcriber: WhisperTranscriber) -> bool:
-        ours, theirs = self._placement, transcriber.hearing.placement
-        of_ours, of_theirs = self._windows.recipe, transcriber.hearing.windows.recipe
+        ours, theirs = self._placement, transcriber.encoder.placement
+        of_ours, of_theirs = self._windows.recipe, transcriber.encoder.windows.recipe
         return (
             _shaping(transcriber.digests) == _shaping(self._model.digests)
             and (theirs.kind, theirs.compute_type) == (ours.kind, ours.compute_type)
@@ -175,23 +175,23 @@ class WhisperFeatures:
         return placement.kind == "cpu" and placement.compute_type in _WHOLE_NUMBERS
 
     def _hear(
-        self, hearing: Hearing, batch: Sequence[Speech], window_s: float, each: Each
+        self, encoder: SpeechEncoder, batch: Sequence[Speech], window_s: float, each: Each
     ) -> list[NDArray[Any]]:
         def heard(some: Sequence[Speech]) -> list[NDArray[Any]]:
-            encoded = hearing.heard(some, [window_s] * len(some))
+            encoded = encoder.encode_windows(some, [window_s] * len(some))
             return [
                 each(self.from_encoded(e, len(s.samples)).copy())
                 for e, s in zip(encoded, some, strict=True)
             ]
 
-        return ctranslate.halving(heard, batch)
+        return ctranslate.halve_if_out_of_memory(heard, batch)
 
-    def _heard_by(self) -> Hearing:
+    def _heard_by(self) -> SpeechEncoder:
         with self._lock:
-            if self._hearing is None:
+            if self._encoder is None:
                 whisper = ctranslate.load(self._model, self._placement)
-                self._hearing = Hearing(whisper, self._placement, self._windows, None, ())
-            return self._hearing
+                self._encoder = SpeechEncoder(whisper, self._placement, self._windows, None, ())
+            return self._encoder
 
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:

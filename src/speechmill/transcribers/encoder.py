@@ -1,4 +1,4 @@
-"""What Whisper's encoder makes of speech in windows, and the language that it is in."""
+"""Whisper's encoder on windows of speech, and the detection of languages."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from speechmill.records import Speech
 from speechmill.transcribers import ctranslate
 from speechmill.transcribers.windows import FULL_WINDOW_S, WindowOptions
 
-__all__ = ["FRAME_RATE", "SAMPLE_RATE", "Hearing", "MelFilters", "Spoken", "best"]
+__all__ = ["FRAME_RATE", "SAMPLE_RATE", "MelFilters", "SpeechEncoder", "SpokenLanguage", "best"]
 
 SAMPLE_RATE: Final = 16_000
 FRAME_RATE: Final = 100
-"""Log mel frames a second; the encoder gives one for two."""
+"""Log mel frames per second; the encoder gives one for two."""
 
 
 @dataclass(frozen=True, slots=True)
-class Spoken:
-    """A language, and how probable it is; None where it was told or there is no choice."""
+class SpokenLanguage:
+    """A language's code, and its probability; None where it was given or there is no choice."""
 
     language: str
     probability: float | None
@@ -58,15 +58,15 @@ class MelFilters:
         return mel
 
 
-class Hearing:
+class SpeechEncoder:
     """Encodes speech, and tells its language.
 
     Args:
         whisper: faster-whisper's model.
         placement: where it runs.
-        windows: the rule for windows.
-        language: the code of the language, if it was told.
-        allowed: the codes of those that may be detected; empty for all.
+        windows: the options of windows.
+        language: the code of the language, if it is given.
+        allowed: the codes of languages that may be detected; empty for all.
     """
 
     def __init__(
@@ -91,12 +91,12 @@ class Hearing:
 
     @property
     def windows(self) -> WindowOptions:
-        """How long the windows are."""
+        """The options of windows."""
         return self._windows
 
     @property
     def language(self) -> str | None:
-        """The code of the language, if it was told."""
+        """The code of the language, if it is given."""
         return self._language
 
     @property
@@ -104,14 +104,18 @@ class Hearing:
         """Whether there is a language to detect."""
         return self._language is None and bool(self._whisper.model.is_multilingual)
 
-    def encoded(self, batch: Sequence[Speech], windows_s: Sequence[float]) -> NDArray[Any]:
-        """What the decoder is given of stretches whose windows make it equally long: the encoder's
-        output [batch, frames, width], and silence."""
-        return self.with_silence(self.heard(batch, windows_s), windows_s)
+    def encode_with_silence(
+        self, batch: Sequence[Speech], windows_s: Sequence[float]
+    ) -> NDArray[Any]:
+        """Encode stretches whose windows give the decoder inputs of one length: the encoder's
+        output and silence behind it, [batch, frames, width]."""
+        return self.with_silence(self.encode_windows(batch, windows_s), windows_s)
 
-    def heard(self, batch: Sequence[Speech], windows_s: Sequence[float]) -> list[NDArray[Any]]:
-        """The encoder's output [50 · window, width] of each stretch in its window. Those that have
-        the same are computed together."""
+    def encode_windows(
+        self, batch: Sequence[Speech], windows_s: Sequence[float]
+    ) -> list[NDArray[Any]]:
+        """Encode each stretch in its window: [50 · window_s, width] each. Windows of one length are
+        one batch."""
         groups: defaultdict[float, list[int]] = defaultdict(list)
         for i, window_s in enumerate(windows_s):
             groups[window_s].append(i)
@@ -124,7 +128,7 @@ class Hearing:
     def with_silence(
         self, heard: Sequence[NDArray[Any]], windows_s: Sequence[float]
     ) -> NDArray[Any]:
-        """What was heard in windows, and what the encoder makes of silence behind them."""
+        """Put encoded silence behind encoded windows: [batch, frames, width]."""
         frames_a_s = FRAME_RATE // 2
         last = int(self._windows.decoder_s(windows_s[0]) * frames_a_s)
         encoded = np.empty((len(heard), last, heard[0].shape[1]), heard[0].dtype)
@@ -134,7 +138,8 @@ class Hearing:
         return encoded
 
     def features(self, speech: Speech, window_s: float) -> NDArray[np.float32]:
-        """Log mel energies [mels, frames] of a stretch in a window, as Whisper scales them."""
+        """Compute a window's log mel energies, float32 [mels, 100 · window_s], as Whisper scales
+        them."""
         samples = np.zeros(int(window_s * SAMPLE_RATE), np.float32)
         samples[: len(speech.samples)] = speech.samples
         features = self._whisper.feature_extractor(samples)
@@ -142,41 +147,45 @@ class Hearing:
 
     @cached_property
     def silence(self) -> NDArray[Any]:
-        """What the encoder makes of 30 s of silence, [1500, width]."""
+        """The encoder's output for 30 s of silence, [1500, width]."""
         shape = (1, self._whisper.model.n_mels, int(FULL_WINDOW_S * FRAME_RATE))
         level = np.full(shape, self._windows.silence_level, np.float32)
         encoded: NDArray[Any] = ctranslate.encode(self._whisper.model, level)[0]
         return encoded
 
-    def spoken(
+    def languages_of(
         self, batch: Sequence[Speech], windows_s: Sequence[float], output: Any
-    ) -> list[Spoken]:
-        """The language of each stretch: the told one, its recording's, or the detected one.
+    ) -> list[SpokenLanguage]:
+        """Determine each stretch's language: the given one, its recording's, or the detected one.
 
         ``output`` is the encoder's for these windows; None if it has not been computed.
         """
         if self._language or not self._whisper.model.is_multilingual:
-            return [Spoken(self._language or "en", None)] * len(batch)
-        spoken = [Spoken(one.language or "", one.language_probability) for one in batch]
+            return [SpokenLanguage(self._language or "en", None)] * len(batch)
+        spoken = [SpokenLanguage(one.language or "", one.language_probability) for one in batch]
         unknown = [i for i, one in enumerate(batch) if not one.language]
         if unknown and output is None:
-            output = ctranslate.stored(self.encoded(batch, windows_s), self._placement)
+            output = ctranslate.to_storage(
+                self.encode_with_silence(batch, windows_s), self._placement
+            )
         found = self._whisper.model.detect_language(output) if unknown else []
         for i in unknown:
             probabilities = self._among_allowed(found[i])
             code, probability = best(probabilities)
             if probability < self._windows.sure_language and windows_s[i] < FULL_WINDOW_S:
                 code, probability = best(self.probabilities(batch[i], FULL_WINDOW_S))
-            spoken[i] = Spoken(code, probability)
+            spoken[i] = SpokenLanguage(code, probability)
         return spoken
 
     def probabilities(self, speech: Speech, window_s: float) -> dict[str, float]:
-        """Each language's probability, as heard in one stretch."""
-        output = ctranslate.stored(self.encoded([speech], [window_s]), self._placement)
+        """Compute each language's probability in one stretch, by code."""
+        output = ctranslate.to_storage(
+            self.encode_with_silence([speech], [window_s]), self._placement
+        )
         return self._among_allowed(self._whisper.model.detect_language(output)[0])
 
     def _among_allowed(self, found: Sequence[tuple[str, float]]) -> dict[str, float]:
-        """Probabilities by code; if only some languages are allowed, their shares in the sum."""
+        """Key probabilities by code; if only some languages are allowed, normalise over these."""
         every = {token[2:-2]: probability for token, probability in found}
         if not self._allowed:
             return every
@@ -185,6 +194,6 @@ class Hearing:
 
 
 def best(probabilities: Mapping[str, float]) -> tuple[str, float]:
-    """The most probable language, and its probability."""
+    """Choose the most probable language; returns its code and probability."""
     code = max(probabilities, key=lambda code: probabilities[code])
     return code, probabilities[code]

@@ -1,4 +1,4 @@
-"""What Whisper is told besides the speech, and how its tokens are read."""
+"""Prompts, tokenizers and suppressed tokens of a Whisper model."""
 
 from __future__ import annotations
 
@@ -11,21 +11,23 @@ from faster_whisper.transcribe import get_suppressed_tokens
 from speechmill.errors import JobError
 from speechmill.transcribers.base import TranscriberOptions
 
-__all__ = ["Wording"]
+__all__ = ["WhisperTokens"]
 
-MAX_TOLD: Final = 223
-"""Tokens of hotwords and initial prompt together; the rest is left for the text."""
+MAX_PROMPT: Final = 223
+"""Tokens of hotwords and initial prompt together. faster-whisper gives 223 to each, which leaves no
+position of the decoder's 448 for the text where both are long."""
 
 
-class Wording:
-    """Tokens of a model, as the options want them.
+class WhisperTokens:
+    """A model's prompts and suppressed tokens, as the options ask for them.
 
-    ``hotwords`` and the tokens of the initial prompt, ``initial_prompt``, are cut to the room that
-    there is: the prompt's last ones, and before them the first hotwords.
+    ``hotwords`` and the tokens of the initial prompt, ``initial_prompt``, are cut to
+    ``MAX_PROMPT``:
+    the prompt's last tokens, and before them the first hotwords.
 
     Args:
         whisper: faster-whisper's model.
-        options: what the transcriber was told.
+        options: of the transcriber.
 
     Raises:
         JobError: the prompt or the hotwords hold tokens of Whisper's own.
@@ -34,11 +36,10 @@ class Wording:
     def __init__(self, whisper: Any, options: TranscriberOptions) -> None:
         self._whisper = whisper
         self._options = options
-        self.hotwords, self.initial_prompt = self._told()
+        self.hotwords, self.initial_prompt = self._cut_prompts()
 
-    def _told(self) -> tuple[str | None, list[int]]:
-        """Hotwords and the tokens of the initial prompt, as far as there is room: the prompt's
-        last ones, and before them the first hotwords."""
+    def _cut_prompts(self) -> tuple[str | None, list[int]]:
+        """Cut hotwords and the tokens of the initial prompt to ``MAX_PROMPT``."""
         hotwords, prompt = self._options.hotwords, self._options.initial_prompt
         for text in (hotwords, prompt):
             if text and "<|" in text:
@@ -47,14 +48,14 @@ class Wording:
                     f"tokens: there is a '<|' in {text!r}"
                 )
         tokenizer = self.tokenizer("en")
-        tokens = tokenizer.encode(f" {prompt.strip()}")[-MAX_TOLD:] if prompt else []
+        tokens = tokenizer.encode(f" {prompt.strip()}")[-MAX_PROMPT:] if prompt else []
         words = tokenizer.encode(f" {hotwords.strip()}") if hotwords else []
-        if len(words) + len(tokens) > MAX_TOLD:
-            hotwords = tokenizer.decode(words[: MAX_TOLD - len(tokens)]).strip()
+        if len(words) + len(tokens) > MAX_PROMPT:
+            hotwords = tokenizer.decode(words[: MAX_PROMPT - len(tokens)]).strip()
         return hotwords or None, tokens
 
     def tokenizer(self, language: str) -> Tokenizer:
-        """For texts in a language, given by its code."""
+        """Make the tokenizer of a language, given by its code."""
         multilingual = self._whisper.model.is_multilingual
         return Tokenizer(
             self._whisper.hf_tokenizer,
@@ -64,7 +65,7 @@ class Wording:
         )
 
     def prompt(self, language: str) -> list[int]:
-        """What the decoder is given before a text in a language."""
+        """Make the tokens that the decoder is given before a text in a language."""
         tokens: list[int] = self._whisper.get_prompt(
             self.tokenizer(language),
             self.initial_prompt,
