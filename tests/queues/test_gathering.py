@@ -10,8 +10,8 @@ from speechmill.queues.gathering import (
     SUSPECT_REDELIVERIES,
     TARGET_S,
     BatchSize,
-    whole_groups,
     max_suspects,
+    whole_groups,
 )
 from speechmill.queues.kafka_partitions import Watermark
 

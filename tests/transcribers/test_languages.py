@@ -49,7 +49,7 @@ def test_a_recording_whose_language_is_uncertain_is_heard_in_the_full_window(
         asked.append(window_s)
         return {"nn": surest, "de": 0.0} if window_s < FULL_WINDOW_S else {"nn": 0.0, "de": 0.9}
 
-    monkeypatch.setattr(transcriber.hearing, "probabilities", probabilities)
+    monkeypatch.setattr(transcriber.encoder, "probabilities", probabilities)
     stretches = [Speech(zeros(2)), Speech(zeros(4))]
     surest = 0.5
     assert transcriber.detect_language(stretches) == ("de", 0.9)

@@ -20,7 +20,7 @@ from speechmill.errors import ModelError
 from speechmill.records import Speech, Transcript
 from speechmill.transcribers import TranscriberOptions
 from speechmill.transcribers import whisper as whisper_module
-from speechmill.transcribers.hearing import MelFilters
+from speechmill.transcribers.encoder import MelFilters
 from speechmill.transcribers.whisper import WhisperTranscriber
 from speechmill.transcribers.windows import FULL_WINDOW_S, WindowOptions
 from tests.support.weights import SAMPLE_RATE, speech, whisper

@@ -15,11 +15,11 @@ from speechmill.text.transcripts import NO_SPACES, join_transcripts
 from speechmill.transcribers import ctranslate, results
 from speechmill.transcribers.attention import Attention
 from speechmill.transcribers.base import OnEncoded, TranscriberOptions
-from speechmill.transcribers.coverage import cuts_around, split_at, pauses
-from speechmill.transcribers.full_window import FullWindow
+from speechmill.transcribers.coverage import cuts_around, pauses, split_at
 from speechmill.transcribers.encoder import FRAME_RATE, SAMPLE_RATE, SpeechEncoder, SpokenLanguage
-from speechmill.transcribers.windows import FULL_WINDOW_S, DecodedWindow
+from speechmill.transcribers.full_window import FullWindow
 from speechmill.transcribers.whisper_tokens import WhisperTokens
+from speechmill.transcribers.windows import FULL_WINDOW_S, DecodedWindow
 
 __all__ = ["AdaptiveWindows"]
 

@@ -15,8 +15,8 @@ from speechmill.records import Speech, Transcript
 from speechmill.transcribers import results
 from speechmill.transcribers.base import TranscriberOptions
 from speechmill.transcribers.encoder import SAMPLE_RATE, SpeechEncoder
-from speechmill.transcribers.windows import FULL_WINDOW_S
 from speechmill.transcribers.whisper_tokens import WhisperTokens
+from speechmill.transcribers.windows import FULL_WINDOW_S
 
 __all__ = ["FullWindow"]
 

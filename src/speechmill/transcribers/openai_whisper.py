@@ -35,8 +35,8 @@ from speechmill.transcribers.base import TranscriberOptions
 from speechmill.transcribers.languages import LANGUAGES
 from speechmill.transcribers.torch_whisper import (
     DECODING,
-    DecodedSpeech,
     DecodedSegment,
+    DecodedSpeech,
     TorchWhisper,
 )
 

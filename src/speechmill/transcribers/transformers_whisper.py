@@ -25,8 +25,8 @@ from speechmill.transcribers.alignment import UNSPACED, first_frames, smoothed, 
 from speechmill.transcribers.base import TranscriberOptions
 from speechmill.transcribers.torch_whisper import (
     DECODING,
-    DecodedSpeech,
     DecodedSegment,
+    DecodedSpeech,
     TorchWhisper,
 )
 from speechmill.transcribers.transformers_search import (

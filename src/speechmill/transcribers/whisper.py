@@ -25,11 +25,11 @@ from speechmill.records import Speech, Transcript
 from speechmill.transcribers import ctranslate, results
 from speechmill.transcribers.adaptive import AdaptiveWindows
 from speechmill.transcribers.base import OnEncoded, TranscriberOptions
-from speechmill.transcribers.full_window import FullWindow
 from speechmill.transcribers.encoder import SAMPLE_RATE, SpeechEncoder, best
+from speechmill.transcribers.full_window import FullWindow
 from speechmill.transcribers.languages import LANGUAGES, language_code
-from speechmill.transcribers.windows import FULL_WINDOW_S, WindowOptions
 from speechmill.transcribers.whisper_tokens import WhisperTokens
+from speechmill.transcribers.windows import FULL_WINDOW_S, WindowOptions
 
 __all__ = ["WhisperTranscriber", "resolve_compute_type"]
 
