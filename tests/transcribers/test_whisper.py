@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pytest
@@ -57,94 +56,6 @@ def test_many_threads_get_the_same(tiny: WhisperTranscriber) -> None:
     expected = tiny.transcribe([Speech(speech(path)) for path in CLIPS])
     with ThreadPoolExecutor(4) as threads:
         assert list(threads.map(lambda path: one(tiny, speech(path)), CLIPS)) == expected
-
-
-class Watched:
-    """A model that counts what is asked of it, and does it."""
-
-    def __init__(self, model: Any) -> None:
-        self._model = model
-        self.asked: list[str] = []
-
-    def __getattr__(self, name: str) -> Any:
-        self.asked.append(name)
-        return getattr(self._model, name)
-
-
-def widened(transcriber: WhisperTranscriber) -> Watched:
-    """The model that has all cores: it is loaded while the first long utterance is computed."""
-    one(transcriber, np.tile(speech(JFK), 3)[: int(29.9 * SAMPLE_RATE)])
-    model = transcriber._ctranslate2
-    deadline = time.monotonic() + 60
-    while model._wide is None:
-        assert time.monotonic() < deadline, "no model for all cores"
-        time.sleep(0.05)
-    watched = Watched(model._wide)
-    model._wide = watched
-    return watched
-
-
-@pytest.mark.parametrize("window", ["adaptive", "full"])
-def test_an_utterance_without_company_gets_all_cores_and_the_same_figures(
-    window: Literal["adaptive", "full"],
-) -> None:
-    whisper("tiny.en")
-    options = TranscriberOptions(device="cpu", cpu_threads=2, window=window, words=True)
-    transcriber = WhisperTranscriber("tiny.en", options)
-    long = np.concatenate([speech(path) for path in CLIPS])
-    clips = [speech(path) for path in CLIPS[:4]]
-    clips += [long[: int(29.9 * SAMPLE_RATE)], long[-10 * SAMPLE_RATE :], zeros(2.0)]
-    if window == "full":  # each takes as long as the longest
-        clips = clips[:3]
-    expected = transcriber.transcribe([Speech(clip) for clip in clips])
-    wide = widened(transcriber)
-    for clip, transcript in zip(clips, expected, strict=True):
-        wide.asked.clear()
-        assert one(transcriber, clip) == transcript
-        assert "encode" in wide.asked
-    wide.asked.clear()
-    assert transcriber.transcribe([Speech(clip) for clip in clips]) == expected
-    assert wide.asked == []
-
-
-def test_utterances_of_two_callers_do_not_both_get_all_cores() -> None:
-    whisper("tiny.en")
-    transcriber = WhisperTranscriber("tiny.en", TranscriberOptions(device="cpu", cpu_threads=2))
-    wide = widened(transcriber)
-    wide.asked.clear()
-    with transcriber._call() as is_alone:
-        assert is_alone
-        assert one(transcriber, speech(LOBSTERS)).text
-    assert wide.asked == []
-
-
-def test_a_model_for_all_cores_that_hears_otherwise_is_not_taken(tiny: WhisperTranscriber) -> None:
-    features = np.stack([tiny.encoder.features(Speech(speech(LOBSTERS)), 3.5)])
-    # float32, as if the threads changed a last bit.
-    for compute_type, is_taken in [("float32", False), ("int8", True)]:
-        placement = ctranslate.place("cpu", compute_type, 1)
-        wide = ctranslate.load(whisper("tiny.en"), placement).model
-        loads = iter([wide])
-        model = ctranslate.SeededModel(loads.__next__, tiny._ctranslate2, loads.__next__)
-        model.widen(features)
-        assert (model._wide is not None) == is_taken
-        assert not model.may_widen
-
-
-def test_a_second_copy_is_not_held_of_large_models_nor_where_threads_change_sums(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    weights = whisper("tiny.en")
-
-    def may_widen(compute_type: str, threads: int) -> bool:
-        placement = ctranslate.place("cpu", compute_type, threads)
-        return bool(ctranslate.load(weights, placement).model.may_widen)
-
-    assert may_widen("int8", 2)
-    assert not may_widen("int8", 1)
-    assert not may_widen("float32", 2)
-    monkeypatch.setattr(ctranslate, "MAX_WIDE_BYTES", 10 * 2**20)
-    assert not may_widen("int8", 2)
 
 
 def test_a_batch_that_does_not_fit_is_halved_and_nothing_is_lost(

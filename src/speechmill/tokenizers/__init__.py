@@ -87,7 +87,7 @@ def _checked(name: str, option: str, value: Option, kind: object) -> Option:
 
 
 def _hint(word: str, choices: Mapping[str, object]) -> str:
-    """What the message goes on with: the nearest name if there is one, and all there are."""
+    """The end of the message: the nearest name, if any, and all names."""
     near = get_close_matches(word, choices, n=1)
     meant = f"; did you mean {near[0]!r}?" if near else ";"
     return f"{meant} there are: {', '.join(sorted(choices)) or 'none'}"

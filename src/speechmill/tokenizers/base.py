@@ -1,4 +1,4 @@
-"""What every tokenizer does, be it spectral features or a neural codec."""
+"""The interface of tokenizers: spectral features, units and neural codecs."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Tokenizer(Protocol):
 
     @property
     def codebook_size(self) -> int | None:
-        """How many different codes there are; None for continuous features (float32)."""
+        """Number of different codes; None for continuous features (float32)."""
 
     @property
     def recipe(self) -> Mapping[str, object]:
@@ -71,7 +71,7 @@ class Codec(Tokenizer, Protocol):
         """
 
     def decoded_length(self, num_frames: int) -> int:
-        """How many samples ``decode`` gives for so many frames."""
+        """Number of samples that ``decode`` gives for ``num_frames``."""
 
 
 @runtime_checkable

@@ -1,4 +1,4 @@
-"""What the neural codecs have in common: checkpoints, devices, batches, checks."""
+"""The base of the neural codecs: checkpoints, devices, batches, checks."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ BATCH_S: Final = 240.0
 """Seconds of audio in a batch on a GPU."""
 
 WINDOW_S: Final = 20.0
-"""What is twice as long as this is computed in windows of so many seconds, in bounded memory, by
-those codecs whose codes depend on what is near only."""
+"""Seconds of a window. Audio of two windows or more is computed window by window, in bounded
+memory, by those codecs whose codes depend on a few frames around them only."""
 
 _lock = threading.Lock()
 
@@ -69,7 +69,7 @@ class NeuralCodec(ABC):
     """Short names of checkpoints, and the hub ids that they mean."""
 
     max_s: ClassVar[float | None] = None
-    """The longest waveform that it takes, in seconds; None where any will do."""
+    """The longest waveform, in seconds; None where there is no limit."""
 
     sample_rate: int
     hop_length: int
@@ -120,7 +120,7 @@ class NeuralCodec(ABC):
         with self._running():
             if self._in_batches:
                 return self._encode_batches(waveforms)
-            return self._encode_side_by_side(waveforms)
+            return side_by_side(self._encode_one, waveforms, [len(w) for w in waveforms])
 
     def decode(self, codes: Sequence[Codes]) -> list[NDArray[np.float32]]:
         """Decode what ``encode`` gave: [num_codebooks, num_frames] each.
@@ -139,20 +139,20 @@ class NeuralCodec(ABC):
             return self._each(self._decode_one, codes, [one.values.shape[1] for one in codes])
 
     def num_frames(self, num_samples: int) -> int:
-        """How many frames ``encode`` gives for so many samples."""
+        """Number of frames that ``encode`` gives for ``num_samples``."""
         return -(-num_samples // self.hop_length)
 
     def decoded_length(self, num_frames: int) -> int:
-        """How many samples ``decode`` gives for so many frames."""
+        """Number of samples that ``decode`` gives for ``num_frames``."""
         return num_frames * self.hop_length
 
     @abstractmethod
     def _need_libraries(self) -> None:
-        """MissingExtraError where the codec's library is not installed."""
+        """Raise MissingExtraError where the codec's library is not installed."""
 
     @abstractmethod
     def _load(self) -> Any:
-        """The model of ``_weights``, to be used and not to be trained; JobError, ModelError."""
+        """Load the model of ``_weights`` in evaluation mode; JobError, ModelError."""
 
     @abstractmethod
     def _codes(self, waveforms: Any) -> Any:
@@ -178,10 +178,6 @@ class NeuralCodec(ABC):
             raise JobError(f"{self.name}: bandwidth must be one of {listed}, not {wanted:g}")
         return wanted
 
-    def _encode_side_by_side(self, waveforms: Sequence[NDArray[np.float32]]) -> list[Codes]:
-        """Encode each on one thread, several at a time."""
-        return side_by_side(self._encode_one, waveforms, [len(w) for w in waveforms])
-
     def _encode_one(self, waveform: NDArray[np.float32]) -> Codes:
         return self._encode_alike([waveform])[0]
 
@@ -190,16 +186,11 @@ class NeuralCodec(ABC):
         import torch
 
         num_samples = len(waveforms[0])
+        shape = (self.num_codebooks, self.num_frames(num_samples))
         if not num_samples:
-            shape = (self.num_codebooks, self.num_frames(0))
             return [self._stored(np.empty(shape, np.int64)) for _ in waveforms]
         samples = torch.tensor(np.stack(waveforms), dtype=torch.float32, device=self._device)
-        return self._taken(self._codes(samples[:, None]), num_samples)
-
-    def _taken(self, codes: Any, num_samples: int) -> list[Codes]:
-        """What is stored of a batch of codes: [N, at least num_codebooks, at least num_frames]."""
-        shape = (self.num_codebooks, self.num_frames(num_samples))
-        codes = codes[:, : shape[0], : shape[1]].cpu().numpy()
+        codes = self._codes(samples[:, None])[:, : shape[0], : shape[1]].cpu().numpy()
         if codes.shape[1:] != shape:
             raise ModelError(
                 f"the model {self._weights.name!r} gives {list(codes.shape[1:])} codes for "
@@ -222,7 +213,7 @@ class NeuralCodec(ABC):
         return np.asarray(self._waveform(values[None]).reshape(-1).cpu().numpy(), np.float32)
 
     def _check(self, codes: Codes) -> None:
-        """JobError where these cannot be codes of this codec."""
+        """Raise JobError where these cannot be codes of this codec."""
         values = codes.values
         if values.ndim != 2 or len(values) != self.num_codebooks or values.dtype.kind not in "iu":
             raise JobError(
@@ -316,7 +307,7 @@ class TransformersCodec(NeuralCodec):
 
 
 def fold_weight_norm(model: Any) -> None:
-    """Compute normalised weights once, with the same result; the model does so at each call."""
+    """Replace normalised weights by their values, which the model would compute at each call."""
     from torch.nn.utils import parametrize
 
     for module in model.modules():
@@ -327,7 +318,7 @@ def fold_weight_norm(model: Any) -> None:
 def in_windows(
     encode: Callable[[Any], Any], samples: Any, hop_length: int, window: int, context: int
 ) -> Any:
-    """Encode long samples piece by piece: codes that depend on what is near only.
+    """Encode long samples piece by piece, where codes depend on a few frames around them only.
 
     Args:
         encode: samples, a tensor [N, 1, a multiple of hop_length], → codes [N, num_codebooks,
@@ -335,7 +326,8 @@ def in_windows(
         samples: tensor [N, 1, a multiple of hop_length].
         hop_length: samples that come out as one frame.
         window: frames of a piece. The last one has up to twice as many.
-        context: frames that are encoded besides on either side, because they reach into it.
+        context: frames on either side that are encoded with a piece, because its codes depend on
+            them.
 
     Returns:
         [N, num_codebooks, num_samples / hop_length].

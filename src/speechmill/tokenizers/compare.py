@@ -1,4 +1,4 @@
-"""Codes against codes."""
+"""Comparison of codes, codebook by codebook."""
 
 from __future__ import annotations
 

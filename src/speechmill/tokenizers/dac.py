@@ -12,7 +12,8 @@ from speechmill.tokenizers.exact.pointwise import as_on_threads
 __all__ = ["DacTokenizer"]
 
 CONTEXT: Final = 32
-"""Frames from which something may reach into a frame, at least: its convolutions see eight."""
+"""Frames on either side that a code may depend on. Its convolutions see eight, the rest is
+margin."""
 
 
 class DacTokenizer(TransformersCodec):
@@ -23,7 +24,7 @@ class DacTokenizer(TransformersCodec):
     Args:
         model: a hub id, a short name for one (16khz, 24khz, 44khz), or a folder with config.json
             and model.safetensors.
-        num_codebooks: so many of the model's codebooks, the first ones; 0 is all.
+        num_codebooks: how many of the model's codebooks to keep, the first ones; 0 is all.
         device: auto, cpu, cuda or cuda:1.
 
     Raises:
@@ -46,7 +47,8 @@ class DacTokenizer(TransformersCodec):
         as_on_threads(self._model)
 
     def decoded_length(self, num_frames: int) -> int:
-        """How many samples ``decode`` gives: a few less than whole frames where a ratio is odd."""
+        """Number of samples that ``decode`` gives: slightly less than whole frames where a ratio
+        is odd."""
         length = num_frames
         for stride in self._config.upsampling_ratios:
             length = length * stride - stride % 2

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from types import MappingProxyType
 from typing import Any, Final
 
-import numpy as np
-from numpy.typing import NDArray
-
 from speechmill.errors import JobError
-from speechmill.records import Codes
 from speechmill.tokenizers.codec import TransformersCodec, fold_weight_norm
-from speechmill.tokenizers.exact.lanes import grouped, side_by_side
 from speechmill.tokenizers.exact.pointwise import as_on_threads
 from speechmill.tokenizers.exact.seanet import StreamedEncoder
 
@@ -20,7 +14,7 @@ __all__ = ["EncodecTokenizer"]
 
 QUIETEST_DB: Final = -120.0
 LOUDEST_DB: Final = 6.0
-"""What the lowest and the highest code of loudness stand for, in dB of full scale."""
+"""The lowest and the highest code of loudness, in dB of full scale."""
 
 
 class EncodecTokenizer(TransformersCodec):
@@ -71,13 +65,13 @@ class EncodecTokenizer(TransformersCodec):
         self._encoder = StreamedEncoder(self._model.encoder, self.hop_length, self.sample_rate)
 
     def num_frames(self, num_samples: int) -> int:
-        """How many frames ``encode`` gives for so many samples."""
+        """Number of frames that ``encode`` gives for ``num_samples``."""
         if self._chunk is None:
             return super().num_frames(num_samples)
         return sum(self._chunk_frames(num_samples))
 
     def decoded_length(self, num_frames: int) -> int:
-        """How many samples ``decode`` gives for so many frames."""
+        """Number of samples that ``decode`` gives for ``num_frames``."""
         if self._chunk is None or not num_frames:
             return super().decoded_length(num_frames)
         frames = self._split(num_frames)
@@ -99,35 +93,6 @@ class EncodecTokenizer(TransformersCodec):
             loudness = self._loudness_code(scale).expand(-1, -1, found.shape[-1])
             codes.append(torch.cat([found, loudness], dim=1))
         return torch.cat(codes, dim=-1)
-
-    def _encode_side_by_side(self, waveforms: Sequence[NDArray[np.float32]]) -> list[Codes]:
-        """Groups of clips side by side: each clip alone, but for the LSTM."""
-        if self._chunk is not None:
-            return super()._encode_side_by_side(waveforms)
-        lengths = [len(waveform) for waveform in waveforms]
-        groups = grouped(lengths, self._encoder.takes_together)
-        found = side_by_side(
-            lambda group: self._encode_group([waveforms[i] for i in group]),
-            groups,
-            [sum(lengths[i] for i in group) for group in groups],
-        )
-        codes = {
-            i: one
-            for group, encoded in zip(groups, found, strict=True)
-            for i, one in zip(group, encoded, strict=True)
-        }
-        return [codes[i] for i in range(len(waveforms))]
-
-    def _encode_group(self, waveforms: Sequence[NDArray[np.float32]]) -> list[Codes]:
-        import torch
-
-        if len(waveforms) == 1:
-            return [self._encode_one(waveforms[0])]
-        clips = [torch.tensor(w, dtype=torch.float32)[None, None] for w in waveforms]
-        return [
-            self._taken(self._quantized(latents), len(waveform))[0]
-            for latents, waveform in zip(self._encoder.together(clips), waveforms, strict=True)
-        ]
 
     def _quantized(self, latents: Any) -> Any:
         """Tensor [N, hidden_size, num_frames] → [N, number of quantizers, num_frames]."""

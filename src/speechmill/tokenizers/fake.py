@@ -47,7 +47,7 @@ class FakeTokenizer:
         ]
 
     def decoded_length(self, num_frames: int) -> int:
-        """How many samples ``decode`` gives for so many frames."""
+        """Number of samples that ``decode`` gives for ``num_frames``."""
         return num_frames * self.hop_length
 
     def _codes(self, waveform: NDArray[np.float32]) -> NDArray[np.int16]:

@@ -18,7 +18,8 @@ class MimiTokenizer(TransformersCodec):
 
     Args:
         model: a hub id, a short name for one, or a folder with config.json and model.safetensors.
-        num_codebooks: so many of the model's codebooks, the first ones; 0 is all. Moshi uses 8.
+        num_codebooks: how many of the model's codebooks to keep, the first ones; 0 is all. Moshi
+            uses 8.
         device: auto, cpu, cuda or cuda:1.
 
     Raises:
@@ -49,7 +50,7 @@ class MimiTokenizer(TransformersCodec):
 
     def _fill_codebooks(self) -> None:
         """Divide the codebooks' sums now: transformers does at the first call, not thread-safely,
-        and its result may not be used outside of inference mode."""
+        and its result cannot be used outside of inference mode."""
         quantizer = self._model.quantizer
         for part in (
             quantizer.semantic_residual_vector_quantizer,

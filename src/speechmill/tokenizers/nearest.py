@@ -1,11 +1,11 @@
-"""The nearest of many points, found exactly, so that nothing but the two of them decides.
+"""Exact search for the nearest of many points: its result depends on frame and points alone.
 
 A matrix product of floats is rounded, in an order that depends on the library, its threads and the
 shapes; where two points are about equally near, the last bit decides. So frames and points are
 taken as whole numbers (about 18 bits for the largest value of a point), with so few bits that no
 sum of products reaches 2⁵³: float64 holds all of them exactly, in any order, on any machine, and
-BLAS is as fast as ever. It runs on one thread, as those who call are many: more would wait for
-each other, at the cost of the transcription beside them.
+BLAS is as fast as on other floats. It runs on one thread, because there are many callers: more
+threads would wait for each other, at the cost of the transcription beside them.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class _OneThread:
     def _controller(self) -> Any:
         try:
             from threadpoolctl import ThreadpoolController
-        except ImportError:  # slower, but the same
+        except ImportError:  # BLAS keeps its threads: slower, with the same result
             return None
         return ThreadpoolController()
 
@@ -64,7 +64,7 @@ _one_thread = _OneThread()
 
 
 class Nearest:
-    """Finds the point with the least Euclidean distance; of equally near ones, the first.
+    """Search for the point with the least Euclidean distance; of equally near ones, the first.
 
     Args:
         points: float32 [num_points, width], finite.
@@ -110,7 +110,7 @@ class Nearest:
     def distances(
         self, frames: NDArray[np.float32], nearest: NDArray[np.int64]
     ) -> NDArray[np.float64]:
-        """The squared distance of each frame to the point that is named for it, [num_frames]."""
+        """The squared distance of each frame to its point in ``nearest``, [num_frames]."""
         parts = [
             np.square(
                 self._whole(frames[first : first + BLOCK_FRAMES])

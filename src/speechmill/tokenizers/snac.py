@@ -24,7 +24,8 @@ from speechmill.tokenizers.exact.pointwise import as_on_threads
 __all__ = ["SnacTokenizer", "from_levels", "to_levels"]
 
 CONTEXT: Final = 32
-"""Latent frames from which something may reach into one, at least: its convolutions see eight."""
+"""Latent frames on either side that a code may depend on. Its convolutions see eight; the rest is
+margin."""
 
 
 class SnacTokenizer(NeuralCodec):
@@ -39,8 +40,8 @@ class SnacTokenizer(NeuralCodec):
         device: auto, cpu, cuda or cuda:1.
 
     Raises:
-        JobError: what ``NeuralCodec`` raises. The authors' repositories hold a pickle, which is to
-            be converted once.
+        JobError: what ``NeuralCodec`` raises; also for the pickle in the authors' repositories,
+            which has to be converted once.
     """
 
     name = "snac"

@@ -51,7 +51,7 @@ class UnitsFile:
 
     @property
     def num_clusters(self) -> int:
-        """How many units there are."""
+        """Number of units."""
         return len(self.centroids)
 
 
@@ -98,7 +98,7 @@ def write_units(path: Path, units: UnitsFile) -> None:
 
 
 def check_target(path: Path, *, overwrite: bool) -> None:
-    """See beforehand that the file can be written.
+    """Check beforehand that the file can be written.
 
     Raises:
         JobError: it is there already, or its folder is not, or cannot be written to.

@@ -7,8 +7,7 @@ import os
 import re
 import subprocess
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
@@ -42,10 +41,6 @@ _PREFERRED: Final = {
 CPU_BATCH: Final = 8  # full windows; 32 gain nothing on two cores, and take more memory
 MAX_WORKERS: Final = 16  # beyond it workers get several threads: each holds its own buffers
 MAX_GPU_BATCH: Final = 64  # full windows, however much memory is free
-# Sums of whole numbers are the same however they are shared out among threads.
-WHOLE_NUMBERS: Final = frozenset({"int8", "int8_float32"})
-MAX_WIDE_BYTES: Final = 500 * 2**20  # of weights: those of large models are not held twice
-MAX_WIDE_THREADS: Final = 8
 # Layers of the decoder by the model's width; turbo and distilled models have fewer.
 _LAYERS: Final = {384: 4, 512: 6, 768: 12, 1024: 24, 1280: 32}
 _NO_MEMORY = re.compile(r"out of memory|ALLOC_FAILED|bad_alloc|failed to allocate", re.IGNORECASE)
@@ -53,7 +48,6 @@ _NO_MEMORY = re.compile(r"out of memory|ALLOC_FAILED|bad_alloc|failed to allocat
 T = TypeVar("T")
 R = TypeVar("R")
 
-_log = logging.getLogger(__name__)
 logging.getLogger("faster_whisper").addHandler(logging.NullHandler())  # not on the terminal
 ctranslate2.set_log_level(logging.ERROR)
 
@@ -77,13 +71,6 @@ class Placement:
     def callers(self) -> int:
         """Threads that keep it busy: on a GPU, one prepares while the other computes."""
         return self.workers if self.kind == "cpu" else 2 * len(self.devices)
-
-    @property
-    def wide_threads(self) -> int:
-        """Threads that an utterance without company gets; 1 where more could change its figures."""
-        if self.kind != "cpu" or self.compute_type not in WHOLE_NUMBERS:
-            return 1
-        return min(self.workers * self.threads, MAX_WIDE_THREADS)
 
 
 def place(device: str, compute_type: str, cpu_threads: int = 0) -> Placement:
@@ -172,15 +159,6 @@ def load(model: Model, placement: Placement) -> WhisperModel:
         "compute_type": placement.compute_type,
     }
 
-    def alone(threads: int) -> Any:
-        return ctranslate2.models.Whisper(
-            str(model.folder),
-            device_index=placement.devices[0],
-            intra_threads=threads,
-            inter_threads=1,
-            **where,
-        )
-
     if placement.kind == "cpu":
         keep_memory()
     try:
@@ -191,13 +169,16 @@ def load(model: Model, placement: Placement) -> WhisperModel:
             num_workers=placement.workers,
             **where,
         )
-        is_small = (model.folder / "model.bin").stat().st_size <= MAX_WIDE_BYTES
         whisper.model = SeededModel(
-            partial(alone, placement.threads),
+            partial(
+                ctranslate2.models.Whisper,
+                str(model.folder),
+                device_index=placement.devices[0],
+                intra_threads=placement.threads,
+                inter_threads=1,
+                **where,
+            ),
             whisper.model,
-            partial(alone, placement.wide_threads)
-            if is_small and placement.wide_threads > placement.threads
-            else None,
         )
     # What CTranslate2 and tokenizers raise for a damaged file is not of one class.
     except Exception as error:
@@ -220,57 +201,14 @@ class SeededModel:
     samples; ``set_random_seed`` does nothing to those that are running. So the first fallback of a
     stretch loads the model once more: new threads, new generators. It is rare, and takes less than
     the fallback itself. One such model lives at a time.
-
-    And whose encoder can have all cores for one utterance (the decoder's steps are too small to
-    gain by it). CTranslate2 fixes how many threads a worker has when it loads a model, so this,
-    too, is the model loaded once more.
     """
 
     _seed_lock = threading.Lock()  # the seed is one for the whole process
 
-    def __init__(
-        self,
-        load_alone: Callable[[], Any],
-        model: Any,
-        load_wide: Callable[[], Any] | None = None,
-    ) -> None:
+    def __init__(self, load_alone: Callable[[], Any], model: Any) -> None:
         self._load_alone = load_alone
         self._model = model
-        self._load_wide = load_wide
-        self._wide: Any = None
         self._mine = threading.local()
-
-    @property
-    def may_widen(self) -> bool:
-        """Whether ``widen`` can do anything: it does so once."""
-        return self._load_wide is not None
-
-    def widen(self, features: NDArray[np.float32]) -> None:
-        """Load the model for all cores, and take it if its encoder makes the same of this speech,
-        to the last bit: on some processor, or with another library for matrices, it might not."""
-        load, self._load_wide = self._load_wide, None
-        if load is None:
-            return
-        try:
-            wide = load()
-            if np.array_equal(encode(wide, features), encode(self._model, features)):
-                self._wide = wide
-        except (RuntimeError, MemoryError) as error:  # it goes without
-            _log.info("no second copy of the model for utterances without company: %s", error)
-
-    @contextmanager
-    def on_all_cores(self) -> Iterator[None]:
-        """What this thread encodes meanwhile gets all cores, once ``widen`` has been successful.
-        One thread at a time should ask for them."""
-        self._mine.encoder = self._wide or self._model
-        try:
-            yield
-        finally:
-            del self._mine.encoder
-
-    def encode(self, features: Any, **options: Any) -> Any:
-        """``ctranslate2.models.Whisper.encode``."""
-        return getattr(self._mine, "encoder", self._model).encode(features, **options)
 
     def start(self, seed: int) -> None:
         """Begin a stretch of speech in this thread; ``finish`` must follow."""

@@ -17,8 +17,6 @@ from functools import cached_property
 from importlib.metadata import version
 from typing import Any, Final
 
-import numpy as np
-
 from speechmill.errors import JobError, ModelError
 from speechmill.models.weights import resolve_whisper
 from speechmill.records import Speech, Transcript
@@ -35,10 +33,6 @@ __all__ = ["WhisperTranscriber", "resolve_compute_type"]
 
 VERSION: Final = 8
 """Raised by hand whenever this code gives other text or figures: it is part of the recipe."""
-
-LONE_S: Final = 20.0
-"""Seconds of windows without company, after which a model for all cores is worth its loading: the
-end of a build is not."""
 
 
 class WhisperTranscriber:
@@ -92,7 +86,6 @@ class WhisperTranscriber:
         self._pool = ThreadPoolExecutor(self._placement.callers, thread_name_prefix="whisper")
         self._lock = threading.Lock()
         self._num_calls = 0
-        self._lone_s = 0.0
 
     def _known_languages(self) -> list[str]:
         """The codes of the languages that the model knows."""
@@ -173,17 +166,13 @@ class WhisperTranscriber:
         self, speech: Sequence[Speech], on_encoded: OnEncoded | None, *, is_alone: bool
     ) -> list[Transcript]:
         batches = self._batches(speech)
-        is_lone = is_alone and len(speech) == 1
         if is_alone and len(batches) == 1:
             batches = self._shared_out(batches[0])
-        compute = self._lone if is_lone else self._batch
         jobs: list[tuple[list[int], Future[list[Transcript]]]] = []
         for chosen in batches:
             batch = [speech[i] for i in chosen]
             heard = None if on_encoded is None else _numbered(on_encoded, chosen)
-            jobs.append((chosen, self._pool.submit(compute, batch, heard)))
-        if is_lone:
-            self._widen(speech[0])
+            jobs.append((chosen, self._pool.submit(self._batch, batch, heard)))
         return _collected(jobs, len(speech))
 
     def _batches(self, speech: Sequence[Speech]) -> list[list[int]]:
@@ -215,20 +204,6 @@ class WhisperTranscriber:
         finally:
             with self._lock:
                 self._num_calls -= 1
-
-    def _lone(self, batch: Sequence[Speech], on_encoded: OnEncoded | None) -> list[Transcript]:
-        """Transcribe a stretch that is alone on this machine."""
-        with self._ctranslate2.on_all_cores():
-            return self._batch(batch, on_encoded)
-
-    def _widen(self, speech: Speech) -> None:
-        """Have a model loaded for stretches that are alone, where they are not few; meanwhile this
-        one is computed on one core."""
-        window_s = self._window_s(speech)
-        self._lone_s += window_s
-        if self._lone_s >= LONE_S and self._ctranslate2.may_widen:
-            features = np.stack([self._encoder.features(speech, window_s)])
-            self._pool.submit(self._ctranslate2.widen, features)
 
     def _batch(self, batch: Sequence[Speech], on_encoded: OnEncoded | None) -> list[Transcript]:
         if self._is_full:

@@ -1,1 +1,1 @@
-"""Layers of codecs that give the same bits in any company."""
+"""Layers of codecs whose output has the same bits on any number of threads, beside any others."""

@@ -1,7 +1,7 @@
-"""What works point by point, with the same result on one thread as on two.
+"""Pointwise layers that give on one thread the result that PyTorch gives on several.
 
-Codes are computed on one thread, and are to be those that a user gets who calls the model on a
-machine with several cores. Two things differ there:
+Codes are computed on one thread, and must equal those of the model called on a machine with
+several cores. Two kinds of layers differ there:
 
 - Convolutions of kernel 1. On two threads or more PyTorch computes them by oneDNN, whose sums do
   not depend on the number; on one thread it multiplies matrices, which rounds otherwise.
@@ -16,20 +16,20 @@ from typing import Any, Final
 __all__ = ["SHARED", "SMALL", "VECTORS", "as_on_threads"]
 
 SMALL: Final = 20_480
-"""Inputs of no more elements PyTorch multiplies as matrices on any number of threads."""
+"""Up to so many elements of input PyTorch multiplies matrices on any number of threads."""
 
 SHARED: Final = 32_768
-"""More elements than these PyTorch divides among threads."""
+"""Up to so many elements PyTorch computes on one thread; more are divided among threads."""
 
 VECTORS: Final = 32
-"""So many elements ELU takes at a time; what is left is computed in another way."""
+"""Elements that ELU takes at a time; the rest at the end is computed by another function."""
 
 
 def as_on_threads(model: Any) -> None:
     """Make a model's convolutions of kernel 1 do on one thread what they do on several, and its
     ELUs what they do on two.
 
-    It is to be called when the weights are what they will be: they are kept.
+    Call it when the weights are final: it holds on to them.
     """
     import torch
 
@@ -89,7 +89,7 @@ class _Halves:
 
 
 def _in_order(hidden: Any) -> Any:
-    """All elements as they lie in memory, where nothing lies between them; else None."""
+    """All elements in the order of memory, or None where they are not contiguous."""
     if hidden.is_contiguous():
         return hidden.view(-1)
     by_time = hidden.permute(hidden.ndim - 1, *range(hidden.ndim - 1))

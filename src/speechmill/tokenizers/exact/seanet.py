@@ -1,4 +1,4 @@
-"""EnCodec's causal encoder, in pieces: the same values in bounded memory, and sooner."""
+"""EnCodec's causal encoder, in pieces: the same values in bounded memory and less time."""
 
 from __future__ import annotations
 
@@ -6,27 +6,23 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
-from speechmill.tokenizers.exact.gathered_lstm import GatheredLSTM
 from speechmill.tokenizers.exact.pointwise import SHARED, VECTORS
 
 __all__ = ["StreamedEncoder", "padded", "quicken"]
 
 WINDOW_S: Final = 2.0
-"""Seconds of audio that the convolutions take at a time: more would not stay in the caches."""
+"""Seconds of audio that the convolutions take at a time: more would not fit the caches."""
 
 STRETCH_S: Final = 120.0
 """Seconds of audio that the LSTM and the quantizer take at a time."""
 
-GATHERED_S: Final = 30.0
-"""Clips up to so many seconds the LSTM hears together."""
-
 
 class StreamedEncoder:
-    """What ``EncodecEncoder`` computes of a waveform, stretch by stretch.
+    """``EncodecEncoder`` of a waveform, stretch by stretch.
 
     Its convolutions look back only: those before the LSTM see a few frames, and are computed in
     windows that overlap by as many. The LSTM hands its state on. A waveform of less than two
-    windows, or an encoder that looks ahead, is computed as ever.
+    windows, or the waveform of an encoder that looks ahead, is computed whole.
 
     The encoder itself is changed by ``quicken``.
     """
@@ -41,9 +37,8 @@ class StreamedEncoder:
             layers[place].lstm,
             layers[place + 1 :],
         )
-        self._gathered = GatheredLSTM(self._lstm)
-        # PyTorch computes what is small in another way: each layer is to have more. And the end of
-        # a window is to be that of a whole number of vectors, as it is in the midst of the whole.
+        # PyTorch computes small inputs in another way, so each layer gets more than those. And a
+        # window ends with a whole number of vectors, as the same place does within the whole.
         enough = SHARED // _fewest(self._front, hop_length) + 1
         step = _vectors(self._front, hop_length)
         window = max(enough, round(WINDOW_S * sample_rate / hop_length))
@@ -54,25 +49,6 @@ class StreamedEncoder:
         self._causal = self._causal and step is not None
         self._context = _rounded_up(-(-_reach(self._front) // hop_length), step or 1)
         self._tail_reach = _reach(self._tail)
-        self._longest = round(GATHERED_S * sample_rate)
-
-    def takes_together(self, num_samples: int) -> bool:
-        """Whether it is worth while to give a clip of this length to ``together``."""
-        return 0 < num_samples <= self._longest
-
-    def together(self, clips: Sequence[Any]) -> list[Any]:
-        """Tensors [1, 1, num_samples] → latents [1, hidden_size, num_frames]: those of each alone,
-        in less time. On one thread."""
-        fronts = []
-        for samples in clips:
-            num_frames = -(-samples.shape[-1] // self._hop_length)
-            hidden = _joined(self._windows(samples, 0, num_frames, num_frames))
-            fronts.append(hidden.permute(2, 0, 1))
-        heard = self._gathered([steps.contiguous() for steps in fronts])
-        return [
-            _through(self._tail, (one + steps).permute(1, 2, 0))
-            for one, steps in zip(heard, fronts, strict=True)
-        ]
 
     def __call__(self, samples: Any) -> Iterator[Any]:
         """Tensor [N, 1, num_samples] → latents [N, hidden_size, num_frames], in stretches."""
@@ -91,7 +67,7 @@ class StreamedEncoder:
             before = joined[..., joined.shape[-1] - self._tail_reach :]
 
     def _windows(self, samples: Any, start: int, end: int, num_frames: int) -> Iterator[Any]:
-        """What the LSTM is to hear of the frames from ``start`` to ``end``."""
+        """The input of the LSTM for the frames from ``start`` to ``end``, window by window."""
         size = self._window if self._causal else num_frames
         for first, last in _pieces(start, end, size):
             early = max(0, first - self._context) if self._causal else 0
@@ -118,7 +94,7 @@ def quicken(encoder: Any) -> None:
 
 
 def padded(hidden: Any, paddings: Sequence[Any], mode: str = "zero", value: float = 0.0) -> Any:
-    """What EnCodec's ``_pad1d`` gives."""
+    """Pad as EnCodec's ``_pad1d`` does."""
     from torch.nn.functional import pad
 
     left, right = (int(padding) for padding in paddings)
@@ -147,7 +123,7 @@ def _pieces(start: int, end: int, size: int) -> list[tuple[int, int]]:
 
 
 def _joined(pieces: Iterator[Any]) -> Any:
-    """One after the other in time."""
+    """Concatenate in time."""
     import torch
 
     first, *others = pieces
@@ -159,7 +135,7 @@ def _rounded_up(count: int, step: int) -> int:
 
 
 def _vectors(layers: Sequence[Any], hop_length: int) -> int | None:
-    """How many frames, at least, are whole vectors in both halves of what each ELU gets; None
+    """The least number of frames that are whole vectors in both halves of each ELU's input; None
     where a channel lies in both halves."""
     frames, stride, is_activated = 1, 1, False
     for layer in layers:
@@ -196,7 +172,7 @@ def _fewest(layers: Sequence[Any], hop_length: int) -> int:
 
 
 def _reach(layers: Sequence[Any]) -> int:
-    """How many of its input's samples a frame may depend on, at most, before its own."""
+    """The most input samples before its own that a frame may depend on."""
     reach, stride = 0, 1
     for layer in layers:
         for module in layer.modules():

@@ -1,4 +1,4 @@
-"""What every kind of frame features does: what units are made of."""
+"""The interface of frame features, which units are made of."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ Each = Callable[[NDArray[np.float32]], NDArray[Any]]
 
 
 def as_they_are(frames: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The frames."""
+    """The frames, unchanged."""
     return frames
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FeatureOptions:
-    """Which features. A kind that has no use for an option other than its default refuses it.
+    """The choice of features. A kind refuses options that it has no use for, except defaults.
 
     ``model`` is a name, a hub id or a folder; "" is the kind's own. ``layer`` counts from 1; 0 is
     the kind's own. ``device`` shapes no values.
@@ -40,7 +40,7 @@ class FeatureOptions:
 
 
 class Features(Protocol):
-    """Turns waveforms into frames of numbers.
+    """A converter of waveforms to frames of numbers.
 
     On a processor a waveform's frames do not depend on the other waveforms of the call, on their
     order, or on threads: to the last bit. ``frames`` may be called from several threads at once.
@@ -48,7 +48,7 @@ class Features(Protocol):
 
     @property
     def options(self) -> FeatureOptions:
-        """What they were asked for, each choice settled: no "", no 0, no auto but the device's."""
+        """The options with every choice settled: no "", no 0, and no auto except for the device."""
 
     @property
     def sample_rate(self) -> int:

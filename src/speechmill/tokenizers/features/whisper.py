@@ -41,16 +41,16 @@ _WHOLE_NUMBERS: Final = ("int8", "int8_float32")
 processor. With the others each window is computed alone, on one thread."""
 
 _SHAPING: Final = ("grid_s", "min_s", "pad_s")
-"""The options of windows that say how long they are."""
+"""The options of windows that decide their length."""
 
 _FILES: Final = ("model.bin", "preprocessor_config.json")
-"""The files of a model that shape what its encoder gives."""
+"""The files of a model that shape its encoder's output."""
 
 GPU_BATCH: Final = 16
 
 
 class WhisperFeatures:
-    """What Whisper's encoder gives for a waveform: [ceil(num_samples / 320), width].
+    """The output of Whisper's encoder for a waveform: [ceil(num_samples / 320), width].
 
     The model is loaded when it is first needed, unless a transcriber has it (``attach``).
 
@@ -143,9 +143,9 @@ class WhisperFeatures:
             self._encoder = transcriber.encoder
 
     def shares(self, transcriber: Transcriber) -> TypeGuard[SharesEncoder]:
-        """Whether what this transcriber's encoder gives, in whichever batch, is what ours gives.
+        """Whether this transcriber's encoder, in any batch, gives the same as ours.
 
-        On a GPU that is so up to rounding.
+        On a GPU they are the same up to rounding.
         """
         return (
             isinstance(transcriber, WhisperTranscriber)
