@@ -21,6 +21,7 @@ NEEDS = {
     "chaos": {"chaos"},
     "engine": {
         *("runners/test_engines.py", "runners/test_spark.py", "contracts/test_runner.py"),
+        "export/test_repartition_dask.py",
         *("dask", "ray", "spark", "by_dask", "by_spark"),
     },
     "broker": {
@@ -38,7 +39,7 @@ NEEDS = {
     },
     "slow": {
         *("builder", "torch", "cli/test_signals.py", "enrich/test_add.py"),
-        *("export/test_repartition.py", "pipeline/test_long_recordings.py"),
+        *("export/test_repartition_ends.py", "pipeline/test_long_recordings.py"),
         *("test_benchmarks.py", "test_golden.py"),
     },
 }
