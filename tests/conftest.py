@@ -67,7 +67,7 @@ def pytest_report_header(config: pytest.Config) -> str | None:
     return None if seed is None else f"chaos: long, seed {seed}; again: make chaos SEED={seed}"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark the tests by what they need; what waits for long comes first, so that there is something
     beside it to be done."""
     groups: dict[pytest.Item, str] = {}
@@ -80,7 +80,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         ranks[group] = min(len(NEEDS), ranks.get(group, len(NEEDS)), *map(RANKS.index, needs))
         for mark in needs:
             item.add_marker(mark)
-        item.add_marker(pytest.mark.xdist_group(group))
+        if config.pluginmanager.hasplugin("xdist"):
+            item.add_marker(pytest.mark.xdist_group(group))
     items.sort(key=lambda item: ranks[groups[item]])
 
 
