@@ -15,13 +15,16 @@ QUICK := not (broker or chaos or codec or engine or model or slow)
 SEED ?= $(shell date +%s)
 PYTEST := -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
-.PHONY: demo quick test chaos check clean
+.PHONY: demo quick quick-tests test chaos check clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/demo-ready
 	$(BIN)/python -m examples.demo
 
-quick: check
+quick: $(VENV)/test-ready
+	$(MAKE) --no-print-directory --jobs 2 check quick-tests
+
+quick-tests:
 	$(BIN)/python $(PYTEST) -m '$(QUICK)'
 
 test: check

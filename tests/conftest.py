@@ -38,9 +38,10 @@ NEEDS = {
         *("whisper", "openai-whisper", "transformers"),
     },
     "slow": {
-        *("builder", "torch", "cli/test_signals.py", "enrich/test_add.py"),
+        *("builder", "torch", "cli/test_signals.py", "deploy/test_image.py", "enrich/test_add.py"),
         *("export/test_repartition_ends.py", "pipeline/test_long_recordings.py"),
-        *("test_benchmarks.py", "test_golden.py"),
+        *("queues/test_cli.py", "runners/test_cluster.py", "storage/test_faults.py"),
+        *("storage/test_large.py", "test_benchmarks.py", "test_golden.py"),
     },
 }
 # Where two processes share out the tests, what has one of these words goes to one of them, so that

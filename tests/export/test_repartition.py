@@ -70,6 +70,7 @@ def test_every_row_is_there_once_in_order_among_its_like(by: list[str], rows_per
         assert order == sorted(order)
 
 
+@pytest.mark.slow
 def test_the_files_are_the_same_each_time_wherever_they_go(
     tmp_path: Path,
     object_store: SeaweedFS,
@@ -107,6 +108,7 @@ def test_files_share_out_the_rows_without_gap_or_overlap(counts: list[int], most
     assert taken == [(part, row) for part, count in enumerate(counts) for row in range(count)]
 
 
+@pytest.mark.slow
 def test_thousands_of_groups_take_little_memory_and_few_open_files() -> None:
     source, out = memory(), memory()
     make_sink(source, [(f"p{i}", 0, 250) for i in range(8)])
