@@ -8,10 +8,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.support.brokers import KafkaMock, RabbitMQ, Tansu
 from tests.support.chaos import Chaos
 from tests.support.services import SeaweedFS, find_weed
+
+settings.register_profile("by no clock", deadline=None)
+settings.load_profile("by no clock")
 
 TESTS = Path(__file__).parent
 SHARED_DATA = TESTS.parents[1] / "shared" / "data"
