@@ -27,7 +27,7 @@ quick: $(VENV)/test-ready
 quick-tests:
 	$(BIN)/python $(PYTEST) -m '$(QUICK)'
 
-# Coverage is measured where nobody waits for it: it takes a third to a half more time.
+# Coverage is measured where nobody waits for it: tests that are all Python take half as long again.
 ifeq ($(CI),true)
 test: check
 	rm -f .coverage .coverage.*
