@@ -17,20 +17,29 @@ QUICK := not (broker or chaos or codec or engine or model or slow)
 SEED ?= $(shell date +%s)
 PYTEST := -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
-.PHONY: demo quick test extras chaos check clean
+.PHONY: demo quick quick-tests test extras chaos check clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/demo-ready
 	@$(BIN)/python -m examples.demo
 
-quick: check
+quick: $(VENV)/test-ready
+	$(MAKE) --no-print-directory --jobs 2 check quick-tests
+
+quick-tests:
 	$(BIN)/python $(PYTEST) -m '$(QUICK)'
 
+# Coverage is measured where nobody waits for it: tests that are all Python take half as long again.
+ifeq ($(CI),true)
 test: check
 	rm -f .coverage .coverage.*
 	$(BIN)/coverage run $(PYTEST)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
+else
+test: check
+	$(BIN)/python $(PYTEST)
+endif
 
 extras: $(VENV)/test-ready
 	EXTRAS_ALONE=1 $(BIN)/python -m pytest tests/test_extras.py

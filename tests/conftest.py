@@ -8,10 +8,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.support.brokers import KafkaMock, RabbitMQ, Tansu
 from tests.support.chaos import Chaos
 from tests.support.services import SeaweedFS, find_weed
+
+settings.register_profile("by no clock", deadline=None)
+settings.load_profile("by no clock")
 
 TESTS = Path(__file__).parent
 SHARED_DATA = TESTS.parents[1] / "shared" / "data"
@@ -21,6 +25,7 @@ NEEDS = {
     "chaos": {"chaos"},
     "engine": {
         *("runners/test_engines.py", "runners/test_spark.py", "contracts/test_runner.py"),
+        "export/test_repartition_dask.py",
         *("dask", "ray", "spark", "by_dask", "by_spark"),
     },
     "broker": {
@@ -37,9 +42,10 @@ NEEDS = {
         *("whisper", "openai-whisper", "transformers"),
     },
     "slow": {
-        *("builder", "torch", "cli/test_signals.py", "enrich/test_add.py"),
-        *("export/test_repartition.py", "pipeline/test_long_recordings.py"),
-        *("test_benchmarks.py", "test_golden.py"),
+        *("builder", "torch", "cli/test_signals.py", "deploy/test_image.py", "enrich/test_add.py"),
+        *("export/test_repartition_ends.py", "pipeline/test_long_recordings.py"),
+        *("queues/test_cli.py", "runners/test_cluster.py", "storage/test_faults.py"),
+        *("storage/test_large.py", "test_benchmarks.py", "test_golden.py"),
     },
 }
 # Where two processes share out the tests, what has one of these words goes to one of them, so that
@@ -66,7 +72,7 @@ def pytest_report_header(config: pytest.Config) -> str | None:
     return None if seed is None else f"chaos: long, seed {seed}; again: make chaos SEED={seed}"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark the tests by what they need; what waits for long comes first, so that there is something
     beside it to be done."""
     groups: dict[pytest.Item, str] = {}
@@ -79,7 +85,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         ranks[group] = min(len(NEEDS), ranks.get(group, len(NEEDS)), *map(RANKS.index, needs))
         for mark in needs:
             item.add_marker(mark)
-        item.add_marker(pytest.mark.xdist_group(group))
+        if config.pluginmanager.hasplugin("xdist"):
+            item.add_marker(pytest.mark.xdist_group(group))
     items.sort(key=lambda item: ranks[groups[item]])
 
 

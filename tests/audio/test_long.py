@@ -320,6 +320,7 @@ def _grown_bytes(path: Path) -> tuple[int, int]:
     return count, grown
 
 
+@pytest.mark.slow
 @NEEDS_PROC
 @pytest.mark.parametrize(("suffix", "channels"), [("wav", 2), ("flac", 1)])
 def test_memory_does_not_grow_with_the_length(tmp_path: Path, suffix: str, channels: int) -> None:

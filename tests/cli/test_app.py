@@ -83,6 +83,7 @@ def test_every_field_of_the_job_is_a_flag_and_a_key_of_the_file(tmp_path: Path) 
     assert load_job(path, {}) == Job(source="a", sink="b")
 
 
+@pytest.mark.slow
 def test_build_plan_show_failures_export_on_a_folder(corpus: Path, tmp_path: Path) -> None:
     (corpus / "p902" / "broken.flac").write_bytes(b"<html>not found</html>")
     sink, plain = tmp_path / "out", tmp_path / "plain"
@@ -196,6 +197,7 @@ def test_what_is_printed_into_a_pipe_is_not_broken_into_lines(corpus: Path, tmp_
         assert str(sink) in done.stdout
 
 
+@pytest.mark.slow
 def test_plan_says_what_prune_would_remove_and_which_folders_do_not_match(
     corpus: Path, tmp_path: Path
 ) -> None:
@@ -219,6 +221,7 @@ def test_an_unknown_key_of_the_job_file_is_named(tmp_path: Path) -> None:
     assert "did you mean 'beam_size'" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_changed_recipe_stops_and_says_what_differs(corpus: Path, tmp_path: Path) -> None:
     sink = tmp_path / "out"
     assert run("build", corpus, sink, *FAKE).returncode == 0
@@ -236,6 +239,7 @@ def test_version_and_completion() -> None:
     assert "complete" in run("--show-completion", "bash").stdout.lower()
 
 
+@pytest.mark.slow
 def test_doctor_finds_what_is_there_and_what_is_not(corpus: Path, tmp_path: Path) -> None:
     good = run("doctor", corpus, tmp_path / "out", "--model", "base")
     assert "can be listed and read" in good.stdout

@@ -320,6 +320,7 @@ def test_a_model_that_the_hub_does_not_have_is_a_model_error(hub: str, tmp_path:
     assert done.stderr == ""
 
 
+@pytest.mark.slow
 def test_a_network_that_swallows_packets_costs_seconds(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:  # connects, and never answers
         endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"

@@ -23,7 +23,7 @@ def wait_until(true: Callable[[], bool], what: str, seconds: float = 60.0) -> No
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline, f"{what}: not within {seconds:.0f} s"
-        time.sleep(0.2)
+        time.sleep(0.05)
 
 
 def publish_mixed(broker: Broker, messages: Sequence[Message], seed: int) -> None:

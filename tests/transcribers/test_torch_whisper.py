@@ -207,17 +207,17 @@ def test_what_shapes_the_text_is_in_the_recipe_and_the_machine_is_not(backend: s
     assert {"model.safetensors", "config.json", "tokenizer.json"} <= digests.keys()
     assert recipe["window"] == "full"
     assert dict(opened(backend, cpu_threads=2, window="full").recipe) == recipe
-    every: list[dict[str, Any]] = [
-        {"beam_size": 1},
-        {"temperature": (0.0,)},
-        {"words": True},
-        {"initial_prompt": "Hm."},
-        {"hotwords": "Stella"},
-        {"suppress_numerals": True},
-        {"language": "en"},
-    ]
-    for shaping in every:
-        assert dict(opened(backend, **shaping).recipe) != recipe, shaping
+    shaping: dict[str, Any] = {
+        "beam_size": 1,
+        "temperature": (0.0,),
+        "words": True,
+        "initial_prompt": "Hm.",
+        "hotwords": "Stella",
+        "suppress_numerals": True,
+        "language": "en",
+    }
+    other = dict(opened(backend, **shaping).recipe)
+    assert [name for name in shaping if other[name] == recipe[name]] == []
 
 
 @on
