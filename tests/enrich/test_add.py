@@ -31,16 +31,15 @@ from speechmill.dataset.schema import (
     with_tokenizer,
 )
 from speechmill.dataset.state import current_recipe, read_recipe
-from speechmill.enrich.add import AddReport, add_tokens
+from speechmill.enrich.add import EnrichReport, add_tokens
 from speechmill.enrich.staging import (
-    Addition,
     Staging,
-    put_into,
     row_keys,
     staged_table,
-    staging_id,
 )
+from speechmill.enrich.tokens import TokenAddition, staging_id
 from speechmill.errors import DatasetError, JobError, RecipeChangedError
+from speechmill.pipeline.tokenize import SampleCheck
 from speechmill.records import Codes, Recording, key_of, printable
 from speechmill.storage import Store, open_store
 from speechmill.tokenizers.columns import column_of
@@ -87,7 +86,7 @@ def built(tmp_path: Path, *tokenizers: str, name: str = "out", **options: Any) -
     return source, sink
 
 
-def add(sink: str, tokenizer: str, **options: Any) -> AddReport:
+def add(sink: str, tokenizer: str, **options: Any) -> EnrichReport:
     return add_tokens(open_store(sink), tokenizer, **options)
 
 
@@ -363,6 +362,8 @@ class Mortal:
             return getattr(self._store, name)(*arguments, **options)
 
 
+# The thread that writes the log's last words dies with its store.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize("after", [False, True])
 def test_ended_at_any_write_it_goes_on_and_ends_as_undisturbed(tmp_path: Path, after: bool) -> None:
     source, whole = built(tmp_path, "fake", "mfcc", name="whole")
@@ -667,12 +668,12 @@ def test_readers_meet_null_where_a_part_has_no_tokens_yet(first: str, tmp_path: 
             "tokenizers": {**recipe.choices["tokenizers"], name: mine},
         },
     )
-    of_type = whole.schema.field(name).type
-    addition = Addition(tokenizer, column_of(tokenizer, "fake"), name, of_type, recipe.id, target)
     staging = Staging(store, staging_id(recipe.choices, mine))
+    described, sample = column_of(tokenizer, "fake"), SampleCheck([tokenizer])
+    addition = TokenAddition(tokenizer, described, name, recipe.id, target, staging, sample)
     for part in list_parts(store)[:2]:
-        table = put_into(
-            read_part(part.key, store.get(part.key).data), staging.read(part.key), addition
+        table = addition.put_into(
+            read_part(part.key, store.get(part.key).data), staging.read(part.key)
         )
         assert table is not None
         store.put(part.key, to_parquet(table))
@@ -705,8 +706,9 @@ def test_what_is_put_beside_the_data_twice_is_there_once() -> None:
     of_type = column_of(FakeTokenizer()).type
     column = codes_to_array([codes, codes], of_type)
     keys = [("a", 1, "x", 0.0, 1.0), ("a", 1, "x", 1.0, 2.0), ("b", 1, "y", 0.0, 1.0)]
-    staging.add("data/p", staged_table(keys[:2], "token", column, ()))
-    staging.add("data/p", staged_table(keys[1:], "token", column, (0.0,)))
+    fields = [pa.field("token", of_type)]
+    staging.add("data/p", staged_table(keys[:2], fields, [column], {}))
+    staging.add("data/p", staged_table(keys[1:], fields, [column], {"sample_mismatch": [0.0]}))
     made = staging.read("data/p")
     assert made is not None
     assert row_keys(made) == keys

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from speechmill.dataset.conform import conform
 from speechmill.dataset.layout import data_key, failures_key
+from speechmill.dataset.measured import with_measures_of, without_stale_measures
 from speechmill.dataset.schema import (
     FAILURE_SCHEMA,
     failures_to_table,
@@ -132,7 +133,8 @@ def merge_rows(
     are. The same bytes made by another recipe are replaced if ``is_current()`` says that the new
     rows' recipe is the sink's. Another version of the bytes is replaced unless it is newer, or
     when it is the very one that ``replaces`` (etag by file name) says was to be replaced. The
-    columns are those of the new rows, or the old ones if the sink's recipe has moved on meanwhile.
+    columns are those of the new rows, or the old ones if the sink's recipe has moved on meanwhile;
+    and the measures of both.
     A sealed part takes no recording that it does not have.
     """
     there = versions(old) if old is not None else {}
@@ -156,6 +158,10 @@ def merge_rows(
     kept = _without(old, winners)
     same = old.schema.equals(new.schema)
     schema = new.schema if same or not kept.num_rows or is_current() else old.schema
+    schema = with_measures_of(with_measures_of(schema, old.schema), new.schema)
+    # Values of another version of a measure would be taken for this one's: they are made anew.
+    kept = without_stale_measures(kept, schema)
+    added = without_stale_measures(added, schema)
     if sealed:
         schema = with_seal(schema)
     return sort_rows(pa.concat_tables([conform(kept, schema), conform(added, schema)]))

@@ -26,6 +26,7 @@ __all__ = [
     "DATA",
     "FAILURES",
     "LAYOUT_KEY",
+    "MEASURES_KEY",
     "OWN_PREFIXES",
     "ROOT_FOLDER",
     "SOURCE_KEY",
@@ -51,6 +52,7 @@ SOURCE_KEY = f"{STATE}/source.json"
 LAYOUT_KEY = f"{STATE}/layout.json"
 RUNS = f"{STATE}/runs"
 ADDING = f"{STATE}/adding"
+MEASURES_KEY = f"{STATE}/measures.json"
 
 ROOT_FOLDER = "_root"  # the folder of recordings that lie in none
 

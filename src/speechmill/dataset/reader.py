@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from speechmill.dataset.commit import read_part, unreadable
 from speechmill.dataset.layout import DATA
+from speechmill.dataset.measured import read_measures, with_measure
 from speechmill.dataset.schema import described_tokenizers, row_schema
 from speechmill.dataset.state import current_recipe, read_recipe, sink_state
 from speechmill.errors import ConflictError, NotFoundError
@@ -186,13 +187,21 @@ class _WholeFileSystem(pafs.FileSystemHandler):  # type: ignore[misc]
 
 def stored_schema(store: Store) -> pa.Schema | None:
     """Read the schema of the newest part that has the tokens of the present recipe, or else of the
-    newest part; None without parts.
+    newest part, with the columns of all measures; None without parts.
 
     Older parts, and those of a build that began earlier, may lack columns of it.
 
     Raises:
         DatasetError: a part cannot be read.
     """
+    schema = _newest_schema(store)
+    if schema is not None:
+        for measure in read_measures(store).values():
+            schema = with_measure(schema, measure)
+    return schema
+
+
+def _newest_schema(store: Store) -> pa.Schema | None:
     newest = sorted(list_parts(store), key=lambda p: p.modified_us, reverse=True)
     if not newest:
         return None

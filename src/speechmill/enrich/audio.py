@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 
@@ -20,11 +21,11 @@ from speechmill.storage import Store
 
 __all__ = [
     "SPAN_COLUMNS",
-    "Kept",
-    "Retaken",
+    "FetchedSpans",
+    "RecordingSpans",
+    "fetch_spans",
     "keeps_damaged",
-    "kept_recordings",
-    "retake",
+    "recordings_of",
 ]
 
 SPAN_COLUMNS = ("folder_name", *IDENTITY_COLUMNS, "start_s", "end_s")
@@ -32,13 +33,15 @@ SPAN_COLUMNS = ("folder_name", *IDENTITY_COLUMNS, "start_s", "end_s")
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
-    """A recording that has rows in a part: their spans, in seconds of its clock."""
+class RecordingSpans:
+    """A recording that has rows in a part: their spans, in seconds of its clock; and other columns
+    of these rows that were asked for, by name."""
 
     part_key: str
     part: Part
     recording: Recording
     spans: tuple[tuple[float, float], ...]
+    columns: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def audio_s(self) -> float:
@@ -57,21 +60,21 @@ class Kept:
 
 
 @dataclass(slots=True, eq=False)
-class Retaken:
-    """A recording that has been fetched and decoded again.
+class FetchedSpans:
+    """A recording that was fetched and decoded again, cut as its rows are.
 
     ``lost`` says why there is no audio of its rows: ``gone`` from the source, ``changed`` since
     they were made, or ``failed`` (``ready.failure`` says how). ``ready.rows`` are those of
-    ``kept.spans``, in order.
+    ``asked.spans``, in order.
     """
 
-    kept: Kept
+    asked: RecordingSpans
     ready: ReadyRecording
     changed: bool = False
 
     @property
     def lost(self) -> str:
-        """Why its audio is not to be had; "" where it is."""
+        """Why there is no audio of it; "" where there is."""
         if self.ready.gone:
             return "gone"
         if self.changed:
@@ -89,20 +92,34 @@ class Retaken:
         )
 
 
-def kept_recordings(part_key: str, rows: pa.Table) -> Iterator[Kept]:
-    """The recordings of some rows of a part, in order. ``rows`` has ``SPAN_COLUMNS``."""
+def recordings_of(
+    part_key: str, rows: pa.Table, columns: Sequence[str] = ()
+) -> Iterator[RecordingSpans]:
+    """The recordings of some rows of a part, in order.
+
+    Args:
+        part_key: the part's key in the sink.
+        rows: the rows, with ``SPAN_COLUMNS``.
+        columns: others whose values are handed on; None where the part lacks one.
+    """
     spans: dict[str, list[tuple[float, float]]] = {}
+    values: dict[str, list[Mapping[str, Any]]] = {}
     first: dict[str, tuple[str, Recording]] = {}
-    for folder_name, modified_us, (name, size, etag, start_s, end_s) in zip(
+    there = [name for name in columns if name in rows.column_names]
+    asked = rows.select(there).to_pylist() if there else [{}] * rows.num_rows
+    for folder_name, modified_us, (name, size, etag, start_s, end_s), row in zip(
         rows["folder_name"].to_pylist(),
         rows["source_modified"].cast(pa.int64()).to_pylist(),
         row_keys(rows),
+        asked,
         strict=True,
     ):
         spans.setdefault(name, []).append((start_s, end_s))
+        values.setdefault(name, []).append({column: row.get(column) for column in columns})
         first.setdefault(name, (folder_name, Recording(key_of(name), size, etag, modified_us)))
     for name, (folder_name, recording) in first.items():
-        yield Kept(part_key, part_of(part_key, folder_name), recording, tuple(spans[name]))
+        part = part_of(part_key, folder_name)
+        yield RecordingSpans(part_key, part, recording, tuple(spans[name]), tuple(values[name]))
 
 
 def keeps_damaged(recipe: Recipe, sink_url: str) -> bool:
@@ -121,28 +138,28 @@ def keeps_damaged(recipe: Recipe, sink_url: str) -> bool:
     return bool(decoded.get("keep_damaged"))
 
 
-def retake(source: Store, kept: Kept, *, keep_damaged: bool) -> Retaken:
+def fetch_spans(source: Store, asked: RecordingSpans, *, keep_damaged: bool) -> FetchedSpans:
     """Fetch and decode a recording, and cut it as its rows are.
 
     Raises:
         UnavailableError: the source as a whole is down or gone.
     """
-    ready = ReadyRecording(kept.part, kept.recording, kept.part.folder_name)
-    taken = Retaken(kept, ready)
+    ready = ReadyRecording(asked.part, asked.recording, asked.part.folder_name)
+    taken = FetchedSpans(asked, ready)
     blob = None
     with recorded(ready, "fetch"):
         blob = fetch_into(ready, source)
     if blob is None:
         return taken
     now = ready.recording
-    if (now.size, now.etag) != (kept.recording.size, kept.recording.etag):
+    if (now.size, now.etag) != (asked.recording.size, asked.recording.etag):
         taken.changed = True
         return taken
     with recorded(ready, "decode"):
         decode_into(ready, blob, keep_damaged=keep_damaged)
-        if round(kept.length_s * ready.sample_rate) > round(ready.duration_s * ready.sample_rate):
+        if round(asked.length_s * ready.sample_rate) > round(ready.duration_s * ready.sample_rate):
             raise DamagedError(
-                f"its rows reach to {kept.length_s:.3f} s, and it has only {ready.duration_s:.3f}"
+                f"its rows reach to {asked.length_s:.3f} s, and it has only {ready.duration_s:.3f}"
             )
-        ready.rows = [ReadyRow(ready, Row(start, end, ())) for start, end in kept.spans]
+        ready.rows = [ReadyRow(ready, Row(start, end, ())) for start, end in asked.spans]
     return taken

@@ -1,296 +1,273 @@
-"""Making the tokens of rows that are there already, and putting them beside the data."""
+"""Making what rows lack, and staging it: the audio is fetched and cut once for all additions."""
 
 from __future__ import annotations
 
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
-from speechmill.dataset.reader import read_columns, scan
-from speechmill.dataset.schema import codes_to_array
-from speechmill.enrich.audio import SPAN_COLUMNS, Kept, Retaken, kept_recordings, retake
-from speechmill.enrich.staging import Addition, RowKey, Staging, row_keys, staged_table
-from speechmill.errors import ModelError, NotFoundError, SpeechmillError
-from speechmill.pipeline.tokenize import SampleCheck, tokenize
-from speechmill.records import Codes
+from speechmill.ahead import ahead
+from speechmill.dataset.reader import read_columns
+from speechmill.enrich.audio import FetchedSpans, RecordingSpans, fetch_spans, recordings_of
+from speechmill.enrich.base import Addition
+from speechmill.enrich.lookup import GivenUp, columns_to_look_at, lacking_of
+from speechmill.enrich.staging import RowKey, staged_table
+from speechmill.errors import ModelError, NotFoundError, SpeechmillError, UnavailableError
+from speechmill.pipeline.intake import ReadyRow
+from speechmill.pipeline.isolate import Breaker, all_or_each
 from speechmill.storage import Object, Store
 
-__all__ = ["AddObserver", "AddReport", "Look", "Maker"]
+__all__ = ["Maker", "Outcome"]
 
-STAGE_EVERY_S: Final = 60.0  # what is made is put beside the data so often, also within a part
+STAGE_EVERY_S: Final = 60.0
+"""What is made is put beside the data so often, also within a part: a kill loses no more."""
 FETCHERS: Final = 16
-MAX_AHEAD_S: Final = 600.0  # audio on its way to the tokenizer, unless one recording is longer
-MAX_AHEAD: Final = 64  # recordings, likewise
-CALL_S: Final = 120.0  # audio that the tokenizer is given in one call
-GROUPS: Final = 2  # groups that it is given at the same time, so that it never waits
-MODEL_ERRORS: Final = 16  # in a row: that is not the recordings' fault
-NAMED: Final = 1_000  # recordings without tokens that the report names
+MAX_AHEAD_S: Final = 600.0
+"""Audio on its way, so that memory is bounded, unless one recording is longer."""
+MAX_AHEAD: Final = 64
+"""Recordings on their way, likewise."""
+CALL_S: Final = 120.0
+"""Audio that an addition is given in one call."""
+GROUPS: Final = 2
+"""Groups that are computed at the same time, so that one is ready when another ends."""
 
 
-@dataclass
-class AddReport:
-    """What ``add_tokens`` did. Durations in seconds.
+@dataclass(slots=True)
+class Outcome:
+    """What became of one recording. ``num_rows`` have all that they lacked; the ``lost_rows`` have
+    not, and ``lost`` (``gone``, ``changed`` or ``failed``) and ``reason`` say why. ``given_up`` are
+    the numbers of the additions that can make nothing of it."""
 
-    ``rows`` have been made; ``resumed`` lay ready from a command that was cut short; ``already``
-    had their tokens. ``lost`` counts the rows that have none, by why: gone from the source,
-    changed there, or failed; ``reasons`` says for some, by file name. Rows of ``other`` recipes
-    were left alone: they wait for a build to replace them.
-    """
-
-    sink: str
-    column: str
-    recipe: str
-    rows: int = 0
-    resumed: int = 0
-    already: int = 0
-    other: int = 0
-    audio_s: float = 0.0
-    wall_s: float = 0.0
-    tokenize_s: float = 0.0
-    parts: int = 0
-    lost: Counter[str] = field(default_factory=Counter)
-    reasons: dict[str, str] = field(default_factory=dict)
-    mismatch: tuple[float, ...] = ()
-    stopped: bool = False
-
-    @property
-    def complete(self) -> bool:
-        """Whether every row of the dataset's recipe has its tokens."""
-        return not (self.lost or self.stopped)
+    asked: RecordingSpans
+    num_rows: int = 0
+    lost_rows: int = 0
+    lost: str = ""
+    reason: str = ""
+    given_up: tuple[int, ...] = ()
 
 
-class AddObserver(Protocol):
-    """Who watches an adding. Called from one thread."""
+@dataclass(slots=True)
+class _Computed:
+    """What was computed of a recording's rows: their values by addition, and errors likewise."""
 
-    def planned(self, rows: int, audio_s: float, resumed: int) -> None:
-        """So many rows are to be made; so many more lie ready from before."""
-
-    def progress(self, report: AddReport) -> None:
-        """So much is made. Called often."""
-
-    def merging(self, done: int, total: int) -> None:
-        """So many of the parts have their tokens."""
+    fetched: FetchedSpans
+    values: list[dict[RowKey, tuple[Any, ...]]]
+    errors: dict[int, Exception] = field(default_factory=dict)
 
 
-@dataclass
-class Look:
-    """What a look at the sink has found: parts with rows that are to be made, how many ``rows``
-    and seconds of audio; rows that lie ``staged``; and rows of the recipe before (``base``), of the
-    new one (``done``) and of ``other`` ones."""
+@dataclass(slots=True)
+class _PartMade:
+    """What is made of a part and not staged yet, by addition; and recordings still to come."""
 
-    parts: list[Object] = field(default_factory=list)
-    rows: int = 0
-    audio_s: float = 0.0
-    staged: int = 0
-    base: int = 0
-    done: int = 0
-    other: int = 0
+    keys: tuple[frozenset[RowKey], ...]
+    missing: int
+    made: list[list[tuple[RowKey, tuple[Any, ...]]]]
 
 
 class Maker:
-    """Makes the tokens of an addition; ``report`` is told."""
+    """Makes what the rows of some parts lack, and stages it.
+
+    Args:
+        sink: the dataset.
+        source: where its recordings are.
+        additions: what is to be made.
+        keep_damaged: whether damaged recordings became rows.
+    """
 
     def __init__(
-        self,
-        sink: Store,
-        source: Store,
-        addition: Addition,
-        staging: Staging,
-        report: AddReport,
-        *,
-        keep_damaged: bool,
+        self, sink: Store, source: Store, additions: Sequence[Addition], *, keep_damaged: bool
     ) -> None:
-        self.sink, self.source, self.addition, self.staging = sink, source, addition, staging
-        self.report, self.keep_damaged = report, keep_damaged
-        self.sample = SampleCheck([addition.tokenizer])
-        self.given_up: dict[str, str] = {}
-        self.model_errors = 0
-        self.missing: dict[str, int] = {}  # recordings of a part that are still to come
-        self.made: dict[str, list[tuple[RowKey, Codes]]] = {}  # and rows that are to be staged
-        self.staged_at = time.monotonic()
+        self.sink, self.source, self.additions = sink, source, additions
+        self.keep_damaged = keep_damaged
+        self.compute_s = [0.0] * len(additions)
+        self._row_columns = tuple(dict.fromkeys(c for a in additions for c in a.row_columns))
+        self._breakers = [Breaker() for _ in additions]
+        self._parts: dict[str, _PartMade] = {}
+        self._staged_at = time.monotonic()
 
-    def look(self) -> Look:
-        """Count the rows, and find the parts that lack tokens which are not made yet."""
-        found = Look()
-        staged = set(self.staging.keys())
-        for part, table in scan(self.sink, SPAN_COLUMNS):
-            recipes = Counter(table["recipe"].to_pylist())
-            base = recipes.pop(self.addition.base, 0)
-            done = recipes.pop(self.addition.target.id, 0)
-            found.base, found.done = found.base + base, found.done + done
-            found.other += recipes.total()
-            if not base:
-                continue
-            rows = self._lacking(part.key, table, staged)
-            found.staged += base - self._count_given_up(table) - rows.num_rows
-            if rows.num_rows:
-                found.parts.append(part)
-                found.rows += rows.num_rows
-                lengths = pc.sum(pc.subtract(rows["end_s"], rows["start_s"]))
-                found.audio_s += lengths.as_py()
-        return found
+    def make(
+        self, parts: Iterable[Object], given_up: GivenUp, stop: Callable[[], bool]
+    ) -> Iterator[Outcome]:
+        """Make what parts lack. Yields what became of each recording.
 
-    def _lacking(self, part_key: str, table: pa.Table, staged: set[str]) -> pa.Table:
-        """The rows of a part that are to be made."""
-        there: set[RowKey] = set()
-        if self.staging.key(part_key) in staged:
-            made = self.staging.read(part_key)
-            there = set(row_keys(made)) if made is not None else there
-        take = [
-            i
-            for i, (key, recipe) in enumerate(
-                zip(row_keys(table), table["recipe"].to_pylist(), strict=True)
-            )
-            if recipe == self.addition.base and key not in there and key[0] not in self.given_up
-        ]
-        return table.take(pa.array(take, pa.int64()))
+        What is made is staged also when it ends early: once ``stop()`` is true, or by an error.
 
-    def _count_given_up(self, table: pa.Table) -> int:
-        rows = zip(table["file_name"].to_pylist(), table["recipe"].to_pylist(), strict=True)
-        return sum(name in self.given_up and r == self.addition.base for name, r in rows)
-
-    def _recordings(self, parts: list[Object]) -> Iterator[Kept]:
-        """The recordings of the rows that are to be made, part by part."""
-        staged = set(self.staging.keys())
-        for part in parts:
-            try:
-                table = read_columns(self.sink, part, SPAN_COLUMNS)
-            except NotFoundError:
-                continue
-            kept = list(kept_recordings(part.key, self._lacking(part.key, table, staged)))
-            if kept:
-                self.missing[part.key] = len(kept)
-                self.made[part.key] = []
-            yield from kept
-
-    def make(self, parts: list[Object], observer: AddObserver, stop: Callable[[], bool]) -> None:
-        """Make the tokens of these parts, and put them beside the data, also when it ends early."""
+        Raises:
+            UnavailableError: the source as a whole is down or gone, or the sink is.
+            ModelError: an engine fails again and again.
+        """
         fetchers = ThreadPoolExecutor(FETCHERS, thread_name_prefix="fetch")
-        encoders = ThreadPoolExecutor(GROUPS, thread_name_prefix="tokenize")
-        encoding: deque[tuple[list[Retaken], Future[float]]] = deque()
+        computers = ThreadPoolExecutor(GROUPS, thread_name_prefix="compute")
+        groups = _grouped(self._fetched(parts, given_up, fetchers))
         try:
-            for group in _grouped(self._retaken(parts, fetchers)):
-                while len(encoding) >= GROUPS:
-                    self._finish(*encoding.popleft())
-                    observer.progress(self.report)
+            computing = ahead(groups, lambda g: computers.submit(self._compute, g), most=GROUPS)
+            for _, computed in computing:
+                yield from [self._keep(one) for one in computed]
+                self._stage_some()
                 if stop():
                     break
-                encoding.append((group, encoders.submit(self._encode, group)))
-            while encoding:
-                self._finish(*encoding.popleft())
-                observer.progress(self.report)
         except BaseException:
             with suppress(SpeechmillError):
-                self._stage(list(self.made))
+                self._stage(list(self._parts))
             raise
         finally:
-            for pool in (fetchers, encoders):
+            for pool in (fetchers, computers):
                 pool.shutdown(wait=False, cancel_futures=True)
-        self._stage(list(self.made))
+        self._stage(list(self._parts))
 
-    def _retaken(self, parts: list[Object], pool: ThreadPoolExecutor) -> Iterator[Retaken]:
-        """Recordings with their audio, in order; so many are on their way that the tokenizer does
-        not wait."""
-        flying: deque[tuple[float, Future[Retaken]]] = deque()
-        flying_s = 0.0
-        for kept in self._recordings(parts):
-            while flying and (len(flying) >= MAX_AHEAD or flying_s + kept.length_s > MAX_AHEAD_S):
-                seconds, future = flying.popleft()
-                flying_s -= seconds
-                yield future.result()
-            task = pool.submit(retake, self.source, kept, keep_damaged=self.keep_damaged)
-            flying.append((kept.length_s, task))
-            flying_s += kept.length_s
-        while flying:
-            yield flying.popleft()[1].result()
+    def _fetched(
+        self, parts: Iterable[Object], given_up: GivenUp, pool: ThreadPoolExecutor
+    ) -> Iterator[FetchedSpans]:
+        """Recordings with their audio, in order, some of them ahead."""
 
-    def _encode(self, group: list[Retaken]) -> float:
-        """Encode the rows of a group. Returns the seconds it took."""
-        started = time.perf_counter()
-        rows = [row for taken in group for row in taken.ready.rows if not taken.lost]
-        calls: list[list[Any]] = []
-        seconds = 0.0
-        for row in rows:
-            if not calls or seconds + row.duration_s > CALL_S:
-                calls.append([])
-                seconds = 0.0
-            calls[-1].append(row)
-            seconds += row.duration_s
-        for call in calls:
-            tokenize(self.addition.tokenizer, 0, call)
-            self.sample.check(call)
-            for row in call:
-                row.release()
-        for taken in group:
-            taken.ready.release()
-        return time.perf_counter() - started
+        def begin(asked: RecordingSpans) -> Future[FetchedSpans]:
+            return pool.submit(fetch_spans, self.source, asked, keep_damaged=self.keep_damaged)
 
-    def _finish(self, group: list[Retaken], work: Future[float]) -> None:
-        """Wait for a group, and keep what came of it."""
-        report = self.report
-        report.tokenize_s += work.result()
-        report.mismatch = self.sample.rates.get(self.addition.tokenizer.name, ())
-        complete = []
-        for taken in group:
-            part_key = taken.kept.part_key
-            self.missing[part_key] -= 1
-            if not self.missing[part_key]:
-                complete.append(part_key)
-            if taken.lost:
-                self._give_up(taken)
+        for _, fetched in ahead(
+            self._asked(parts, given_up),
+            begin,
+            most=MAX_AHEAD,
+            cost=lambda asked: asked.length_s,
+            most_cost=MAX_AHEAD_S,
+        ):
+            yield fetched
+
+    def _asked(self, parts: Iterable[Object], given_up: GivenUp) -> Iterator[RecordingSpans]:
+        """The recordings of the rows that lack something, part by part."""
+        staged = [set(addition.staging.keys()) for addition in self.additions]
+        columns = [*columns_to_look_at(self.additions), *self._row_columns]
+        for part in parts:
+            try:
+                table = read_columns(self.sink, part, list(dict.fromkeys(columns)))
+            except NotFoundError:
                 continue
-            self.model_errors = 0
-            for i, row in enumerate(taken.ready.rows):
-                self.made[part_key].append((taken.kept.row_key(i), row.codes[0]))
-            report.rows += len(taken.ready.rows)
-            report.audio_s += taken.kept.audio_s
-        if time.monotonic() - self.staged_at > STAGE_EVERY_S:
-            complete = list(self.made)
-        self._stage(complete)
+            lacking = lacking_of(part.key, table, self.additions, staged, given_up)
+            asked = list(recordings_of(part.key, lacking.rows, self._row_columns))
+            if asked:
+                nothing: list[list[tuple[RowKey, tuple[Any, ...]]]] = [[] for _ in self.additions]
+                self._parts[part.key] = _PartMade(lacking.keys, len(asked), nothing)
+            yield from asked
 
-    def _give_up(self, taken: Retaken) -> None:
-        name, failure = taken.kept.recording.file_name, taken.ready.failure
-        self.given_up[name] = taken.lost
-        self.report.lost[taken.lost] += len(taken.kept.spans)
-        if len(self.report.reasons) < NAMED:
-            self.report.reasons[name] = taken.reason
-        if failure and failure.error == ModelError.__name__:
-            self.model_errors += 1
-            if self.model_errors >= MODEL_ERRORS:
-                raise ModelError(failure.message)
+    def _compute(self, group: Sequence[FetchedSpans]) -> list[_Computed]:
+        """Make the values of a group's rows, addition by addition."""
+        computed = [_Computed(fetched, [{} for _ in self.additions]) for fetched in group]
+        for number in range(len(self.additions)):
+            started = time.perf_counter()
+            for call in self._calls(number, computed):
+                self._compute_call(number, call)
+            self.compute_s[number] += time.perf_counter() - started
+        for one in computed:
+            one.fetched.ready.release()
+        return computed
 
-    def _stage(self, part_keys: list[str]) -> None:
+    def _calls(self, number: int, computed: Sequence[_Computed]) -> Iterator[list[_Row]]:
+        """The rows that an addition is to be made for, together until it is enough for a call."""
+        call: list[_Row] = []
+        seconds = 0.0
+        for one in computed:
+            asked = one.fetched.asked
+            keys = self._parts[asked.part_key].keys[number]
+            for i, row in enumerate([] if one.fetched.lost else one.fetched.ready.rows):
+                if asked.row_key(i) not in keys:
+                    continue
+                if call and seconds + row.duration_s > CALL_S:
+                    yield call
+                    call, seconds = [], 0.0
+                call.append(_Row(one, row, asked.row_key(i), asked.columns[i]))
+                seconds += row.duration_s
+        if call:
+            yield call
+
+    def _compute_call(self, number: int, call: list[_Row]) -> None:
+        addition, breaker = self.additions[number], self._breakers[number]
+
+        def compute(rows: Sequence[_Row]) -> None:
+            values = addition.compute([r.ready for r in rows], [r.columns for r in rows])
+            breaker.worked()
+            for row, some in zip(rows, values, strict=True):
+                row.of.values[number][row.key] = some
+
+        def failed(row: _Row, error: Exception) -> None:
+            if isinstance(error, UnavailableError):
+                raise error
+            row.of.errors.setdefault(number, error)
+            if isinstance(error, ModelError) and breaker.failed():
+                raise error
+
+        all_or_each(call, compute, failed)
+        for row in call:
+            row.ready.release()
+
+    def _keep(self, computed: _Computed) -> Outcome:
+        """Keep what was made of a recording until it is staged."""
+        fetched = computed.fetched
+        asked = fetched.asked
+        part = self._parts[asked.part_key]
+        part.missing -= 1
+        if fetched.lost:
+            everything = tuple(range(len(self.additions)))
+            return Outcome(asked, 0, len(asked.spans), fetched.lost, fetched.reason, everything)
+        for number, values in enumerate(computed.values):
+            if number not in computed.errors:
+                part.made[number] += values.items()
+        if not computed.errors:
+            return Outcome(asked, len(asked.spans))
+        error = next(iter(computed.errors.values()))
+        missed = frozenset[RowKey]().union(*(part.keys[number] for number in computed.errors))
+        lost = sum(asked.row_key(i) in missed for i in range(len(asked.spans)))
+        return Outcome(
+            asked,
+            len(asked.spans) - lost,
+            lost,
+            "failed",
+            f"{type(error).__name__}: {error}",
+            tuple(computed.errors),
+        )
+
+    def _stage_some(self) -> None:
+        """Stage the parts that are done, or all when it is time."""
+        if time.monotonic() - self._staged_at > STAGE_EVERY_S:
+            self._stage(list(self._parts))
+        else:
+            self._stage([key for key, part in self._parts.items() if not part.missing])
+
+    def _stage(self, part_keys: Sequence[str]) -> None:
         """Put what was made for these parts beside the data."""
         for part_key in part_keys:
-            made = self.made[part_key]
-            if made:
-                codes = codes_to_array([c for _, c in made], self.addition.of_type)
-                keys = [key for key, _ in made]
-                self.staging.add(
-                    part_key,
-                    staged_table(keys, self.addition.column, codes, self.report.mismatch),
-                )
-            self.made[part_key] = []
-            if not self.missing[part_key]:
-                del self.made[part_key], self.missing[part_key]
+            part = self._parts[part_key]
+            for addition, made in zip(self.additions, part.made, strict=True):
+                if made:
+                    keys = [key for key, _ in made]
+                    arrays = addition.arrays([values for _, values in made])
+                    table = staged_table(keys, addition.fields, arrays, addition.notes())
+                    addition.staging.add(part_key, table)
+                    made.clear()
+            if not part.missing:
+                del self._parts[part_key]
         if part_keys:
-            self.staged_at = time.monotonic()
+            self._staged_at = time.monotonic()
 
 
-def _grouped(recordings: Iterator[Retaken]) -> Iterator[list[Retaken]]:
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A row that an addition is computed for."""
+
+    of: _Computed
+    ready: ReadyRow
+    key: RowKey
+    columns: Mapping[str, Any]
+
+
+def _grouped(recordings: Iterator[FetchedSpans]) -> Iterator[list[FetchedSpans]]:
     """Together until there is enough for a call."""
-    group: list[Retaken] = []
+    group: list[FetchedSpans] = []
     seconds = 0.0
-    for taken in recordings:
-        group.append(taken)
-        seconds += taken.kept.audio_s
+    for fetched in recordings:
+        group.append(fetched)
+        seconds += fetched.asked.audio_s
         if seconds >= CALL_S or len(group) >= MAX_AHEAD:
             yield group
             group, seconds = [], 0.0

@@ -59,6 +59,7 @@ class ReadyRecording:
     rows: list[ReadyRow] = field(default_factory=list)
     voice_highest: float | None = None
     waveform: Waveform | None = None  # as it was decoded; None once nothing needs it
+    decoded_rate: int = 0
     failure: Failure | None = None
     gone: bool = False
     fetch_s: float = 0.0
@@ -105,7 +106,9 @@ class ReadyRow:
         return self.row.end_s - self.row.start_s
 
     def samples(self, sample_rate: int) -> NDArray[np.float32]:
-        """Its waveform, float32 [num_samples], at ``sample_rate`` Hz. Thread-safe."""
+        """Its waveform, float32 [num_samples], at ``sample_rate`` Hz; 0 is the rate that the
+        recording was decoded at. Thread-safe."""
+        sample_rate = sample_rate or self.owner.decoded_rate
         with self.lock:
             if sample_rate not in self.waveforms:
                 whole = _decoded(self.owner)
@@ -271,7 +274,7 @@ def decode_into(ready: ReadyRecording, blob: Fetched, *, keep_damaged: bool) -> 
         StorageError: the temporary folder has no room.
     """
     decoded = audio.decode(blob.data, keep_damaged=keep_damaged)
-    ready.waveform = decoded.waveform
+    ready.waveform, ready.decoded_rate = decoded.waveform, decoded.waveform.sample_rate
     ready.duration_s = decoded.waveform.duration_s
     ready.sample_rate, ready.channels = decoded.sample_rate, decoded.channels
     ready.flags = decoded.flags

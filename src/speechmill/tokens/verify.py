@@ -21,11 +21,11 @@ from speechmill.dataset.reader import list_parts, read_columns, scan
 from speechmill.dataset.state import read_recipe, sink_state
 from speechmill.enrich.audio import (
     SPAN_COLUMNS,
-    Kept,
-    Retaken,
+    FetchedSpans,
+    RecordingSpans,
+    fetch_spans,
     keeps_damaged,
-    kept_recordings,
-    retake,
+    recordings_of,
 )
 from speechmill.enrich.staging import RowKey, row_keys
 from speechmill.errors import DatasetError
@@ -132,15 +132,15 @@ def verify_tokens(
     observer.planned(chosen.rows, chosen.audio_s)
     with ThreadPoolExecutor(AHEAD, thread_name_prefix="fetch") as pool:
 
-        def begin(kept: Kept) -> Future[Retaken]:
-            return pool.submit(retake, source, kept, keep_damaged=keep_damaged)
+        def begin(asked: RecordingSpans) -> Future[FetchedSpans]:
+            return pool.submit(fetch_spans, source, asked, keep_damaged=keep_damaged)
 
-        for _, taken in ahead(chosen.recordings(), begin, most=AHEAD):
-            if taken.lost:
-                report.lost[taken.lost] += len(taken.kept.spans)
-                report.reasons[taken.kept.recording.file_name] = taken.reason
+        for _, fetched in ahead(chosen.recordings(), begin, most=AHEAD):
+            if fetched.lost:
+                report.lost[fetched.lost] += len(fetched.asked.spans)
+                report.reasons[fetched.asked.recording.file_name] = fetched.reason
             else:
-                compared.add(taken, chosen.stored)
+                compared.add(fetched, chosen.stored)
             compared.tell(report)
             observer.progress(report)
     if not report.rows:
@@ -171,7 +171,7 @@ class _Sample:
         self.stored: dict[RowKey, NDArray[Any] | None] = {}
         """The tokens of the rows that ``recordings`` has given, from the same version of them."""
 
-    def recordings(self) -> Iterator[Kept]:
+    def recordings(self) -> Iterator[RecordingSpans]:
         """Their recordings, part by part."""
         for part in list_parts(self._sink):
             wanted = self._wanted.get(part.key)
@@ -185,7 +185,7 @@ class _Sample:
             some = table.take(pa.array(take, pa.int64()))
             codes = tokens_to_arrays(some[self._column])
             self.stored.update(zip(row_keys(some), codes, strict=True))
-            yield from kept_recordings(part.key, some)
+            yield from recordings_of(part.key, some)
 
 
 def _draw(seed: int, row: RowKey) -> int:
@@ -204,17 +204,17 @@ class _Compared:
         self._worst: list[tuple[float, str]] = []
         self._null = 0
 
-    def add(self, taken: Retaken, stored: Mapping[RowKey, NDArray[Any] | None]) -> None:
+    def add(self, fetched: FetchedSpans, stored: Mapping[RowKey, NDArray[Any] | None]) -> None:
         """Encode the rows of a recording, each alone, and compare."""
-        for i, row in enumerate(taken.ready.rows):
-            old = stored[taken.kept.row_key(i)]
+        for i, row in enumerate(fetched.ready.rows):
+            old = stored[fetched.asked.row_key(i)]
             if old is None:
                 self._null += 1
                 continue
             (new,) = self._tokenizer.encode([row.samples(self._tokenizer.sample_rate)])
             row.release()
-            self._compare(taken.kept.recording.file_name, old, new.values)
-        taken.ready.release()
+            self._compare(fetched.asked.recording.file_name, old, new.values)
+        fetched.ready.release()
 
     def _compare(self, name: str, old: NDArray[Any], new: NDArray[Any]) -> None:
         rates = np.array(mismatch(old, new))

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from speechmill.cli.views.facts import HOUR, format_counts, format_duration, print_facts
 from speechmill.cli.views.progress import ProgressDisplay
-from speechmill.enrich.add import AddObserver, AddReport
+from speechmill.enrich.add import EnrichObserver, EnrichReport
 from speechmill.tokens.stats import CodebookStats, ColumnStats
 from speechmill.tokens.verify import VerifyObserver, VerifyReport
 from speechmill.tokens.wav_files import DecodeObserver, DecodeReport
@@ -63,11 +63,11 @@ class RowsDisplay(ProgressDisplay):
         self.say_now_and_then(f"{done:,}/{total:,} parts read")
 
 
-class AddDisplay(RowsDisplay, AddObserver):
+class AddDisplay(RowsDisplay, EnrichObserver):
     """The display of tokens that are added."""
 
-    def progress(self, report: AddReport) -> None:
-        """See ``AddObserver``."""
+    def progress(self, report: EnrichReport) -> None:
+        """See ``EnrichObserver``."""
         lost = report.lost.total()
         self.rows(report.rows + lost, report.audio_s, lost)
 
@@ -89,15 +89,15 @@ class VerifyDisplay(RowsDisplay, VerifyObserver):
         self.rows(report.rows + lost, 0.0, lost)
 
 
-def print_added(console: Console, report: AddReport) -> None:
+def print_added(console: Console, report: EnrichReport) -> None:
     """Print what was added."""
     if report.already and not (report.rows or report.resumed or report.lost):
         console.print(
-            f"nothing to do: {report.already:,} rows have {report.column} already; {report.sink}",
+            f"nothing to do: {report.already:,} rows have it already; {report.sink}",
             highlight=False, markup=False, soft_wrap=True,
         )  # fmt: skip
         return
-    facts = [("column", report.column), ("rows", f"{report.rows:,}")]
+    facts = [("columns", ", ".join(report.columns)), ("rows", f"{report.rows:,}")]
     if report.resumed:
         facts.append(("ready from before", f"{report.resumed:,}"))
     if report.already:

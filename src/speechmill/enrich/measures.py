@@ -1,0 +1,105 @@
+"""A measure as an addition. Measures shape no row's identity, so the rows' recipe stays."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from speechmill.dataset.measured import MeasureColumns, has_values, with_measure
+from speechmill.enrich.base import RowState
+from speechmill.enrich.staging import Staging, merged_column, staged_at
+from speechmill.measures.base import Measure
+from speechmill.pipeline.intake import ReadyRow
+from speechmill.pipeline.measure import columns_of, measure_rows
+from speechmill.recipe import Recipe
+from speechmill.storage import Store
+
+__all__ = ["MeasureAddition"]
+
+
+@dataclass(frozen=True)
+class MeasureAddition:
+    """The columns of one measure, for rows that lack it."""
+
+    measure: Measure
+    described: MeasureColumns
+    staging: Staging
+
+    @staticmethod
+    def of(measure: Measure, sink: Store, recipe: Recipe) -> MeasureAddition:
+        """The addition of a measure to a sink whose audio was decoded as ``recipe`` says."""
+        described = columns_of(measure)
+        shaping = json.dumps([recipe.choices.get("audio"), described.described()], sort_keys=True)
+        staging = Staging(sink, hashlib.sha256(shaping.encode()).hexdigest()[:16])
+        return MeasureAddition(measure, described, staging)
+
+    @property
+    def name(self) -> str:
+        """The measure's."""
+        return self.measure.name
+
+    @property
+    def fields(self) -> tuple[pa.Field, ...]:
+        """The measure's columns."""
+        return self.measure.fields
+
+    @property
+    def row_columns(self) -> tuple[str, ...]:
+        """The columns of a row that the measure needs."""
+        return self.measure.needs.columns
+
+    @property
+    def looked_at(self) -> tuple[str, ...]:
+        """The measure's columns: a row that has a value in one of them is measured."""
+        return tuple(field.name for field in self.measure.fields)
+
+    def states(self, part: pa.Table) -> list[RowState]:
+        """See ``Addition``: told by the values that are there, and what they are of."""
+        return ["there" if one else "lacking" for one in has_values(part, self.described)]
+
+    def compute(
+        self, rows: Sequence[ReadyRow], columns: Sequence[Mapping[str, Any]]
+    ) -> list[tuple[Any, ...]]:
+        """Measure rows."""
+        return measure_rows(self.measure, rows, columns)
+
+    def arrays(self, values: Sequence[tuple[Any, ...]]) -> list[pa.Array]:
+        """Values of rows as the columns' arrays."""
+        return [
+            pa.array([row[i] for row in values], field.type)
+            for i, field in enumerate(self.measure.fields)
+        ]
+
+    def notes(self) -> Mapping[str, Any]:
+        """Nothing: the staging's name says what was measured."""
+        return {}
+
+    def before_merging(self, sink: Store) -> None:
+        """Nothing: no recipe moves."""
+
+    def put_into(self, part: pa.Table, staged: pa.Table | None) -> pa.Table | None:
+        """A part with what was measured of it; None where that changes nothing.
+
+        Values of another version of the measure go: they would be taken for this one's.
+        """
+        there = has_values(part, self.described)
+        at = [None if t else i for t, i in zip(there, staged_at(part, staged), strict=True)]
+        schema = with_measure(part.schema, self.described)
+        if schema.equals(part.schema) and not any(place is not None for place in at):
+            return None
+        if not there.any():
+            stale = [name for name in self.looked_at if name in part.column_names]
+            part = part.drop_columns(stale)
+        columns = {name: part[name] for name in part.column_names}
+        for field in self.measure.fields:
+            columns[field.name] = merged_column(part, staged, field, at)
+        return pa.table([columns[name] for name in schema.names], schema=schema)
+
+    def after_merging(self, failures: pa.Table) -> pa.Table | None:  # noqa: ARG002 - see Addition
+        """Failures stay as they are."""
+        return None
