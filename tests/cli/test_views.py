@@ -15,7 +15,7 @@ from speechmill.cli.views.queues import EnqueueDisplay, WorkDisplay
 from speechmill.cli.views.repartition import RepartitionDisplay
 from speechmill.cli.views.tokens import AddDisplay, DecodeDisplay, VerifyDisplay
 from speechmill.cli.views.units import FitDisplay
-from speechmill.enrich.add import AddObserver
+from speechmill.enrich.add import EnrichObserver
 from speechmill.export import repartition
 from speechmill.queues import enqueue, tally
 from speechmill.tokens.verify import VerifyObserver
@@ -26,7 +26,7 @@ from speechmill.units.fit import FitObserver
 @pytest.mark.parametrize(
     ("display", "observer"),
     [
-        (AddDisplay, AddObserver),
+        (AddDisplay, EnrichObserver),
         (BuildDisplay, Observer),
         (DecodeDisplay, DecodeObserver),
         (EnqueueDisplay, enqueue.Observer),
