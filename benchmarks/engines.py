@@ -53,7 +53,8 @@ class Timed:
         """Do a task."""
         limit_cores(CORES_A_WORKER)
         take_core(self.folder)
-        warm(task.job)
+        if isinstance(task.job, Job):
+            warm(task.job)
         begun, cpu_s = time.time(), time.process_time()
         report = run_task(task, **more)
         cpu_s = time.process_time() - cpu_s

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import islice
 from operator import attrgetter
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -266,8 +266,8 @@ class Utterance:
     character error rate of what is heard in the decoded codes, None where that was not asked for.
     ``flags`` name what is suspicious. ``sample_rate`` (Hz) and ``channels`` are the source's.
     ``voiced_s`` are its seconds of voice, None where nothing listened. ``repetition`` and
-    ``chars_per_voiced_s`` are figures of its text (``text/figures.py``). All times are from the
-    start of the recording.
+    ``chars_per_voiced_s`` are figures of its text (``text/figures.py``). ``measured`` are values by
+    column. All times are from the start of the recording.
     """
 
     recording: Recording
@@ -287,6 +287,7 @@ class Utterance:
     transcribe_s: float = 0.0
     tokenize_s: float = 0.0
     round_trip_cer: tuple[float | None, ...] = ()
+    measured: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

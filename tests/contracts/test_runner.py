@@ -340,7 +340,7 @@ def test_a_shard_that_is_given_twice_at_once_has_its_rows_once(
 ) -> None:
     keep = _Keep()
     speechmill.build(job, runner=keep)
-    engine = cluster.engine(keep.tasks[0].job, run_task)
+    engine = cluster.engine(job, run_task)
     try:
         deadline = time.monotonic() + 30
         while engine.slots() < 2:
@@ -352,6 +352,7 @@ def test_a_shard_that_is_given_twice_at_once_has_its_rows_once(
                 assert time.monotonic() < deadline + 60
                 for handle in engine.finished(list(waiting), 0.5):
                     waiting.remove(handle)
+                    assert isinstance(task.shard, Shard)
                     assert len(engine.result(handle).done) == task.shard.num_recordings
     finally:
         engine.close()

@@ -713,7 +713,7 @@ def test_what_is_put_beside_the_data_twice_is_there_once() -> None:
     assert made is not None
     assert row_keys(made) == keys
     assert staging.read("data/q") is None
-    staging.clear()
+    staging.clear("data/p")
     assert staging.keys() == []
 
 

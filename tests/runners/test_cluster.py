@@ -24,6 +24,7 @@ from speechmill.records import Recording, Shard, ShardReport
 from speechmill.runners.cluster import ClusterRunner
 from speechmill.runners.work import Task, run_task, what_is_left
 from speechmill.storage import open_store
+from tests.support.engine_work import has_folder
 
 TIMES = ("fetch_s", "decode_s", "transcribe_s", "tokenize_s")
 
@@ -74,7 +75,7 @@ class Processes:
 
 def die(task: Task) -> ShardReport:
     """A worker that is killed by any shard of the folder p2."""
-    if any(part.folder_name == "p2" for part, _ in task.shard.parts):
+    if has_folder(task, "p2"):
         os.kill(os.getpid(), 9)
     return run_task(task)
 
@@ -146,7 +147,7 @@ def test_a_shard_that_keeps_killing_workers_is_set_aside(job: Job) -> None:
     assert {(f.stage, f.error) for f in failed} == {("worker", "WorkerDiedError")}
     assert all("3 workers died" in f.message for f in failed)
     assert not {f.file_name for f in failed} & set(rows(job.sink)["file_name"].to_pylist())
-    deadly = [t for t in engine.submitted if any(p.folder_name == "p2" for p, _ in t.shard.parts)]
+    deadly = [t for t in engine.submitted if has_folder(t, "p2")]
     assert [t.attempt for t in deadly] == [0, 1, 2] * (len(deadly) // 3)
     # The next build tries again, here with workers that live.
     report = speechmill.build(job)

@@ -30,6 +30,7 @@ from speechmill.records import ShardReport
 from speechmill.runners.spark import SparkRunner
 from speechmill.runners.spark_sessions import mapped
 from speechmill.runners.work import Task, run_task
+from tests.support.engine_work import has_folder
 from tests.support.spark_sessions import need_spark, spark_session
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def note(task: Task) -> None:
 
 
 def is_p2(task: Task) -> bool:
-    return any(part.folder_name == "p2" for part, _ in task.shard.parts)
+    return has_folder(task, "p2")
 
 
 def linger(task: Task) -> ShardReport:

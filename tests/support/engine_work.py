@@ -16,7 +16,8 @@ import numpy as np
 from speechmill.errors import ModelError
 from speechmill.job import Job
 from speechmill.machine import num_cores
-from speechmill.records import ShardReport
+from speechmill.records import Shard, ShardReport
+from speechmill.runners.base import AnyJob
 from speechmill.runners.work import Task, run_task
 
 __all__ = ["Note", "churn", "die_of_p2", "linger", "notes", "nothing", "refuse", "stumble", "tell"]
@@ -38,8 +39,14 @@ class Note:
     at: float
 
 
-def _file(job: Job) -> Path:
+def _file(job: AnyJob) -> Path:
     return Path(f"{job.sink}-notes")
+
+
+def has_folder(task: Task, name: str) -> bool:
+    """Whether a build's task has recordings of this folder."""
+    shard = task.shard
+    return isinstance(shard, Shard) and any(part.folder_name == name for part, _ in shard.parts)
 
 
 def _note(task: Task, what: str) -> None:
@@ -69,7 +76,7 @@ def tell(task: Task, *, stop: Callable[[], bool] = never) -> ShardReport:
 
 def die_of_p2(task: Task, *, stop: Callable[[], bool] = never) -> ShardReport:
     """Do a task; be killed by the shard of the folder p2."""
-    if any(part.folder_name == "p2" for part, _ in task.shard.parts):
+    if has_folder(task, "p2"):
         _note(task, "dies")
         os.kill(os.getpid(), signal.SIGKILL)
     return run_task(task)

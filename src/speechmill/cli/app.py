@@ -19,6 +19,7 @@ from speechmill.cli.console import err
 from speechmill.cli.doctor import doctor
 from speechmill.cli.exits import ExitCode
 from speechmill.cli.export import export_app
+from speechmill.cli.measure import measure
 from speechmill.cli.queues import dead_letters_app, enqueue, work
 from speechmill.cli.repartition import repartition
 from speechmill.cli.show import failures, show
@@ -53,6 +54,7 @@ COMMANDS = (
         "work kafka://broker:9092/recordings s3://voices/output --group mill --language en "
         "--profile r2",
     ),
+    (measure, "measure s3://voices/output level --profile r2"),
     (decode, "decode s3://voices/output ./wav --where \"folder_name = 'p225'\""),
     (
         repartition,

@@ -128,8 +128,8 @@ def _named(
 def with_flags(command: Callable[..., None]) -> Callable[..., None]:
     """A command whose parameters that are option models have become a flag for each field.
 
-    An option model is a dataclass whose fields are annotated as typer has it. Other parameters
-    stay as they are.
+    An option model is a dataclass whose fields are annotated as typer has it, or one of a job's
+    (``Options``), of which only what was given is handed on. Other parameters stay as they are.
     """
     hints = get_type_hints(command, include_extras=True)
     models: dict[str, tuple[type[Any], dict[str, str]]] = {}
@@ -137,7 +137,10 @@ def with_flags(command: Callable[..., None]) -> Callable[..., None]:
     for name, parameter in inspect.signature(command).parameters.items():
         hint = hints[name]
         model, *marks = get_args(hint) if get_origin(hint) is Annotated else (hint,)
-        if is_dataclass(model) and isinstance(model, type):
+        if isinstance(model, type) and issubclass(model, Options):
+            models[name] = model, {field: field for field in model.model_fields}
+            parameters += [_flag_of(model, field) for field in model.model_fields]
+        elif is_dataclass(model) and isinstance(model, type):
             flags = _flags_of(model, next((m for m in marks if isinstance(m, Differing)), None))
             models[name] = model, {flag.name: field for field, flag in flags.items()}
             parameters += flags.values()
@@ -148,6 +151,8 @@ def with_flags(command: Callable[..., None]) -> Callable[..., None]:
     def run(**given: Any) -> None:
         for name, (model, flags) in models.items():
             values = {field: given.pop(flag) for flag, field in flags.items()}
+            if issubclass(model, Options):
+                values = {field: value for field, value in values.items() if value is not None}
             given[name] = model(**values)
         command(**given)
 

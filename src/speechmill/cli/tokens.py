@@ -10,10 +10,17 @@ from typing import Annotated, Any
 import typer
 
 from speechmill.cli.console import err, out
+from speechmill.cli.enrich import (
+    SingleWriterFlag,
+    Source,
+    SourceStorage,
+    elsewhere,
+    open_writable,
+)
 from speechmill.cli.exits import ExitCode, leave, resumable
-from speechmill.cli.options import Destination, Differing, OutStorage, Sink, Storage, with_flags
+from speechmill.cli.options import Destination, OutStorage, Sink, Storage, with_flags
 from speechmill.errors import JobError
-from speechmill.job import parse_tokenizer_options
+from speechmill.job import EngineOptions, parse_tokenizer_options
 
 __all__ = ["decode", "tokens_app"]
 
@@ -21,11 +28,6 @@ tokens_app = typer.Typer(
     no_args_is_help=True, help="Work on a dataset's tokens: add, look at and verify them."
 )
 
-Source = Annotated[
-    str | None,
-    typer.Option(help="Where the recordings are, if not where the dataset says that they are."),
-]
-SourceStorage = Annotated[Storage, Differing("source", "the source", "SINK")]
 Device = Annotated[str, typer.Option(help="Where the tokenizer runs: auto, cpu or cuda.")]
 Column = Annotated[
     str | None,
@@ -102,13 +104,8 @@ def add(
     storage: Storage,
     source: Source = None,
     source_storage: SourceStorage,
-    single_writer: Annotated[
-        bool,
-        typer.Option(
-            "--single-writer",
-            help="Vouch that nothing else writes to SINK: allows stores without conditional puts.",
-        ),
-    ] = False,
+    single_writer: SingleWriterFlag = False,
+    engine: EngineOptions,
 ) -> None:
     """Add a column of tokens to the rows of SINK, without transcribing again.
 
@@ -119,11 +116,7 @@ def add(
     from speechmill.cli.views.tokens import AddDisplay, print_added
     from speechmill.enrich.add import add_tokens
 
-    store = storage.open(sink)
-    if single_writer:
-        from speechmill.storage.single import SingleWriter
-
-        store = SingleWriter(store)
+    store = open_writable(storage, sink, single_writer=single_writer)
     options = _options(tokenizer, tokenizer_option or [])
     with resumable() as stop, closing(AddDisplay(err)) as display:
         report = add_tokens(
@@ -133,6 +126,7 @@ def add(
             device=device,
             source_url=source,
             source_options=source_storage.options(storage),
+            elsewhere=elsewhere(store, storage, source_storage, engine),
             observer=display,
             stop=stop,
         )

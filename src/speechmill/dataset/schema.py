@@ -342,6 +342,8 @@ def utterances_to_table(
         columns[round_trip_column(i, described["name"])] = [
             u.round_trip_cer[i] if u.round_trip_cer else None for u in utterances
         ]
+    for name in (n for n in schema.names if n not in columns):
+        columns[name] = [u.measured.get(name) for u in utterances]
     arrays = [
         c if isinstance(c := columns[f.name], pa.Array) else pa.array(c, type=f.type)
         for f in schema

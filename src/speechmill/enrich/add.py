@@ -7,11 +7,12 @@ anywhere, the same command goes on.
 
 from __future__ import annotations
 
-import json
+import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final
 
 import pyarrow as pa
@@ -22,36 +23,46 @@ from speechmill.dataset.layout import FAILURES
 from speechmill.dataset.measured import agree_on_measures
 from speechmill.dataset.reader import list_parts, stored_schema
 from speechmill.dataset.run_log import RunLog, new_run_id
-from speechmill.dataset.schema import to_parquet, token_column
+from speechmill.dataset.schema import to_parquet
 from speechmill.dataset.state import current_recipe, read_recipe, sink_state
 from speechmill.dataset.swap import update
+from speechmill.enrich.additions import (
+    open_measure_additions,
+    open_token_addition,
+    refuse_another,
+)
 from speechmill.enrich.audio import keeps_damaged
 from speechmill.enrich.base import Addition, EnrichObserver, EnrichReport
-from speechmill.enrich.lookup import Lookup, look_up
+from speechmill.enrich.lookup import LackingPart, Lookup, look_up
 from speechmill.enrich.maker import Maker, Outcome
-from speechmill.enrich.measures import MeasureAddition
-from speechmill.enrich.staging import Staging
-from speechmill.enrich.tokens import TokenAddition, staging_id
-from speechmill.errors import DatasetError, JobError
-from speechmill.measures import open_measures
-from speechmill.pipeline.tokenize import SampleCheck
+from speechmill.enrich.shards import EnrichedShard, Enrichment, PartsShard, in_shards
+from speechmill.errors import DatasetError
 from speechmill.recipe import Recipe
-from speechmill.storage import Object, Store, StoreOptions, open_store
-from speechmill.tokenizers import open_tokenizer
-from speechmill.tokenizers.base import Codec, Tokenizer
-from speechmill.tokenizers.columns import column_of
+from speechmill.storage import Store, StoreOptions, open_store
 
-__all__ = ["EnrichObserver", "EnrichReport", "MakeParts", "add_tokens", "measure"]
+__all__ = ["Elsewhere", "EnrichObserver", "EnrichReport", "RunShards", "add_tokens", "measure"]
 
 MERGERS: Final = 4
 """Parts that get their columns at the same time."""
 NAMED: Final = 1_000
 """Recordings without values that the report names."""
 
-MakeParts = Callable[
-    [Sequence[Object], Mapping[tuple[int, str], str], Callable[[], bool]], Iterator[Outcome | None]
+RunShards = Callable[
+    [Enrichment, Sequence[PartsShard], Callable[[], bool]], Iterator[EnrichedShard | None]
 ]
-"""Makes what parts lack, and stages it, somewhere: see ``Maker.make``. None now and then."""
+"""Does shards somewhere: a runner of ``runners/``. Yields None now and then."""
+
+
+@dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """An engine that makes what rows lack, instead of this process.
+
+    ``job`` says which engine, and how its workers reach the stores. ``run`` does shards on it, or
+    is None, where only the parts of a shard index are to be done, here.
+    """
+
+    job: Enrichment
+    run: RunShards | None = None
 
 
 def add_tokens(
@@ -62,7 +73,7 @@ def add_tokens(
     device: str = "auto",
     source_url: str | None = None,
     source_options: StoreOptions = StoreOptions(),  # noqa: B008 it is frozen
-    elsewhere: Callable[[Sequence[Addition], Recipe], MakeParts] | None = None,
+    elsewhere: Elsewhere | None = None,
     observer: EnrichObserver | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> EnrichReport:
@@ -79,7 +90,7 @@ def add_tokens(
         device: auto, cpu, cuda or cuda:1.
         source_url: where the recordings are, if not where the sink says.
         source_options: how to reach them.
-        elsewhere: what makes them on an engine; None for this process.
+        elsewhere: the engine that makes them, or which share of the parts; None for all, here.
         observer: who watches.
         stop: asked between groups of recordings.
 
@@ -92,12 +103,17 @@ def add_tokens(
     """
     started = time.monotonic()
     source, recipe = _source_and_recipe(sink, source_url, source_options)
-    choice = (spec, dict(options or {}))
-    addition = token_addition(sink, recipe, open_tokenizer(*choice, device=device), choice)
+    addition = open_token_addition(sink, recipe, (spec, dict(options or {})), device)
+    refuse_another(sink, recipe, addition.column)
+    _refuse_empty(sink)
+    told = {"tokenizer": spec, "tokenizer_option": dict(options or {}), "device": device}
     run = _Run(sink, source, recipe, [addition], addition.target.id, observer, stop)
-    if not run.run("tokens add", elsewhere) and current_recipe(sink) != addition.target.id:
+    if (
+        not run.run("tokens add", _told(elsewhere, run, told))
+        and current_recipe(sink) != addition.target.id
+    ):
         raise DatasetError(f"there are no rows of its recipe in {sink.url}")
-    run.report.mismatch = addition.mismatch
+    run.report.mismatch = run.report.mismatch or addition.mismatch
     run.report.wall_s = time.monotonic() - started
     return run.report
 
@@ -109,7 +125,7 @@ def measure(
     remake: bool = False,
     source_url: str | None = None,
     source_options: StoreOptions = StoreOptions(),  # noqa: B008 it is frozen
-    elsewhere: Callable[[Sequence[Addition], Recipe], MakeParts] | None = None,
+    elsewhere: Elsewhere | None = None,
     observer: EnrichObserver | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> EnrichReport:
@@ -125,7 +141,7 @@ def measure(
         remake: measure all rows again where the sink has a measure in another version.
         source_url: where the recordings are, if not where the sink says.
         source_options: how to reach them.
-        elsewhere: what measures on an engine; None for this process.
+        elsewhere: the engine that measures, or which share of the parts; None for all, here.
         observer: who watches.
         stop: asked between groups of recordings.
 
@@ -138,12 +154,11 @@ def measure(
     """
     started = time.monotonic()
     source, recipe = _source_and_recipe(sink, source_url, source_options)
-    additions = [MeasureAddition.of(one, sink, recipe) for one in open_measures(names)]
-    if stored_schema(sink) is None:
-        raise DatasetError(f"there are no rows in {sink.url}")
+    additions = open_measure_additions(sink, recipe, names)
+    _refuse_empty(sink)
     agree_on_measures(sink, tuple(one.described for one in additions), remake=remake)
     run = _Run(sink, source, recipe, additions, recipe.id, observer, stop)
-    run.run("measure", elsewhere)
+    run.run("measure", _told(elsewhere, run, {"measures": tuple(names)}))
     run.report.wall_s = time.monotonic() - started
     return run.report
 
@@ -167,62 +182,18 @@ def _source_and_recipe(
     return open_store(source_url or state["source"], source_options), recipe
 
 
-def token_addition(
-    sink: Store, recipe: Recipe, tokenizer: Tokenizer, choice: tuple[str, dict[str, Any]]
-) -> TokenAddition:
-    """The addition of a tokenizer to a sink whose rows are made by ``recipe``.
+def _told(elsewhere: Elsewhere | None, run: _Run, more: Mapping[str, Any]) -> Elsewhere | None:
+    """An engine that knows what its workers are to make."""
+    if elsewhere is None:
+        return None
+    stagings = tuple(addition.staging.id for addition in run.additions)
+    told = {**more, "source": run.source.url, "recipe": run.recipe.to_json(), "stagings": stagings}
+    return replace(elsewhere, job=elsewhere.job.model_copy(update=told))
 
-    Raises:
-        DatasetError, JobError: see ``add_tokens``.
-    """
-    there: dict[str, Any] = dict(recipe.choices.get("tokenizers", {}))
-    mine = json.loads(json.dumps({"name": tokenizer.name, **tokenizer.recipe}))
-    column = next((c for c, made in there.items() if made["name"] == tokenizer.name), None)
-    if column is None:
-        if "round_trip" in recipe.choices and isinstance(tokenizer, Codec):
-            raise JobError(
-                f"{sink.url} holds round_trip_cer, for which decoded codes have to be transcribed: "
-                f"speechmill build --rebuild with --tokenizer {choice[0]} added makes both"
-            )
-        column = token_column(len(there), tokenizer.name)
-        base, target = recipe, _with_tokenizers(recipe, {**there, column: mine})
-    else:  # done already, or begun
-        if there[column] != mine:
-            differences = "; ".join(Recipe(there[column]).differences(Recipe(mine)))
-            raise DatasetError(
-                f"{sink.url} has tokens of {tokenizer.name!r} already, in {column!r}, made in "
-                f"another way (sink → this): {differences}. Use another sink, or speechmill build "
-                "--rebuild"
-            )
-        without = {c: made for c, made in there.items() if c != column}
-        base, target = _with_tokenizers(recipe, without), recipe
-    _refuse_another(sink, recipe, {c: made for c, made in there.items() if c != column})
+
+def _refuse_empty(sink: Store) -> None:
     if stored_schema(sink) is None:
         raise DatasetError(f"there are no rows in {sink.url}")
-    return TokenAddition(
-        tokenizer,
-        column_of(tokenizer, *choice),
-        column,
-        base.id,
-        target,
-        Staging(sink, staging_id(recipe.choices, mine)),
-        SampleCheck([tokenizer]),
-    )
-
-
-def _with_tokenizers(recipe: Recipe, tokenizers: Mapping[str, Any]) -> Recipe:
-    return replace(recipe, choices={**recipe.choices, "tokenizers": dict(tokenizers)})
-
-
-def _refuse_another(sink: Store, recipe: Recipe, others: Mapping[str, Any]) -> None:
-    """Raise an error if another tokenizer of the recipe is still on its way into the parts."""
-    for made in others.values():
-        if Staging(sink, staging_id(recipe.choices, made)).keys():
-            raise DatasetError(
-                f"the tokens of {made['name']!r} have not come into all rows of {sink.url} yet: "
-                f"let speechmill tokens add {sink.url} --tokenizer {made['name']} come to its end "
-                "first"
-            )
 
 
 class _Run:
@@ -241,16 +212,17 @@ class _Run:
         self.sink, self.source, self.recipe, self.additions = sink, source, recipe, additions
         self.observer, self.stop = observer or EnrichObserver(), stop
         self.given_up: dict[tuple[int, str], str] = {}
+        self.share = 0, 1  # of the parts: index and count
         columns = tuple(field.name for addition in additions for field in addition.fields)
         self.report = EnrichReport(sink.url, columns, target)
 
-    def run(
-        self, what: str, elsewhere: Callable[[Sequence[Addition], Recipe], MakeParts] | None
-    ) -> bool:
+    def run(self, what: str, elsewhere: Elsewhere | None) -> bool:
         """Look what is to be done, and do it. Whether there was anything to do: nothing is written
         where there was not."""
         keep_damaged = keeps_damaged(self.recipe, self.sink.url)
-        found = look_up(self.sink, self.additions, self.given_up)
+        if elsewhere is not None:
+            self.share = elsewhere.job.shard_index, elsewhere.job.shard_count
+        found = self._look_up()
         report = self.report
         report.already, report.other, report.resumed = found.there, found.other, found.staged
         if not (found.pending or self._staged()):
@@ -269,9 +241,7 @@ class _Run:
         )
         maker = Maker(self.sink, self.source, self.additions, keep_damaged=keep_damaged)
         with log.watching():
-            self._add(found, elsewhere(self.additions, self.recipe) if elsewhere else maker.make)
-        for addition, seconds in zip(self.additions, maker.compute_s, strict=True):
-            report.compute_s[addition.name] = seconds
+            self._add(found, partial(self._make, maker, elsewhere))
         for name, reason in report.reasons.items():
             log.event("not made", "warning", file_name=name, reason=reason)
         end = "stopped" if report.stopped else "finished"
@@ -279,16 +249,52 @@ class _Run:
         log.flush(now=True)
         return True
 
-    def _staged(self) -> bool:
-        return any(addition.staging.keys() for addition in self.additions)
+    def _make(
+        self, maker: Maker, elsewhere: Elsewhere | None, parts: Sequence[LackingPart]
+    ) -> Iterator[Outcome | None]:
+        """Make what parts lack, here or on an engine."""
+        if elsewhere is None or elsewhere.run is None:
+            yield from maker.make([one.part for one in parts], self.given_up, self.stop)
+            self._count_seconds(maker.compute_s)
+            maker.compute_s = [0.0] * len(self.additions)
+            return
+        for done in elsewhere.run(elsewhere.job, in_shards(parts), self.stop):
+            if done is None:
+                yield None
+                continue
+            yield from done.outcomes
+            self._count_seconds(done.compute_s)
+            self.report.mismatch = self.report.mismatch or next(iter(done.mismatch.values()), ())
 
-    def _add(self, found: Lookup, make: MakeParts) -> None:
+    def _count_seconds(self, compute_s: Sequence[float]) -> None:
+        for addition, seconds in zip(self.additions, compute_s, strict=False):
+            so_far = self.report.compute_s.get(addition.name, 0.0)
+            self.report.compute_s[addition.name] = so_far + seconds
+
+    def _is_ours(self, part_key: str) -> bool:
+        """Whether this process does a part, of those that share them by index."""
+        index, count = self.share
+        digest = hashlib.blake2b(part_key.encode(), digest_size=8).digest()
+        return int.from_bytes(digest, "big") % count == index
+
+    def _look_up(self) -> Lookup:
+        return look_up(self.sink, self.additions, self.given_up, self._is_ours)
+
+    def _staged(self) -> list[tuple[Addition, str]]:
+        """What lies ready for our parts: of which addition, for which part."""
+        parts = [p.key for p in list_parts(self.sink) if self._is_ours(p.key)]
+        ready = [(addition, set(addition.staging.keys())) for addition in self.additions]
+        return [(a, key) for a, keys in ready for key in parts if a.staging.key(key) in keys]
+
+    def _add(
+        self, found: Lookup, make: Callable[[Sequence[LackingPart]], Iterator[Outcome | None]]
+    ) -> None:
         """Make what is missing, and put it into the parts; again where a build has added rows
         meanwhile."""
         self.observer.planned(found.rows, found.audio_s, found.staged)
         while found.rows or self._staged():
             if found.rows:
-                for outcome in make(found.parts, self.given_up, self.stop):
+                for outcome in make(found.parts):
                     if outcome is not None:
                         self._count(outcome)
                     self.observer.progress(self.report)
@@ -303,15 +309,17 @@ class _Run:
             if self.stop():
                 self.report.stopped = True
                 return
-            found = look_up(self.sink, self.additions, self.given_up)
+            found = self._look_up()
         if not (self.report.rows or self.report.resumed or self.report.already):
             raise self._nothing()
 
     def _count(self, outcome: Outcome) -> None:
-        report, name = self.report, outcome.asked.recording.file_name
+        report, name = self.report, outcome.file_name
+        if outcome.given_up and all((number, name) in self.given_up for number in outcome.given_up):
+            return  # a worker, which is not told what was given up, has tried it again
         report.rows += outcome.num_rows
+        report.audio_s += outcome.audio_s
         if not outcome.lost:
-            report.audio_s += outcome.asked.audio_s
             return
         report.lost[outcome.lost] += outcome.lost_rows
         if len(report.reasons) < NAMED:
@@ -321,7 +329,7 @@ class _Run:
 
     def _merge(self) -> None:
         """Put what lies beside the data into the parts, and remove it there."""
-        parts = list_parts(self.sink)
+        parts = [part for part in list_parts(self.sink) if self._is_ours(part.key)]
         failures = list_parts(self.sink, FAILURES)
         self.report.parts = len(parts)
         with ThreadPoolExecutor(MERGERS, thread_name_prefix="merge") as pool:
@@ -330,8 +338,8 @@ class _Run:
                 self.observer.merging(done, len(parts))
             list(pool.map(self._settle_failures, [p.key for p in failures]))
         if not self.stop():
-            for addition in self.additions:
-                addition.staging.clear()
+            for addition, part_key in self._staged():
+                addition.staging.clear(part_key)
 
     def _merge_part(self, part_key: str) -> None:
         staged = [addition.staging.read(part_key) for addition in self.additions]

@@ -64,6 +64,10 @@ class Addition(Protocol):
     def notes(self) -> Mapping[str, Any]:
         """What is staged with the values as JSON, for ``put_into``."""
 
+    @property
+    def mismatch(self) -> tuple[float, ...]:
+        """See ``EnrichReport``; () where nothing is checked."""
+
     def before_merging(self, sink: Store) -> None:
         """Do what must stand in the sink before a part gets the columns."""
 

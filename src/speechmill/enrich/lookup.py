@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -14,7 +14,7 @@ from speechmill.enrich.base import Addition, RowState
 from speechmill.enrich.staging import RowKey, row_keys
 from speechmill.storage import Object, Store
 
-__all__ = ["GivenUp", "Lacking", "Lookup", "lacking_of", "look_up"]
+__all__ = ["GivenUp", "Lacking", "LackingPart", "Lookup", "lacking_of", "look_up"]
 
 GivenUp = Mapping[tuple[int, str], str]
 """Why an addition (its number) can make nothing of a recording (its file name)."""
@@ -36,12 +36,20 @@ class Lacking:
     other: int
 
 
+@dataclass(frozen=True, slots=True)
+class LackingPart:
+    """A part with rows that are to be made, and the seconds of audio of these."""
+
+    part: Object
+    audio_s: float
+
+
 @dataclass(slots=True)
 class Lookup:
     """What a look at the whole sink has found: parts with rows that are to be made, and how many of
     them, seconds of audio; and rows as ``Lacking`` counts them."""
 
-    parts: list[Object] = field(default_factory=list)
+    parts: list[LackingPart] = field(default_factory=list)
     rows: int = 0
     audio_s: float = 0.0
     staged: int = 0
@@ -54,8 +62,15 @@ class Lookup:
         return self.rows + self.staged
 
 
-def look_up(sink: Store, additions: Sequence[Addition], given_up: GivenUp) -> Lookup:
+def look_up(
+    sink: Store,
+    additions: Sequence[Addition],
+    given_up: GivenUp,
+    is_ours: Callable[[str], bool] = lambda _: True,
+) -> Lookup:
     """Count the rows of a sink, and find the parts that lack what is not made yet.
+
+    ``is_ours`` says of a part's key whether this process does it.
 
     Raises:
         DatasetError: a part cannot be read.
@@ -63,14 +78,16 @@ def look_up(sink: Store, additions: Sequence[Addition], given_up: GivenUp) -> Lo
     found = Lookup()
     staged = [set(addition.staging.keys()) for addition in additions]
     for part, table in scan(sink, columns_to_look_at(additions)):
+        if not is_ours(part.key):
+            continue
         lacking = lacking_of(part.key, table, additions, staged, given_up)
         found.staged += lacking.staged
         found.there += lacking.there
         found.other += lacking.other
         if lacking.rows.num_rows:
-            found.parts.append(part)
-            found.rows += lacking.rows.num_rows
             lengths = pc.sum(pc.subtract(lacking.rows["end_s"], lacking.rows["start_s"]))
+            found.parts.append(LackingPart(part, lengths.as_py()))
+            found.rows += lacking.rows.num_rows
             found.audio_s += lengths.as_py()
     return found
 

@@ -35,13 +35,15 @@ GROUPS: Final = 2
 """Groups that are computed at the same time, so that one is ready when another ends."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one recording. ``num_rows`` have all that they lacked; the ``lost_rows`` have
-    not, and ``lost`` (``gone``, ``changed`` or ``failed``) and ``reason`` say why. ``given_up`` are
-    the numbers of the additions that can make nothing of it."""
+    """What became of one recording. ``audio_s`` were computed; ``num_rows`` have all that they
+    lacked; the ``lost_rows`` have not, and ``lost`` (``gone``, ``changed`` or ``failed``) and
+    ``reason`` say why. ``given_up`` are the numbers of the additions that can make nothing of
+    it."""
 
-    asked: RecordingSpans
+    file_name: str
+    audio_s: float = 0.0
     num_rows: int = 0
     lost_rows: int = 0
     lost: str = ""
@@ -205,21 +207,22 @@ class Maker:
         """Keep what was made of a recording until it is staged."""
         fetched = computed.fetched
         asked = fetched.asked
-        part = self._parts[asked.part_key]
+        name, part = asked.recording.file_name, self._parts[asked.part_key]
         part.missing -= 1
         if fetched.lost:
             everything = tuple(range(len(self.additions)))
-            return Outcome(asked, 0, len(asked.spans), fetched.lost, fetched.reason, everything)
+            return Outcome(name, 0.0, 0, len(asked.spans), fetched.lost, fetched.reason, everything)
         for number, values in enumerate(computed.values):
             if number not in computed.errors:
                 part.made[number] += values.items()
         if not computed.errors:
-            return Outcome(asked, len(asked.spans))
+            return Outcome(name, asked.audio_s, len(asked.spans))
         error = next(iter(computed.errors.values()))
         missed = frozenset[RowKey]().union(*(part.keys[number] for number in computed.errors))
         lost = sum(asked.row_key(i) in missed for i in range(len(asked.spans)))
         return Outcome(
-            asked,
+            name,
+            asked.audio_s,
             len(asked.spans) - lost,
             lost,
             "failed",

@@ -14,8 +14,9 @@ from speechmill.dataset.measured import MeasureColumns, has_values, with_measure
 from speechmill.enrich.base import RowState
 from speechmill.enrich.staging import Staging, merged_column, staged_at
 from speechmill.measures.base import Measure
+from speechmill.measures.columns import columns_of
 from speechmill.pipeline.intake import ReadyRow
-from speechmill.pipeline.measure import columns_of, measure_rows
+from speechmill.pipeline.measure import measure_rows
 from speechmill.recipe import Recipe
 from speechmill.storage import Store
 
@@ -99,6 +100,8 @@ class MeasureAddition:
         for field in self.measure.fields:
             columns[field.name] = merged_column(part, staged, field, at)
         return pa.table([columns[name] for name in schema.names], schema=schema)
+
+    mismatch = ()
 
     def after_merging(self, failures: pa.Table) -> pa.Table | None:  # noqa: ARG002 - see Addition
         """Failures stay as they are."""

@@ -55,7 +55,7 @@ class Staging:
     """
 
     def __init__(self, store: Store, staging: str) -> None:
-        self._store, self._id = store, staging
+        self._store, self.id = store, staging
 
     def keys(self) -> list[str]:
         """The objects that there are."""
@@ -63,12 +63,12 @@ class Staging:
             listed = [o.key for o in self._store.list(ADDING)]
         except NotFoundError:
             return []
-        return [key for key in listed if key.startswith(f"{ADDING}/{self._id}-")]
+        return [key for key in listed if key.startswith(f"{ADDING}/{self.id}-")]
 
     def key(self, part_key: str) -> str:
         """Where those of a part are."""
         digest = hashlib.blake2b(part_key.encode(), digest_size=16).hexdigest()
-        return f"{ADDING}/{self._id}-{digest}.parquet"
+        return f"{ADDING}/{self.id}-{digest}.parquet"
 
     def read(self, part_key: str) -> pa.Table | None:
         """What there is for a part."""
@@ -94,10 +94,9 @@ class Staging:
 
         update(self._store, key, change)
 
-    def clear(self) -> None:
-        """Remove them all."""
-        for key in self.keys():
-            self._store.delete(key)
+    def clear(self, part_key: str) -> None:
+        """Remove what there is for a part."""
+        self._store.delete(self.key(part_key))
 
 
 def staged_table(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from speechmill.job.job import (
+    EngineOptions,
     Job,
+    StoresOptions,
     WorkerOptions,
     load_job,
     parse_tokenizer_options,
@@ -14,10 +16,12 @@ from speechmill.job.recordings import Selection
 from speechmill.job.transcription import SpokenOptions, TranscriptionOptions
 
 __all__ = [
+    "EngineOptions",
     "Job",
     "Options",
     "Selection",
     "SpokenOptions",
+    "StoresOptions",
     "TranscriptionOptions",
     "WorkerOptions",
     "explain",

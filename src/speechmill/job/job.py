@@ -19,7 +19,15 @@ from speechmill.job.transcription import (
     TranscriptionOptions,
 )
 
-__all__ = ["Job", "WorkerOptions", "load_job", "parse_tokenizer_options", "read_job_file"]
+__all__ = [
+    "EngineOptions",
+    "Job",
+    "StoresOptions",
+    "WorkerOptions",
+    "load_job",
+    "parse_tokenizer_options",
+    "read_job_file",
+]
 
 TokenizerOptions = dict[str, dict[str, bool | int | float | str]]
 WorkerOptions = dict[str, int | float | str]
@@ -66,6 +74,10 @@ class StorageOptions(Options):
     ] = False
 
 
+class StoresOptions(StorageOptions, PlaceOptions):
+    """Where the source and the sink are, and how they are reached."""
+
+
 class TokenOptions(Options):
     """Which tokens are made."""
 
@@ -110,6 +122,17 @@ class TokenOptions(Options):
         if twice := {n for n in names if names.count(n) > 1}:
             raise ValueError(f"{min(twice)!r} is given twice")
         return value
+
+
+class MeasureOptions(Options):
+    """What is measured of each row."""
+
+    panel: ClassVar[str] = "Measures"
+
+    measure: Annotated[
+        Texts,
+        Field(description="Measure each row as it is made, such as level; several times for more."),
+    ] = ()
 
 
 class PaceOptions(Options):
@@ -187,14 +210,14 @@ class EngineOptions(Options):
 class Job(
     EngineOptions,
     PaceOptions,
+    MeasureOptions,
     TokenOptions,
     TranscriptionOptions,
     SegmentationOptions,
     SpokenOptions,
     ModelOptions,
     RecordingOptions,
-    StorageOptions,
-    PlaceOptions,
+    StoresOptions,
 ):
     """One build, validated and frozen.
 

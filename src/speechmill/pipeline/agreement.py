@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from speechmill.dataset.measured import agree_on_measures
 from speechmill.dataset.reader import stored_schema
 from speechmill.dataset.state import agree_on_source, check_source, read_recipe, read_state
 from speechmill.errors import DatasetError
 from speechmill.job import Job
+from speechmill.measures.columns import columns_of
 from speechmill.pipeline.resources import Resources, forget_resources, open_resources
 
 __all__ = ["agree", "check", "settled_resources"]
@@ -66,11 +68,12 @@ def _check_token_types(resources: Resources) -> None:
 
 
 def agree(resources: Resources) -> None:
-    """Record in the sink where its rows come from and what makes them.
+    """Record in the sink where its rows come from, what makes them, and what they are measured by.
 
     Raises:
         DatasetError: others think otherwise; see ``check_source``.
     """
+    agree_on_measures(resources.sink, tuple(columns_of(one) for one in resources.measures))
     agree_on_source(
         resources.sink,
         resources.source.url,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,6 +97,7 @@ class ReadyRow:
     lock: threading.Lock = field(default_factory=threading.Lock)
     codes: dict[int, Codes] = field(default_factory=dict)  # by the tokenizer's number in the job
     round_trip_cer: dict[int, float] = field(default_factory=dict)  # likewise
+    measured: dict[str, Any] = field(default_factory=dict)  # by column
     transcribe_s: float = 0.0
     tokenize_s: float = 0.0
 
@@ -177,6 +178,7 @@ class Intake:
     def __init__(self, resources: Resources) -> None:
         self.resources = resources
         rates = {resources.transcriber.sample_rate, *(t.sample_rate for t in resources.tokenizers)}
+        rates |= {m.needs.sample_rate for m in resources.measures if m.needs.audio}
         self.rates = sorted(rates)
 
     def fetch(self, part: Part, recording: Recording) -> tuple[ReadyRecording, Fetched | None]:

@@ -1,21 +1,16 @@
-"""Measures of rows whose audio is in hand."""
+"""Measures of rows whose audio is in hand, in a build or of rows that are there."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from speechmill.dataset.measured import MeasureColumns
 from speechmill.measures.base import Measure, RowToMeasure, Values
 from speechmill.pipeline.intake import ReadyRow
+from speechmill.pipeline.isolate import all_or_each
 from speechmill.records import Waveform
 
-__all__ = ["columns_of", "measure_rows"]
-
-
-def columns_of(measure: Measure) -> MeasureColumns:
-    """Describe the columns that a measure makes, as a dataset keeps it."""
-    return MeasureColumns(measure.name, measure.version, measure.recipe, measure.fields)
+__all__ = ["measure_job_rows", "measure_rows"]
 
 
 def measure_rows(
@@ -35,3 +30,30 @@ def _waveform(measure: Measure, row: ReadyRow) -> Waveform | None:
         return None
     rate = measure.needs.sample_rate or row.owner.decoded_rate
     return Waveform(row.samples(rate), rate)
+
+
+def measure_job_rows(
+    measures: Sequence[Measure],
+    rows: Sequence[ReadyRow],
+    columns: Sequence[Mapping[str, Any]] | None = None,
+) -> None:
+    """Give the rows of a build the values of measures; ``columns`` are the rows' own, by name.
+
+    A row that cannot be measured stays without values, which is no failure: it is a row all the
+    same, and ``speechmill measure`` tries it again.
+    """
+    told = columns or [{}] * len(rows)
+    good = [pair for pair in zip(rows, told, strict=True) if pair[0].owner.is_good]
+    for measure in measures:
+        names = [field.name for field in measure.fields]
+
+        def call(
+            some: Sequence[tuple[ReadyRow, Mapping[str, Any]]],
+            measure: Measure = measure,
+            names: Sequence[str] = names,
+        ) -> None:
+            values = measure_rows(measure, [row for row, _ in some], [told for _, told in some])
+            for (row, _), one in zip(some, values, strict=True):
+                row.measured.update(zip(names, one, strict=True))
+
+        all_or_each(good, call, lambda _row, _error: None)

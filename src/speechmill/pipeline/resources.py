@@ -12,11 +12,15 @@ from typing import Final
 import pyarrow as pa
 
 from speechmill.dataset.layout import folder_rule
+from speechmill.dataset.measured import with_measure
 from speechmill.dataset.schema import TokenColumn, row_schema
 from speechmill.dataset.state import current_recipe
 from speechmill.errors import JobError
-from speechmill.job import Job
+from speechmill.job import Job, StoresOptions
 from speechmill.machine import num_cores
+from speechmill.measures import open_measures
+from speechmill.measures.base import Measure
+from speechmill.measures.columns import columns_of
 from speechmill.pipeline.isolate import Breaker
 from speechmill.pipeline.pace import Pace
 from speechmill.pipeline.row_recipe import row_recipe
@@ -32,7 +36,14 @@ from speechmill.transcribers import TranscriberOptions, open_transcriber
 from speechmill.transcribers.base import Transcriber
 from speechmill.transcribers.languages import LANGUAGES, language_code
 
-__all__ = ["Resources", "Threads", "forget_resources", "load_models", "open_resources"]
+__all__ = [
+    "Resources",
+    "Threads",
+    "forget_resources",
+    "load_models",
+    "open_resources",
+    "open_stores",
+]
 
 FIRST_BATCH: Final = 8
 """Utterances that the model is taken to compute at once before its pace is known, where the job
@@ -82,6 +93,7 @@ class Resources:
     sink: Store
     transcriber: Transcriber
     tokenizers: tuple[Tokenizer, ...]
+    measures: tuple[Measure, ...]
     recipe: Recipe
     schema: pa.Schema
     language: str | None
@@ -136,6 +148,7 @@ class _Models:
 
     transcriber: Transcriber
     tokenizers: tuple[Tokenizer, ...]
+    measures: tuple[Measure, ...]
     columns: list[TokenColumn]
     segmenting: SegmentOptions
     voice: VoiceOptions
@@ -154,11 +167,20 @@ def _open_models(job: Job) -> _Models:
     return _Models(
         transcriber,
         tokenizers,
+        open_measures(job.measure),
         list(map(column_of, tokenizers, specs, told)),
         segmenting,
         voice,
         row_recipe(job, transcriber, tokenizers, segmenting, voice),
     )
+
+
+def _schema(models: _Models, *, round_trip: bool) -> pa.Schema:
+    """The columns of the rows, with those of the measures."""
+    schema = row_schema(models.columns, round_trip=round_trip)
+    for measure in models.measures:
+        schema = with_measure(schema, columns_of(measure))
+    return schema
 
 
 @lru_cache(maxsize=2)
@@ -169,7 +191,7 @@ def _open_transcriber(name: str, model: str, options: TranscriberOptions) -> Tra
 @lru_cache(maxsize=4)
 def _open_resources(job_json: str) -> Resources:
     job = Job.model_validate_json(job_json)
-    source, sink = _open_stores(job)
+    source, sink = open_stores(job)
     models = _open_models(job)
     return Resources(
         job=job,
@@ -178,7 +200,8 @@ def _open_resources(job_json: str) -> Resources:
         transcriber=models.transcriber,
         tokenizers=models.tokenizers,
         recipe=models.recipe,
-        schema=row_schema(models.columns, round_trip=job.round_trip),
+        measures=models.measures,
+        schema=_schema(models, round_trip=job.round_trip),
         language=_language(job),
         folder_of=folder_rule(job.folder),
         pace=Pace(2 * (job.batch_size or FIRST_BATCH)),
@@ -188,8 +211,12 @@ def _open_resources(job_json: str) -> Resources:
     )
 
 
-def _open_stores(job: Job) -> tuple[Store, Store]:
-    """The source and the sink."""
+def open_stores(job: StoresOptions) -> tuple[Store, Store]:
+    """Open the source and the sink.
+
+    Raises:
+        StorageError: one of them cannot be opened.
+    """
     source = open_store(
         job.source, StoreOptions(job.profile, job.endpoint_url, job.region, job.store_retry_s)
     )

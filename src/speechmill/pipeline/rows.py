@@ -41,6 +41,7 @@ def make_utterance(row: ReadyRow, resources: Resources) -> Utterance:
         channels=ready.channels,
         transcript=transcript,
         codes=tuple(codes for _, codes in sorted(row.codes.items())),
+        measured=row.measured,
         round_trip_cer=tuple(row.round_trip_cer.get(i) for i in range(len(row.codes))),
         flags=tuple(sorted({*ready.flags, *transcript.flags, *suspicious})),
         voiced_s=cut.voiced_s,

@@ -25,6 +25,7 @@ from speechmill.job import Job
 from speechmill.pipeline.batching import Batch, batched
 from speechmill.pipeline.intake import Intake, ReadyPiece, ReadyRecording
 from speechmill.pipeline.isolate import all_or_each
+from speechmill.pipeline.measure import measure_job_rows
 from speechmill.pipeline.resources import Resources, open_resources
 from speechmill.pipeline.rows import make_utterance
 from speechmill.pipeline.selection import estimate_s
@@ -185,6 +186,8 @@ class _ShardRun:
     def _start(self, batch: Batch) -> None:
         threads = self.resources.threads
         batch.work = [threads.transcribing.submit(self._transcribe_batch, batch)]
+        if of_audio := [m for m in self.resources.measures if not m.needs.columns]:
+            batch.work.append(threads.tokenizing.submit(measure_job_rows, of_audio, batch.rows))
         batch.work += [
             threads.tokenizing.submit(tokenize, tokenizer, i, batch.rows)
             for i, tokenizer in enumerate(self.resources.tokenizers)
@@ -210,8 +213,19 @@ class _ShardRun:
         self.batches.popleft()
         if self.round_trip:
             self.round_trip.judge([row for ready in batch.ending for row in ready.rows])
+        self._measure_columns(batch.ending)
         self._collect(batch.ending)
         self._raise_failed_commits()
+
+    def _measure_columns(self, recordings: Sequence[ReadyRecording]) -> None:
+        """Make those measures that look at columns of a row, once these are made."""
+        measures = [m for m in self.resources.measures if m.needs.columns]
+        rows = [row for ready in recordings if ready.is_good for row in ready.rows]
+        if measures and rows:
+            names = list(dict.fromkeys(name for m in measures for name in m.needs.columns))
+            made = [make_utterance(row, self.resources) for row in rows]
+            table = utterances_to_table(made, self.resources.schema, self.resources.recipe.id)
+            measure_job_rows(measures, rows, table.select(names).to_pylist())
 
     def _transcribe(self, pieces: Sequence[ReadyPiece]) -> None:
         """Transcribe pieces; if that fails, recording by recording, to find whose fault it was."""

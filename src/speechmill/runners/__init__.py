@@ -6,43 +6,43 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Final
 
-from speechmill.job import Job
-from speechmill.runners.base import Runner
+from speechmill.job import EngineOptions
+from speechmill.runners.base import EngineRunner
 
 __all__ = ["RUNNERS", "open_runner"]
 
 
-def _local() -> Runner:
+def _local() -> EngineRunner:
     from speechmill.runners.local import LocalRunner
 
     return LocalRunner()
 
 
-def _dask() -> Runner:
+def _dask() -> EngineRunner:
     from speechmill.runners.dask import DaskRunner
 
     return DaskRunner()
 
 
-def _ray() -> Runner:
+def _ray() -> EngineRunner:
     from speechmill.runners.ray import RayRunner
 
     return RayRunner()
 
 
-def _spark() -> Runner:
+def _spark() -> EngineRunner:
     from speechmill.runners.spark import SparkRunner
 
     return SparkRunner()
 
 
-RUNNERS: Final[Mapping[str, Callable[[], Runner]]] = MappingProxyType(
+RUNNERS: Final[Mapping[str, Callable[[], EngineRunner]]] = MappingProxyType(
     {"local": _local, "dask": _dask, "ray": _ray, "spark": _spark}
 )
 """Name → a function that imports the runner's class and makes one."""
 
 
-def open_runner(job: Job) -> Runner:
+def open_runner(job: EngineOptions) -> EngineRunner:
     """The runner that the job names.
 
     Raises:

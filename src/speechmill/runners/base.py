@@ -5,10 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
+from speechmill.enrich.shards import Enrichment, PartsShard
 from speechmill.job import Job
 from speechmill.records import RecordingDone, Shard, ShardReport
 
-__all__ = ["Runner"]
+__all__ = ["AnyJob", "AnyShard", "EngineRunner", "Runner"]
+
+
+AnyJob = Job | Enrichment
+AnyShard = Shard | PartsShard
+"""What our own runners take: a build's shards of recordings, or an enrichment's of parts."""
 
 
 class Runner(Protocol):
@@ -26,9 +32,23 @@ class Runner(Protocol):
 
         None is yielded now and then while there is none, so that the caller can look around.
         Once ``stop()`` is true no shard is begun, and those in hand are given up cleanly.
-        ``on_done`` hears of each recording as it is done, from any thread; a runner that cannot
+        ``on_done`` is told of each recording as it is done, from any thread; a runner that cannot
         look into its workers calls it when the shard's report comes.
 
         Raises:
             SpeechmillError: the job cannot go on; see ``process_shard``.
         """
+
+
+class EngineRunner(Runner, Protocol):
+    """A runner that takes enrichments, too: for their shards it calls ``enrich_shard``."""
+
+    def run(
+        self,
+        job: AnyJob,
+        shards: Iterable[AnyShard],
+        *,
+        stop: Callable[[], bool],
+        on_done: Callable[[RecordingDone], None],
+    ) -> Iterator[ShardReport | None]:
+        """See ``Runner.run``. The reports of an enrichment are ``EnrichedShard``."""

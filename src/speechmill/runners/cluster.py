@@ -13,13 +13,12 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Generic, Protocol, TypeVar
 
-from speechmill.dataset.commit import commit
-from speechmill.dataset.schema import utterances_to_table
+from speechmill.enrich.shards import Enrichment
 from speechmill.errors import JobError, WorkerDiedError
-from speechmill.job import Job
-from speechmill.pipeline.resources import Resources, open_resources
-from speechmill.records import Failure, RecordingDone, Shard, ShardReport
-from speechmill.runners.work import Task, what_is_left
+from speechmill.pipeline.resources import open_resources
+from speechmill.records import RecordingDone, ShardReport
+from speechmill.runners.base import AnyJob, AnyShard
+from speechmill.runners.work import Task, set_aside
 
 __all__ = ["ClusterRunner", "Engine"]
 
@@ -74,13 +73,13 @@ class ClusterRunner(Generic[H]):
         start: connects to the engine, or starts a local one; called when the first shard is there.
     """
 
-    def __init__(self, start: Callable[[Job], Engine[H]]) -> None:
+    def __init__(self, start: Callable[[AnyJob], Engine[H]]) -> None:
         self._start = start
 
     def run(
         self,
-        job: Job,
-        shards: Iterable[Shard],
+        job: AnyJob,
+        shards: Iterable[AnyShard],
         *,
         stop: Callable[[], bool],
         on_done: Callable[[RecordingDone], None],
@@ -106,15 +105,14 @@ class _Run(Generic[H]):
 
     def __init__(
         self,
-        job: Job,
+        job: AnyJob,
         engine: Engine[H],
-        shards: Iterable[Shard],
+        shards: Iterable[AnyShard],
         stop: Callable[[], bool],
         on_done: Callable[[RecordingDone], None],
     ) -> None:
         self.job, self.engine, self.stop, self.on_done = job, engine, stop, on_done
-        self.tools = open_resources(job)
-        recipe = self.tools.recipe.id
+        recipe = "" if isinstance(job, Enrichment) else open_resources(job).recipe.id
         self.waiting = deque(Task(job, shard, recipe) for shard in shards)
         self.running: dict[H, Task] = {}
 
@@ -148,32 +146,7 @@ class _Run(Generic[H]):
             if task.attempt < self.job.max_attempts:
                 self.waiting.appendleft(task)
                 return None
-            report = _set_aside(self.tools, task, error)
+            report = set_aside(task, error)
         for done in report.done:
             self.on_done(done)
         return report
-
-
-def _set_aside(tools: Resources, task: Task, error: WorkerDiedError) -> ShardReport:
-    """Commit failures for what a shard that keeps killing its workers still lacks."""
-    shard, survivors = what_is_left(tools.sink, task.shard, task.recipe)
-    message = f"{task.attempt} workers died of the shard that this was in; the last: {error}"
-    done = list(survivors)
-    for part, recordings in shard.parts:
-        failures = [
-            Failure(r, tools.folder_of(r.file_name), "worker", type(error).__name__, message)
-            for r in recordings
-        ]
-        commit(
-            tools.sink,
-            part,
-            utterances_to_table([], tools.schema, task.recipe),
-            failures,
-            recipe=task.recipe,
-            replaces={},
-            is_current=tools.is_current,
-        )
-        done += [
-            RecordingDone(f.recording.file_name, f.recording.size, failure=f) for f in failures
-        ]
-    return ShardReport(shard.index, tuple(done))

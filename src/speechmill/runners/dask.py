@@ -19,9 +19,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from speechmill.errors import EngineError, JobError, MissingExtraError, WorkerDiedError
-from speechmill.job import Job
 from speechmill.machine import num_cores
-from speechmill.records import RecordingDone, Shard, ShardReport
+from speechmill.records import RecordingDone, ShardReport
+from speechmill.runners.base import AnyJob, AnyShard
 from speechmill.runners.cluster import ClusterRunner
 from speechmill.runners.dask_clusters import (
     GOES_ON,
@@ -75,8 +75,8 @@ class DaskRunner:
 
     def run(
         self,
-        job: Job,
-        shards: Iterable[Shard],
+        job: AnyJob,
+        shards: Iterable[AnyShard],
         *,
         stop: Callable[[], bool],
         on_done: Callable[[RecordingDone], None],
@@ -88,7 +88,7 @@ class DaskRunner:
         """
         todo = tuple(shards)
 
-        def start(job: Job) -> _Dask:
+        def start(job: AnyJob) -> _Dask:
             return _start(job, len(todo), self._client, self._work)
 
         return ClusterRunner(start).run(job, todo, stop=stop, on_done=on_done)
@@ -108,7 +108,7 @@ class _Dask:
     def __init__(
         self,
         client: Client,
-        job: Job,
+        job: AnyJob,
         *,
         cores: int | None = None,
         ours: ExitStack,
@@ -268,7 +268,9 @@ async def _give_up(run_id: str) -> None:
     _given_up.add(run_id)
 
 
-def _start(job: Job, most: int, client: Client | None, work: Callable[..., ShardReport]) -> _Dask:
+def _start(
+    job: AnyJob, most: int, client: Client | None, work: Callable[..., ShardReport]
+) -> _Dask:
     """Dask as the job says, for at most so many tasks.
 
     Raises:
@@ -291,7 +293,7 @@ def _start(job: Job, most: int, client: Client | None, work: Callable[..., Shard
         return _Dask(client, job, cores=cores, ours=stack.pop_all(), work=work)
 
 
-def _resources(job: Job) -> dict[str, float]:
+def _resources(job: AnyJob) -> dict[str, float]:
     """What a task needs of its worker's ``--resources``."""
     needs: dict[str, float] = {}
     for name, value in job.worker_option.items():

@@ -10,6 +10,8 @@ from itertools import islice
 from speechmill.job import Job
 from speechmill.pipeline.shard import process_shard
 from speechmill.records import RecordingDone, Shard, ShardReport
+from speechmill.runners.base import AnyJob, AnyShard
+from speechmill.runners.work import Task, run_task
 
 __all__ = ["LocalRunner"]
 
@@ -23,8 +25,8 @@ class LocalRunner:
 
     def run(
         self,
-        job: Job,
-        shards: Iterable[Shard],
+        job: AnyJob,
+        shards: Iterable[AnyShard],
         *,
         stop: Callable[[], bool],
         on_done: Callable[[RecordingDone], None],
@@ -42,9 +44,8 @@ class LocalRunner:
             while True:
                 if not stopping():
                     for shard in islice(waiting, SHARDS_AT_ONCE - len(running)):
-                        running.add(
-                            pool.submit(process_shard, job, shard, stop=stopping, on_done=on_done)
-                        )
+                        task = Task(job, shard, "")
+                        running.add(pool.submit(_do, task, stopping, on_done))
                 if not running:
                     return
                 finished, running = wait(running, LOOK_AROUND_S, FIRST_COMPLETED)
@@ -58,3 +59,11 @@ class LocalRunner:
             raise
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _do(
+    task: Task, stop: Callable[[], bool], on_done: Callable[[RecordingDone], None]
+) -> ShardReport:
+    if isinstance(task.job, Job) and isinstance(task.shard, Shard):
+        return process_shard(task.job, task.shard, stop=stop, on_done=on_done)
+    return run_task(task, stop=stop)

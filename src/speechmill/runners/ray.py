@@ -16,9 +16,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from speechmill.errors import EngineError, JobError, MissingExtraError, WorkerDiedError
-from speechmill.job import Job
 from speechmill.machine import num_cores
-from speechmill.records import RecordingDone, Shard, ShardReport
+from speechmill.records import RecordingDone, ShardReport
+from speechmill.runners.base import AnyJob, AnyShard
 from speechmill.runners.cluster import ClusterRunner
 from speechmill.runners.ray_clusters import (
     GOES_ON,
@@ -68,8 +68,8 @@ class RayRunner:
 
     def run(
         self,
-        job: Job,
-        shards: Iterable[Shard],
+        job: AnyJob,
+        shards: Iterable[AnyShard],
         *,
         stop: Callable[[], bool],
         on_done: Callable[[RecordingDone], None],
@@ -81,7 +81,7 @@ class RayRunner:
         """
         todo = tuple(shards)
 
-        def start(job: Job) -> _Ray:
+        def start(job: AnyJob) -> _Ray:
             return _start(job, len(todo), self._work)
 
         return ClusterRunner(start).run(job, todo, stop=stop, on_done=on_done)
@@ -108,7 +108,7 @@ class _Ray:
 
     def __init__(
         self,
-        job: Job,
+        job: AnyJob,
         most: int,
         *,
         needs: Mapping[str, Any],
@@ -237,7 +237,7 @@ class _Ray:
         return {}
 
 
-def _start(job: Job, most: int, work: Callable[..., ShardReport]) -> _Ray:
+def _start(job: AnyJob, most: int, work: Callable[..., ShardReport]) -> _Ray:
     """Ray as the job says, for at most so many tasks.
 
     Raises:
@@ -268,7 +268,7 @@ def _start(job: Job, most: int, work: Callable[..., ShardReport]) -> _Ray:
         return _Ray(job, most, needs=needs, cores=cores, ours=stack.pop_all(), work=work)
 
 
-def _needs(job: Job) -> dict[str, Any]:
+def _needs(job: AnyJob) -> dict[str, Any]:
     """What an actor takes of the cluster: Ray's own options, and resources by their names."""
     needs: dict[str, Any] = {}
     for name, value in job.worker_option.items():

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Final
 import pyarrow as pa
 
 from speechmill.errors import EngineError, JobError, MissingExtraError
-from speechmill.job import Job
 from speechmill.machine import num_cores
 from speechmill.records import ShardReport
+from speechmill.runners.base import AnyJob
 from speechmill.runners.cluster import ClusterRunner
 from speechmill.runners.spark_sessions import (
     GOES_ON,
@@ -94,7 +94,7 @@ class _Spark:
     def __init__(
         self,
         session: SparkSession,
-        job: Job,
+        job: AnyJob,
         *,
         ours: bool,
         cores: int,
@@ -237,7 +237,9 @@ def _worker(
     return perform_all
 
 
-def _start(job: Job, session: SparkSession | None, work: Callable[[Task], ShardReport]) -> _Spark:
+def _start(
+    job: AnyJob, session: SparkSession | None, work: Callable[[Task], ShardReport]
+) -> _Spark:
     """Spark as the job says.
 
     Raises:
@@ -285,7 +287,7 @@ def _cores_a_task(session: SparkSession) -> int:
     return int(setting(session, "spark.task.cpus", "1"))
 
 
-def _options(job: Job) -> dict[str, str]:
+def _options(job: AnyJob) -> dict[str, str]:
     for name in job.worker_option:
         if not name.startswith("spark."):
             raise JobError(

@@ -8,22 +8,28 @@ from __future__ import annotations
 import json
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any, Final
 
 from pydantic import TypeAdapter
 
 from speechmill import errors
+from speechmill.enrich.shards import EnrichedShard, Enrichment, PartsShard
 from speechmill.errors import EngineError, MissingExtraError, SpeechmillError, WorkerDiedError
 from speechmill.job import Job
 from speechmill.records import Part, Recording, Shard, ShardReport
+from speechmill.runners.base import AnyShard
 from speechmill.runners.work import Task, keep_memory, run_task
+from speechmill.storage import Object
 
 __all__ = ["died_text", "perform", "report_from_text", "task_from_text", "task_to_text"]
 
 _PARTS: Final = TypeAdapter(tuple[tuple[Part, tuple[Recording, ...]], ...])
-_REPORT: Final = TypeAdapter(ShardReport)
+_SINK_PARTS: Final = TypeAdapter(tuple[Object, ...])
+_REPORTS: Final[Mapping[str, TypeAdapter[Any]]] = {
+    one.__name__: TypeAdapter(one) for one in (ShardReport, EnrichedShard)
+}
 
 
 def task_to_text(task: Task) -> str:
@@ -32,10 +38,8 @@ def task_to_text(task: Task) -> str:
         {
             "job": task.job.model_dump_json(),
             "shard": task.shard.index,
-            "parts": [
-                (asdict(part), [asdict(recording) for recording in recordings])
-                for part, recordings in task.shard.parts
-            ],
+            "parts": _parts(task.shard),
+            "enriches": isinstance(task.job, Enrichment),
             "recipe": task.recipe,
             "attempt": task.attempt,
             "cores": task.cores,
@@ -46,16 +50,31 @@ def task_to_text(task: Task) -> str:
 def task_from_text(text: str) -> Task:
     """The inverse of ``task_to_text``."""
     told = json.loads(text)
-    told["job"] = Job.model_validate_json(told["job"])
-    told["shard"] = Shard(told["shard"], _PARTS.validate_python(told.pop("parts")))
+    index, parts = told["shard"], told.pop("parts")
+    if told.pop("enriches"):
+        told["job"] = Enrichment.model_validate_json(told["job"])
+        told["shard"] = PartsShard(index, _SINK_PARTS.validate_python(parts))
+    else:
+        told["job"] = Job.model_validate_json(told["job"])
+        told["shard"] = Shard(index, _PARTS.validate_python(parts))
     return Task(**told)
+
+
+def _parts(shard: AnyShard) -> list[Any]:
+    if isinstance(shard, PartsShard):
+        return [asdict(part) for part in shard.parts]
+    return [
+        (asdict(part), [asdict(recording) for recording in recordings])
+        for part, recordings in shard.parts
+    ]
 
 
 def perform(text: str, function: Callable[[Task], ShardReport] = run_task) -> str:
     """Do a task that is given as JSON. Returns what came of it as JSON, errors included."""
     keep_memory()
     try:
-        return json.dumps({"report": asdict(function(task_from_text(text)))})
+        report = function(task_from_text(text))
+        return json.dumps({"report": asdict(report), "of": type(report).__name__})
     except SpeechmillError as error:
         told = [error.what, error.extra] if isinstance(error, MissingExtraError) else [str(error)]
         return json.dumps({"error": type(error).__name__, "args": told})
@@ -80,7 +99,8 @@ def report_from_text(text: str) -> ShardReport:
     try:
         told: dict[str, Any] = json.loads(text)
         if "error" not in told:
-            return _REPORT.validate_python(told["report"])
+            report: ShardReport = _REPORTS[told["of"]].validate_python(told["report"])
+            return report
         raised = getattr(errors, told["error"])(*told["args"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise EngineError(f"a worker's answer cannot be read: {error}") from None

@@ -12,19 +12,21 @@ from typing import Final
 
 import pyarrow as pa
 
-from speechmill.dataset.commit import Version, versions
+from speechmill.dataset.commit import Version, commit, versions
 from speechmill.dataset.layout import data_key
 from speechmill.dataset.reader import list_parts, read_columns
-from speechmill.dataset.schema import IDENTITY_COLUMNS, row_schema
-from speechmill.errors import DatasetError
-from speechmill.job import Job
+from speechmill.dataset.schema import IDENTITY_COLUMNS, row_schema, utterances_to_table
+from speechmill.enrich import shards
+from speechmill.enrich.shards import Enrichment, PartsShard
+from speechmill.errors import DatasetError, WorkerDiedError
 from speechmill.machine import limit_cores
 from speechmill.pipeline.resources import open_resources
 from speechmill.pipeline.shard import process_shard
-from speechmill.records import Part, Recording, RecordingDone, Shard, ShardReport
+from speechmill.records import Failure, Part, Recording, RecordingDone, Shard, ShardReport
+from speechmill.runners.base import AnyJob, AnyShard
 from speechmill.storage import Object, Store
 
-__all__ = ["Task", "keep_memory", "run_task", "what_is_left"]
+__all__ = ["Task", "keep_memory", "run_task", "set_aside", "what_is_left"]
 
 # What glibc's own, moving thresholds end at: mallopt(3).
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = (-1, 64 * 2**20), (-3, 32 * 2**20)
@@ -36,11 +38,14 @@ _COLUMNS: Final = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A shard for a worker. ``recipe`` is what its rows must be made by; ``attempt`` counts from 0;
-    ``cores`` is the worker's share of its machine, None for all that it may use."""
+    """A shard for a worker: recordings of a build, or parts of an enrichment.
 
-    job: Job
-    shard: Shard
+    ``recipe`` is what a build's rows must be made by; ``attempt`` counts from 0; ``cores`` is the
+    worker's share of its machine, None for all that it may use.
+    """
+
+    job: AnyJob
+    shard: AnyShard
     recipe: str
     attempt: int = 0
     cores: int | None = None
@@ -61,6 +66,8 @@ def run_task(task: Task, *, stop: Callable[[], bool] = lambda: False) -> ShardRe
     """
     if task.cores is not None:
         limit_cores(task.cores)
+    if isinstance(task.job, Enrichment) or isinstance(task.shard, PartsShard):
+        return shards.enrich_shard(*_enrichment(task), stop=stop)
     tools = open_resources(task.job)
     if tools.recipe.id != task.recipe:
         raise DatasetError(
@@ -74,6 +81,12 @@ def run_task(task: Task, *, stop: Callable[[], bool] = lambda: False) -> ShardRe
     left, done = what_is_left(tools.sink, task.shard, task.recipe)
     report = process_shard(task.job, left, stop=stop)
     return replace(report, done=(*done, *report.done))
+
+
+def _enrichment(task: Task) -> tuple[Enrichment, PartsShard]:
+    if isinstance(task.job, Enrichment) and isinstance(task.shard, PartsShard):
+        return task.job, task.shard
+    raise TypeError("a task is of recordings for a build, or of parts for an enrichment")
 
 
 @cache
@@ -131,3 +144,34 @@ def _counted(table: pa.Table) -> list[RecordingDone]:
         )
         for row in grouped.to_pylist()
     ]
+
+
+def set_aside(task: Task, error: WorkerDiedError) -> ShardReport:
+    """Give up a shard that keeps killing its workers: commit failures for what a build lacks of it.
+
+    An enrichment writes none: its rows are there, and the next command tries them again.
+    """
+    message = f"{task.attempt} workers died of the shard that this was in; the last: {error}"
+    if isinstance(task.job, Enrichment) or isinstance(task.shard, PartsShard):
+        return shards.set_aside(*_enrichment(task), message)
+    tools = open_resources(task.job)
+    shard, survivors = what_is_left(tools.sink, task.shard, task.recipe)
+    done = list(survivors)
+    for part, recordings in shard.parts:
+        failures = [
+            Failure(r, tools.folder_of(r.file_name), "worker", type(error).__name__, message)
+            for r in recordings
+        ]
+        commit(
+            tools.sink,
+            part,
+            utterances_to_table([], tools.schema, task.recipe),
+            failures,
+            recipe=task.recipe,
+            replaces={},
+            is_current=tools.is_current,
+        )
+        done += [
+            RecordingDone(f.recording.file_name, f.recording.size, failure=f) for f in failures
+        ]
+    return ShardReport(shard.index, tuple(done))

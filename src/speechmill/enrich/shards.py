@@ -1,0 +1,156 @@
+"""An enrichment in shards, for the workers of an engine: each makes and stages what parts lack."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Final
+
+from pydantic import Field
+
+from speechmill.dataset.reader import read_columns
+from speechmill.enrich.additions import open_additions
+from speechmill.enrich.audio import SPAN_COLUMNS, keeps_damaged
+from speechmill.enrich.base import Addition
+from speechmill.enrich.lookup import LackingPart
+from speechmill.enrich.maker import Maker, Outcome
+from speechmill.errors import DatasetError, NotFoundError
+from speechmill.job import EngineOptions, StoresOptions
+from speechmill.pipeline.resources import open_stores
+from speechmill.recipe import Recipe
+from speechmill.records import ShardReport
+from speechmill.storage import Object, Store
+
+__all__ = ["EnrichedShard", "Enrichment", "PartsShard", "enrich_shard", "in_shards", "set_aside"]
+
+SHARD_S: Final = 1800.0
+"""Audio of a shard, unless one part lacks more: about what a part holds, so that many workers are
+kept busy and none is for long."""
+
+
+class Enrichment(EngineOptions, StoresOptions):
+    """What a worker is told of an enrichment. Of JSON values, and picklable.
+
+    ``recipe`` is the sink's, as ``Recipe.to_json`` writes it. ``stagings`` name what the additions
+    make: a worker whose Speechmill, weights or libraries would make something else must not.
+    """
+
+    tokenizer: str | None = None
+    tokenizer_option: dict[str, Any] = Field(default_factory=dict)
+    device: str = "auto"
+    measures: tuple[str, ...] = ()
+    recipe: str = ""
+    stagings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PartsShard:
+    """Parts that a worker is to make something for."""
+
+    index: int
+    parts: tuple[Object, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        """Their size in the sink."""
+        return sum(part.size for part in self.parts)
+
+
+@dataclass(frozen=True, slots=True)
+class EnrichedShard(ShardReport):
+    """What became of a shard's recordings, and the seconds that each addition took."""
+
+    outcomes: tuple[Outcome, ...] = ()
+    compute_s: tuple[float, ...] = ()
+
+
+def in_shards(parts: Sequence[LackingPart]) -> list[PartsShard]:
+    """Share out parts, several small ones together."""
+    shards: list[PartsShard] = []
+    waiting: list[Object] = []
+    seconds = 0.0
+    for one in parts:
+        if waiting and seconds + one.audio_s > SHARD_S:
+            shards.append(PartsShard(len(shards), tuple(waiting)))
+            waiting, seconds = [], 0.0
+        waiting.append(one.part)
+        seconds += one.audio_s
+    if waiting:
+        shards.append(PartsShard(len(shards), tuple(waiting)))
+    return shards
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """What a worker needs for an enrichment, opened once and kept."""
+
+    sink: Store
+    source: Store
+    additions: tuple[Addition, ...]
+    keep_damaged: bool
+
+
+_opening: Final = threading.Lock()
+
+
+@lru_cache(maxsize=2)
+def _open(job_json: str) -> _Opened:
+    job = Enrichment.model_validate_json(job_json)
+    source, sink = open_stores(job)
+    recipe = Recipe.from_json(job.recipe)
+    additions = open_additions(
+        sink,
+        recipe,
+        tokenizer=(job.tokenizer, job.tokenizer_option) if job.tokenizer else None,
+        measures=job.measures,
+        device=job.device,
+    )
+    made = tuple(addition.staging.id for addition in additions)
+    if made != job.stagings:
+        raise DatasetError(
+            "a worker would make other values than this command: its Speechmill or its weights are "
+            "others than here; make them the same"
+        )
+    return _Opened(sink, source, additions, keeps_damaged(recipe, sink.url))
+
+
+def enrich_shard(
+    job: Enrichment, shard: PartsShard, *, stop: Callable[[], bool] = lambda: False
+) -> EnrichedShard:
+    """Make what the parts of a shard lack, and stage it. What is staged already is not made again.
+
+    Raises:
+        DatasetError: this worker would make other values.
+        UnavailableError: a store stays down. What was staged stays.
+        SpeechmillError: the job itself cannot be done (model, credentials, dataset).
+    """
+    with _opening:
+        opened = _open(job.model_dump_json())
+    maker = Maker(opened.sink, opened.source, opened.additions, keep_damaged=opened.keep_damaged)
+    outcomes = tuple(maker.make(shard.parts, {}, stop))
+    return EnrichedShard(
+        shard.index,
+        mismatch={a.name: a.mismatch for a in opened.additions if a.mismatch},
+        outcomes=outcomes,
+        compute_s=tuple(maker.compute_s),
+    )
+
+
+def set_aside(job: Enrichment, shard: PartsShard, why: str) -> EnrichedShard:
+    """What becomes of a shard that keeps killing its workers: its recordings are given up."""
+    _, sink = open_stores(job)
+    numbers = tuple(range(len(job.stagings)))
+    outcomes = []
+    for part in shard.parts:
+        try:
+            table = read_columns(sink, part, SPAN_COLUMNS)
+        except NotFoundError:
+            continue
+        names = table["file_name"].to_pylist()
+        outcomes += [
+            Outcome(name, 0.0, 0, names.count(name), "failed", why, numbers)
+            for name in dict.fromkeys(names)
+        ]
+    return EnrichedShard(shard.index, outcomes=tuple(outcomes))
