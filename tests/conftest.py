@@ -45,7 +45,8 @@ NEEDS = {
         *("builder", "torch", "cli/test_signals.py", "deploy/test_image.py", "enrich/test_add.py"),
         *("export/test_repartition_ends.py", "pipeline/test_long_recordings.py"),
         *("queues/test_cli.py", "runners/test_cluster.py", "storage/test_faults.py"),
-        *("storage/test_large.py", "test_benchmarks.py", "test_golden.py"),
+        *("dataset/test_growth.py", "speech/test_speaker_change.py", "storage/test_large.py"),
+        *("test_benchmarks.py", "test_golden.py"),
     },
 }
 # Where two processes share out the tests, what has one of these words goes to one of them, so that
