@@ -62,6 +62,11 @@ from tests.support.harness import corpus as many_folders
 from tests.support.rows import utterance
 from tests.support.services import SeaweedFS
 
+# The thread that writes the last words of a log dies with its store.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnhandledThreadExceptionWarning"
+)
+
 DEMO = Path(__file__).parents[2] / "examples" / "corpus"
 SOME_WITHOUT = 3
 DEADLINE_S = 120.0
@@ -362,8 +367,6 @@ class Mortal:
             return getattr(self._store, name)(*arguments, **options)
 
 
-# The thread that writes the log's last words dies with its store.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize("after", [False, True])
 def test_ended_at_any_write_it_goes_on_and_ends_as_undisturbed(tmp_path: Path, after: bool) -> None:
     source, whole = built(tmp_path, "fake", "mfcc", name="whole")

@@ -42,6 +42,7 @@ COMMANDS = [
     ("export",),
     ("export", "parquet"),
     ("doctor",),
+    ("measure",),
     ("decode",),
     ("repartition",),
     ("tokens",),
