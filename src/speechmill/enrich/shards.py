@@ -18,6 +18,7 @@ from speechmill.enrich.lookup import LackingPart
 from speechmill.enrich.maker import Maker, Outcome
 from speechmill.errors import DatasetError, NotFoundError
 from speechmill.job import EngineOptions, StoresOptions
+from speechmill.job.options import Texts
 from speechmill.pipeline.resources import open_stores
 from speechmill.recipe import Recipe
 from speechmill.records import ShardReport
@@ -40,9 +41,9 @@ class Enrichment(EngineOptions, StoresOptions):
     tokenizer: str | None = None
     tokenizer_option: dict[str, Any] = Field(default_factory=dict)
     device: str = "auto"
-    measures: tuple[str, ...] = ()
+    measures: Texts = ()
     recipe: str = ""
-    stagings: tuple[str, ...] = ()
+    stagings: Texts = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,13 +91,15 @@ class VerifyDisplay(RowsDisplay, VerifyObserver):
 
 def print_added(console: Console, report: EnrichReport) -> None:
     """Print what was added."""
+    columns = ", ".join(report.columns)
     if report.already and not (report.rows or report.resumed or report.lost):
         console.print(
-            f"nothing to do: {report.already:,} rows have it already; {report.sink}",
+            f"nothing to do: {report.already:,} rows have {columns} already; {report.sink}",
             highlight=False, markup=False, soft_wrap=True,
         )  # fmt: skip
         return
-    facts = [("columns", ", ".join(report.columns)), ("rows", f"{report.rows:,}")]
+    facts = [("columns" if len(report.columns) > 1 else "column", columns)]
+    facts.append(("rows", f"{report.rows:,}"))
     if report.resumed:
         facts.append(("ready from before", f"{report.resumed:,}"))
     if report.already:
