@@ -42,6 +42,7 @@ NAMES = [f"p{i % 3}/{i:02d}.wav" for i in range(9)]
 LEVEL = [field.name for field in LevelMeasure.fields]
 FAKE = [field.name for field in FakeMeasure.fields]
 SOME_WITHOUT = 3
+DEMO = Path(__file__).parents[2] / "examples" / "corpus"
 
 
 @pytest.fixture
@@ -276,12 +277,11 @@ def test_a_build_with_measures_gives_the_very_values_of_the_command(
     source: str, tmp_path: Path
 ) -> None:
     """Also for a recording that is cut into rows, and a measure that looks at the text."""
-    parts = [corpus.samples(i, 13.0) for i in range(5)]
-    pause = np.zeros(16_000, np.int16)
-    long = np.concatenate([piece for part in parts for piece in (part, pause)])
     soundfile = pytest.importorskip("soundfile")
-    soundfile.write(Path(source) / "p0" / "long.wav", long, 16_000)
-    soundfile.write(Path(source) / "p0" / "other rate.flac", corpus.samples(3, 0.5), 44_100)
+    clips = [soundfile.read(path)[0] for path in sorted(DEMO.glob("p90[12]/*.flac"))]
+    pause = np.zeros(24_000)
+    long = np.concatenate([part for clip in clips for part in (clip, pause)])
+    soundfile.write(Path(source) / "p0" / "long.flac", long, 48_000)
     at_once = built(source, tmp_path / "at once", measure=("level", "fake"))
     later = built(source, tmp_path / "later")
     assert measure(later, "level", "fake").complete
@@ -475,9 +475,7 @@ def test_index_shards_together_measure_every_row_once(source: str, tmp_path: Pat
 def test_index_shards_together_add_tokens_to_every_row_once(source: str, tmp_path: Path) -> None:
     sink = built(source, tmp_path / "out")
     whole = built(source, tmp_path / "whole", tokenizer=("fake", "mfcc"))
-    reports = [
-        add_tokens(open_store(sink), "mfcc", elsewhere=share(sink, i, 2)) for i in range(2)
-    ]
+    reports = [add_tokens(open_store(sink), "mfcc", elsewhere=share(sink, i, 2)) for i in range(2)]
     assert min(report.rows for report in reports) > 0
     assert sum(report.rows for report in reports) == len(NAMES)
     assert all(report.complete for report in reports)

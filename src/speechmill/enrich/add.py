@@ -35,7 +35,7 @@ from speechmill.enrich.audio import keeps_damaged
 from speechmill.enrich.base import Addition, EnrichObserver, EnrichReport
 from speechmill.enrich.lookup import LackingPart, Lookup, look_up
 from speechmill.enrich.maker import Maker, Outcome
-from speechmill.enrich.shards import EnrichedShard, Enrichment, PartsShard, in_shards
+from speechmill.enrich.shards import EnrichedShard, Enrichment, PartsShard, given_up_of, in_shards
 from speechmill.errors import DatasetError
 from speechmill.recipe import Recipe
 from speechmill.storage import Store, StoreOptions, open_store
@@ -263,6 +263,7 @@ class _Run:
                 yield None
                 continue
             yield from done.outcomes
+            yield from given_up_of(self.sink, done, self.additions, self.given_up)
             self._count_seconds(done.compute_s)
             self.report.mismatch = self.report.mismatch or next(iter(done.mismatch.values()), ())
 
