@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -190,6 +192,25 @@ def test_ended_at_any_write_it_goes_on_and_ends_as_undisturbed(
         at += 4
     assert at > 20
     assert kinds >= {"begun", "staging", "merging"}
+
+
+def test_killed_on_a_folder_the_command_goes_on(source: str, tmp_path: Path) -> None:
+    whole, sink = built(source, tmp_path / "whole"), built(source, tmp_path / "out")
+    measure(whole, "level")
+    staged = Path(sink) / "_speechmill" / "adding"
+    command = [sys.executable, "-m", "speechmill", "measure", sink, "level"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while process.poll() is None and time.monotonic() < deadline:
+        if staged.exists() and any(staged.iterdir()):
+            break
+        time.sleep(0.001)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert rows(sink).num_rows == len(NAMES)
+    assert run(sink, "level")[0] == 0
+    assert rows(sink).equals(rows(whole))
+    assert leftovers(sink) == []
 
 
 def test_asked_to_stop_it_keeps_what_is_made(source: str, tmp_path: Path) -> None:
