@@ -42,7 +42,7 @@ NEEDS = {
         *("whisper", "openai-whisper", "transformers"),
     },
     "slow": {
-        *("builder", "torch", "cli/test_signals.py", "deploy/test_image.py", "enrich/test_add.py"),
+        *("builder", "torch", "cli/test_signals.py", "deploy/test_image.py", "enrich"),
         *("export/test_repartition_ends.py", "pipeline/test_long_recordings.py"),
         *("queues/test_cli.py", "runners/test_cluster.py", "storage/test_faults.py"),
         *("dataset/test_growth.py", "speech/test_speaker_change.py", "storage/test_large.py"),

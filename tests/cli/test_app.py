@@ -28,6 +28,7 @@ COMMANDS = [
     ["export", "parquet"],
     ["doctor"],
     ["decode"],
+    ["measure"],
     ["repartition"],
     ["tokens", "add"],
     ["tokens", "stats"],

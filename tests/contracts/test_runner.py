@@ -1,4 +1,5 @@
-"""What holds for every engine: the rows of a local build, whoever dies; and nothing done twice.
+"""What holds for every engine: the rows of a local build, whoever dies; and nothing done twice. The
+same for columns that are added.
 
 Plain processes, where deaths can be told apart more finely, are in
 ``tests/runners/test_cluster.py``.
@@ -21,11 +22,14 @@ from typing import Any
 import numpy as np
 import psutil
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 import soundfile
 
 import speechmill
 from speechmill.dataset.summary import failed_recordings
+from speechmill.enrich.add import Elsewhere, add_tokens, measure
+from speechmill.enrich.shards import EnrichedShard, Enrichment, PartsShard
 from speechmill.errors import EngineError, ModelError
 from speechmill.job import Job
 from speechmill.records import RecordingDone, Shard, ShardReport
@@ -35,7 +39,16 @@ from speechmill.runners.cluster import Engine
 from speechmill.runners.local import LocalRunner
 from speechmill.runners.work import Task, run_task
 from speechmill.storage import open_store
-from tests.support.engine_work import churn, die_of_p2, linger, notes, refuse, stumble, tell
+from tests.support.engine_work import (
+    churn,
+    die_of_p2,
+    die_of_p2s_parts,
+    linger,
+    notes,
+    refuse,
+    stumble,
+    tell,
+)
 from tests.support.weights import missing
 
 TIMES = ["fetch_s", "decode_s", "transcribe_s", "tokenize_s"]
@@ -357,3 +370,86 @@ def test_a_shard_that_is_given_twice_at_once_has_its_rows_once(
     finally:
         engine.close()
     assert Built.of(job.sink) == expected
+
+
+# Columns that are added.
+
+
+def elsewhere(cluster: Cluster, job: Job, work: Work) -> Elsewhere:
+    """The cluster, as ``measure`` and ``tokens add`` take it."""
+
+    def run(
+        told: Enrichment, shards: Iterable[PartsShard], stop: Callable[[], bool]
+    ) -> Iterator[EnrichedShard | None]:
+        runner: Any = cluster.runner(work)
+        for report in runner.run(told, shards, stop=stop, on_done=lambda _: None):
+            assert report is None or isinstance(report, EnrichedShard)
+            yield report
+
+    return Elsewhere(Enrichment(source=job.source, sink=job.sink, max_attempts=2), run)
+
+
+@pytest.fixture
+def enriched(source: Path, tmp_path: Path) -> Job:
+    """A dataset without what is to be added."""
+    job = job_of(source, tmp_path / "enriched").model_copy(update={"tokenizer": ("mfcc",)})
+    speechmill.build(job, runner=LocalRunner())
+    return job
+
+
+@pytest.fixture
+def a_shard_a_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("speechmill.enrich.shards.SHARD_S", 0.0)
+
+
+@pytest.mark.usefixtures("a_shard_a_part")
+def test_measures_and_tokens_that_are_added_are_those_of_a_local_build(
+    cluster: Cluster, enriched: Job, source: Path, tmp_path: Path
+) -> None:
+    whole = job_of(source, tmp_path / "whole")
+    whole = whole.model_copy(update={"measure": ("level", "fake")})
+    speechmill.build(whole, runner=LocalRunner())
+    sink = open_store(enriched.sink)
+    measured = measure(sink, ["level", "fake"], elsewhere=elsewhere(cluster, enriched, tell))
+    assert (measured.rows, measured.complete) == (NUM_GOOD, True)
+    assert set(measured.compute_s) == {"level", "fake"}
+    added = add_tokens(sink, "fake", elsewhere=elsewhere(cluster, enriched, tell))
+    assert (added.rows, added.complete) == (NUM_GOOD, True)
+    assert set(added.mismatch) == {0.0}
+    expected, found = Built.of(whole.sink), Built.of(enriched.sink)
+    assert found.rows.select(expected.rows.column_names).equals(expected.rows)
+    assert found.failures == expected.failures
+    assert len({note.pid for note in notes(enriched)} - {os.getpid()}) >= 1
+    assert os.getpid() not in {note.pid for note in notes(enriched)}
+    assert speechmill.build(whole.model_copy(update={"sink": enriched.sink})).recordings == 0
+    assert cluster.is_there()
+
+
+def test_parts_that_kill_are_named_as_failed_and_the_rest_of_their_shard_is_done(
+    cluster: Cluster, enriched: Job
+) -> None:
+    sink = open_store(enriched.sink)
+    report = measure(sink, ["level"], elsewhere=elsewhere(cluster, enriched, die_of_p2s_parts))
+    assert len(notes(enriched, "dies")) == 2
+    assert report.lost == {"failed": 3}
+    assert report.rows + report.resumed == NUM_GOOD - 3
+    assert set(report.reasons) == {f"p2/{clip}.wav" for clip in range(3)}
+    assert all("2 workers died" in reason for reason in report.reasons.values())
+    assert not report.complete
+    table = Built.of(enriched.sink).rows
+    lacking = table.filter(pc.is_null(table["peak_dbfs"]))["file_name"].to_pylist()
+    assert lacking == [f"p2/{clip}.wav" for clip in range(3)]
+    assert cluster.is_there()
+    again = measure(sink, ["level"], elsewhere=elsewhere(cluster, enriched, tell))
+    assert (again.rows, again.complete) == (3, True)
+
+
+@pytest.mark.usefixtures("a_shard_a_part")
+def test_errors_of_workers_that_add_columns_arrive_as_they_are(
+    cluster: Cluster, enriched: Job
+) -> None:
+    with pytest.raises(ModelError, match=r"^no such weights on \d+$"):
+        measure(
+            open_store(enriched.sink), ["level"], elsewhere=elsewhere(cluster, enriched, refuse)
+        )
+    assert cluster.is_there()

@@ -112,6 +112,15 @@ def test_a_worker_makes_the_dataset_that_a_build_makes(job: Job, queue: str) -> 
     assert enqueued(job, queue) == 0  # nothing is lacking
 
 
+def test_a_worker_that_is_told_to_measure_gives_the_values_of_a_build(job: Job, queue: str) -> None:
+    measuring = job.model_copy(update={"measure": ("level", "fake")})
+    enqueued(measuring, queue)
+    assert worked(measuring, queue).rows == 24
+    found = speechmill.open_dataset(job.sink).to_table()
+    assert found["peak_dbfs"].null_count == found["fake_score"].null_count == 0
+    assert_same_dataset(Place(job.sink), built(measuring))
+
+
 def test_source_and_parts_are_those_of_the_messages(job: Job, queue: str) -> None:
     """Without a sink, the enqueuer's guess of parts travels with the messages."""
     assert enqueued(job, queue, sink=NO_SINK) == len(FILES)

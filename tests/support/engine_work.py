@@ -7,20 +7,31 @@ import resource
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
 
+from speechmill.enrich.shards import PartsShard
 from speechmill.errors import ModelError
-from speechmill.job import Job
 from speechmill.machine import num_cores
 from speechmill.records import Shard, ShardReport
 from speechmill.runners.base import AnyJob
 from speechmill.runners.work import Task, run_task
 
-__all__ = ["Note", "churn", "die_of_p2", "linger", "notes", "nothing", "refuse", "stumble", "tell"]
+__all__ = [
+    "Note",
+    "churn",
+    "die_of_p2",
+    "die_of_p2s_parts",
+    "linger",
+    "notes",
+    "nothing",
+    "refuse",
+    "stumble",
+    "tell",
+]
 
 
 def never() -> bool:
@@ -55,7 +66,7 @@ def _note(task: Task, what: str) -> None:
         file.write(line)
 
 
-def notes(job: Job, what: str = "begun") -> list[Note]:
+def notes(job: AnyJob, what: str = "begun") -> list[Note]:
     """What the workers have noted so far."""
     if not _file(job).exists():
         return []
@@ -80,6 +91,18 @@ def die_of_p2(task: Task, *, stop: Callable[[], bool] = never) -> ShardReport:
         _note(task, "dies")
         os.kill(os.getpid(), signal.SIGKILL)
     return run_task(task)
+
+
+def die_of_p2s_parts(task: Task, *, stop: Callable[[], bool] = never) -> ShardReport:
+    """Do a task; be killed by the parts of the folder p2, once those before them are done."""
+    if not isinstance(task.shard, PartsShard):
+        raise TypeError("a task is of an enrichment here")
+    mine = tuple(part for part in task.shard.parts if "folder=p2/" not in part.key)
+    report = run_task(replace(task, shard=replace(task.shard, parts=mine)))
+    if mine != task.shard.parts:
+        _note(task, "dies")
+        os.kill(os.getpid(), signal.SIGKILL)
+    return report
 
 
 def linger(task: Task, *, stop: Callable[[], bool] = never) -> ShardReport:

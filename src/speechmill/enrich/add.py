@@ -33,9 +33,9 @@ from speechmill.enrich.additions import (
 )
 from speechmill.enrich.audio import keeps_damaged
 from speechmill.enrich.base import Addition, EnrichObserver, EnrichReport
-from speechmill.enrich.lookup import LackingPart, Lookup, look_up
+from speechmill.enrich.lookup import Lookup, look_up
 from speechmill.enrich.maker import Maker, Outcome
-from speechmill.enrich.shards import EnrichedShard, Enrichment, PartsShard, in_shards
+from speechmill.enrich.shards import EnrichedShard, Enrichment, PartsShard, given_up_of, in_shards
 from speechmill.errors import DatasetError
 from speechmill.recipe import Recipe
 from speechmill.storage import Store, StoreOptions, open_store
@@ -250,21 +250,28 @@ class _Run:
         return True
 
     def _make(
-        self, maker: Maker, elsewhere: Elsewhere | None, parts: Sequence[LackingPart]
+        self, maker: Maker, elsewhere: Elsewhere | None, found: Lookup
     ) -> Iterator[Outcome | None]:
         """Make what parts lack, here or on an engine."""
         if elsewhere is None or elsewhere.run is None:
-            yield from maker.make([one.part for one in parts], self.given_up, self.stop)
+            yield from maker.make([one.part for one in found.parts], self.given_up, self.stop)
             self._count_seconds(maker.compute_s)
             maker.compute_s = [0.0] * len(self.additions)
             return
-        for done in elsewhere.run(elsewhere.job, in_shards(parts), self.stop):
+        before = self._told_of()
+        for done in elsewhere.run(elsewhere.job, in_shards(found.parts), self.stop):
             if done is None:
                 yield None
                 continue
             yield from done.outcomes
+            yield from given_up_of(self.sink, done, self.additions, self.given_up)
             self._count_seconds(done.compute_s)
             self.report.mismatch = self.report.mismatch or next(iter(done.mismatch.values()), ())
+        if not self.stop():  # what workers staged and died before they told of it
+            self.report.resumed += max(0, found.rows - (self._told_of() - before))
+
+    def _told_of(self) -> int:
+        return self.report.rows + sum(self.report.lost.values())
 
     def _count_seconds(self, compute_s: Sequence[float]) -> None:
         for addition, seconds in zip(self.additions, compute_s, strict=False):
@@ -286,15 +293,13 @@ class _Run:
         ready = [(addition, set(addition.staging.keys())) for addition in self.additions]
         return [(a, key) for a, keys in ready for key in parts if a.staging.key(key) in keys]
 
-    def _add(
-        self, found: Lookup, make: Callable[[Sequence[LackingPart]], Iterator[Outcome | None]]
-    ) -> None:
+    def _add(self, found: Lookup, make: Callable[[Lookup], Iterator[Outcome | None]]) -> None:
         """Make what is missing, and put it into the parts; again where a build has added rows
         meanwhile."""
         self.observer.planned(found.rows, found.audio_s, found.staged)
         while found.rows or self._staged():
             if found.rows:
-                for outcome in make(found.parts):
+                for outcome in make(found):
                     if outcome is not None:
                         self._count(outcome)
                     self.observer.progress(self.report)

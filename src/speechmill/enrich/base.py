@@ -82,11 +82,11 @@ class Addition(Protocol):
 class EnrichReport:
     """What an enrichment did. Durations in seconds.
 
-    ``rows`` were made; ``resumed`` lay ready from a command that was cut short; ``already`` had
-    all. ``lost`` counts the rows that have none, by why: gone from the source, changed there, or
-    failed; ``reasons`` says for some, by file name. Rows of ``other`` recipes were left alone: they
-    wait for a build to replace them. ``compute_s`` is what each addition took, by name, over all
-    threads.
+    ``rows`` were made; ``resumed`` lay ready from a command or a worker that was cut short;
+    ``already`` had all. ``lost`` counts the rows that have none, by why: gone from the source,
+    changed there, or failed; ``reasons`` says for some, by file name. Rows of ``other`` recipes
+    were left alone: they wait for a build to replace them. ``compute_s`` is what each addition
+    took, by name, over all threads.
     """
 
     sink: str

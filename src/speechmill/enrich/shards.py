@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final
@@ -12,9 +13,9 @@ from pydantic import Field
 
 from speechmill.dataset.reader import read_columns
 from speechmill.enrich.additions import open_additions
-from speechmill.enrich.audio import SPAN_COLUMNS, keeps_damaged
+from speechmill.enrich.audio import keeps_damaged
 from speechmill.enrich.base import Addition
-from speechmill.enrich.lookup import LackingPart
+from speechmill.enrich.lookup import GivenUp, LackingPart, columns_to_look_at, lacking_of
 from speechmill.enrich.maker import Maker, Outcome
 from speechmill.errors import DatasetError, NotFoundError
 from speechmill.job import EngineOptions, StoresOptions
@@ -24,7 +25,15 @@ from speechmill.recipe import Recipe
 from speechmill.records import ShardReport
 from speechmill.storage import Object, Store
 
-__all__ = ["EnrichedShard", "Enrichment", "PartsShard", "enrich_shard", "in_shards", "set_aside"]
+__all__ = [
+    "EnrichedShard",
+    "Enrichment",
+    "PartsShard",
+    "enrich_shard",
+    "given_up_of",
+    "in_shards",
+    "set_aside",
+]
 
 SHARD_S: Final = 1800.0
 """Audio of a shard, unless one part lacks more: about what a part holds, so that many workers are
@@ -61,10 +70,15 @@ class PartsShard:
 
 @dataclass(frozen=True, slots=True)
 class EnrichedShard(ShardReport):
-    """What became of a shard's recordings, and the seconds that each addition took."""
+    """What became of a shard's recordings, and the seconds that each addition took.
+
+    ``given_up`` are parts that kept killing their workers; ``why`` says how.
+    """
 
     outcomes: tuple[Outcome, ...] = ()
     compute_s: tuple[float, ...] = ()
+    given_up: tuple[Object, ...] = ()
+    why: str = ""
 
 
 def in_shards(parts: Sequence[LackingPart]) -> list[PartsShard]:
@@ -139,19 +153,23 @@ def enrich_shard(
     )
 
 
-def set_aside(job: Enrichment, shard: PartsShard, why: str) -> EnrichedShard:
-    """What becomes of a shard that keeps killing its workers: its recordings are given up."""
-    _, sink = open_stores(job)
-    numbers = tuple(range(len(job.stagings)))
-    outcomes = []
-    for part in shard.parts:
+def set_aside(shard: PartsShard, why: str) -> EnrichedShard:
+    """What becomes of a shard that keeps killing its workers."""
+    return EnrichedShard(shard.index, given_up=shard.parts, why=why)
+
+
+def given_up_of(
+    sink: Store, done: EnrichedShard, additions: Sequence[Addition], given_up: GivenUp
+) -> Iterator[Outcome]:
+    """The recordings of parts that were given up, but for those that are staged or had all."""
+    staged = [set(addition.staging.keys()) for addition in additions]
+    for part in done.given_up:
         try:
-            table = read_columns(sink, part, SPAN_COLUMNS)
+            table = read_columns(sink, part, columns_to_look_at(additions))
         except NotFoundError:
             continue
-        names = table["file_name"].to_pylist()
-        outcomes += [
-            Outcome(name, 0.0, 0, names.count(name), "failed", why, numbers)
-            for name in dict.fromkeys(names)
-        ]
-    return EnrichedShard(shard.index, outcomes=tuple(outcomes))
+        lacking = lacking_of(part.key, table, additions, staged, given_up)
+        lost = Counter(lacking.rows["file_name"].to_pylist())
+        for name, count in lost.items():
+            numbers = (n for n, keys in enumerate(lacking.keys) if any(k[0] == name for k in keys))
+            yield Outcome(name, 0.0, 0, count, "failed", done.why, tuple(numbers))

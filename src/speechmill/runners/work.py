@@ -153,7 +153,8 @@ def set_aside(task: Task, error: WorkerDiedError) -> ShardReport:
     """
     message = f"{task.attempt} workers died of the shard that this was in; the last: {error}"
     if isinstance(task.job, Enrichment) or isinstance(task.shard, PartsShard):
-        return shards.set_aside(*_enrichment(task), message)
+        _, shard_of_parts = _enrichment(task)
+        return shards.set_aside(shard_of_parts, message)
     tools = open_resources(task.job)
     shard, survivors = what_is_left(tools.sink, task.shard, task.recipe)
     done = list(survivors)
