@@ -27,15 +27,7 @@ from speechmill.runners.base import Runner
 
 __all__ = ["Observer", "build", "plan"]
 
-LIBRARIES = (
-    "av",
-    "ctranslate2",
-    "faster-whisper",
-    "numpy",
-    "obstore",
-    "pyarrow",
-    "soxr",
-)
+LIBRARIES = ("av", "ctranslate2", "faster-whisper", "numpy", "obstore", "pyarrow", "soxr")
 
 
 class Observer:
