@@ -203,12 +203,7 @@ def _settled_plan(tools: Resources, observer: Observer) -> Plan:
             agree(tools)
 
         return make_plan(
-            tools.job,
-            tools.source,
-            tools.sink,
-            tools.recipe.id,
-            settle=settle,
-            on_listed=listed,
+            tools.job, tools.source, tools.sink, tools.recipe.id, settle=settle, on_listed=listed
         )
 
 

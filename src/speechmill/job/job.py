@@ -198,11 +198,7 @@ class Job(
     RecordingOptions,
     StoresOptions,
 ):
-    """One build, validated and frozen.
-
-    Every field is a flag of ``speechmill build`` and a key of the job file, of the same name
-    (with ``-`` for ``_`` in flags). Wrong values raise ``JobError``.
-    """
+    """One build, validated and frozen: every field is a flag of ``speechmill build``."""
 
     panel: ClassVar[str] = "The run"
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from speechmill.dataset.layout import folder_rule
 from speechmill.dataset.measured import with_measure
-from speechmill.dataset.schema import TokenColumn, row_schema
+from speechmill.dataset.schema import row_schema
 from speechmill.dataset.state import current_recipe
 from speechmill.errors import JobError
 from speechmill.job import Job, StoresOptions
@@ -25,8 +25,6 @@ from speechmill.pipeline.isolate import Breaker
 from speechmill.pipeline.pace import Pace
 from speechmill.pipeline.row_recipe import row_recipe
 from speechmill.recipe import Recipe
-from speechmill.speech.segmentation import SegmentOptions
-from speechmill.speech.voice import VoiceOptions
 from speechmill.storage import Store, StoreOptions, open_store
 from speechmill.storage.single import SingleWriter
 from speechmill.tokenizers import open_tokenizer
@@ -36,14 +34,7 @@ from speechmill.transcribers import TranscriberOptions, open_transcriber
 from speechmill.transcribers.base import Transcriber
 from speechmill.transcribers.languages import LANGUAGES, language_code
 
-__all__ = [
-    "Resources",
-    "Threads",
-    "forget_resources",
-    "load_models",
-    "open_resources",
-    "open_stores",
-]
+__all__ = ["Resources", "forget_resources", "load_models", "open_resources", "open_stores"]
 
 FIRST_BATCH: Final = 8
 """Utterances that the model is taken to compute at once before its pace is known, where the job
@@ -100,8 +91,6 @@ class Resources:
     folder_of: Callable[[str], str]
     pace: Pace
     threads: Threads
-    segmenting: SegmentOptions
-    voice: VoiceOptions
     breaker: Breaker = field(default_factory=Breaker)
 
     def is_current(self) -> bool:
@@ -144,14 +133,12 @@ def load_models(job: Job) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Models:
-    """What a job's rows are made with; ``columns`` are those of the tokenizers."""
+    """What a job's rows are made with."""
 
     transcriber: Transcriber
     tokenizers: tuple[Tokenizer, ...]
     measures: tuple[Measure, ...]
-    columns: list[TokenColumn]
-    segmenting: SegmentOptions
-    voice: VoiceOptions
+    schema: pa.Schema
     recipe: Recipe
 
 
@@ -163,29 +150,15 @@ def _open_models(job: Job) -> _Models:
         for spec, options in zip(specs, told, strict=True)
     )
     transcriber = _open_transcriber(job.transcriber, job.model, TranscriberOptions.of(job))
-    segmenting, voice = SegmentOptions(), VoiceOptions()
-    return _Models(
-        transcriber,
-        tokenizers,
-        open_measures(job.measure),
-        list(map(column_of, tokenizers, specs, told)),
-        segmenting,
-        voice,
-        row_recipe(job, transcriber, tokenizers, segmenting, voice),
-    )
-
-
-def _schema(models: _Models, *, round_trip: bool) -> pa.Schema:
-    """The columns of the rows, with those of the measures."""
-    schema = row_schema(models.columns, round_trip=round_trip)
-    for measure in models.measures:
+    measures = open_measures(job.measure)
+    schema = row_schema(list(map(column_of, tokenizers, specs, told)), round_trip=job.round_trip)
+    for measure in measures:
         schema = with_measure(schema, columns_of(measure))
-    return schema
+    recipe = row_recipe(job, transcriber, tokenizers)
+    return _Models(transcriber, tokenizers, measures, schema, recipe)
 
 
-@lru_cache(maxsize=2)
-def _open_transcriber(name: str, model: str, options: TranscriberOptions) -> Transcriber:
-    return open_transcriber(name, model, options)
+_open_transcriber: Final = lru_cache(maxsize=2)(open_transcriber)
 
 
 @lru_cache(maxsize=4)
@@ -199,15 +172,13 @@ def _open_resources(job_json: str) -> Resources:
         sink=sink,
         transcriber=models.transcriber,
         tokenizers=models.tokenizers,
-        recipe=models.recipe,
         measures=models.measures,
-        schema=_schema(models, round_trip=job.round_trip),
+        recipe=models.recipe,
+        schema=models.schema,
         language=_language(job),
         folder_of=folder_rule(job.folder),
         pace=Pace(2 * (job.batch_size or FIRST_BATCH)),
         threads=Threads.open(job),
-        segmenting=models.segmenting,
-        voice=models.voice,
     )
 
 
