@@ -41,37 +41,25 @@ FIRST_BATCH: Final = 8
 does not say."""
 
 
-@dataclass(frozen=True, slots=True)
 class Threads:
     """The threads of a job, one set for all shards of the process: threads that come and go leave
     memory that the allocator keeps for each of them."""
 
-    fetching: ThreadPoolExecutor
-    decoding: ThreadPoolExecutor
-    transcribing: ThreadPoolExecutor
-    tokenizing: ThreadPoolExecutor
-    committing: ThreadPoolExecutor
-
-    @staticmethod
-    def open(job: Job) -> Threads:
-        """Pools that start a thread when there is work for it."""
-
+    def __init__(self, job: Job) -> None:
         def pool(most: int, name: str) -> ThreadPoolExecutor:
             return ThreadPoolExecutor(most, thread_name_prefix=name)
 
         cores = job.threads or num_cores()
-        return Threads(
-            fetching=pool(job.fetchers, "fetch"),
-            decoding=pool(cores, "decode"),
-            transcribing=pool(4, "transcribe"),  # two groups of each of two shards
-            tokenizing=pool(cores, "tokenize"),
-            committing=pool(2, "commit"),
-        )
+        self.fetching = pool(job.fetchers, "fetch")
+        self.decoding = pool(cores, "decode")
+        self.transcribing = pool(4, "transcribe")  # two groups of each of two shards
+        self.tokenizing = pool(cores, "tokenize")
+        self.committing = pool(2, "commit")
 
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What a process needs for a job, opened once: stores, model, tokenizers, threads.
+    """What a process needs for a job.
 
     ``schema`` are the columns of the rows, ``recipe`` is what shapes their values. ``folder_of``
     gives a file name its ``folder_name``. ``language`` is Whisper's code of the language that the
@@ -178,7 +166,7 @@ def _open_resources(job_json: str) -> Resources:
         language=_language(job),
         folder_of=folder_rule(job.folder),
         pace=Pace(2 * (job.batch_size or FIRST_BATCH)),
-        threads=Threads.open(job),
+        threads=Threads(job),
     )
 
 
