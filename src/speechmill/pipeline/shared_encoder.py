@@ -50,12 +50,12 @@ class SharedEncoder:
 
         def on_encoded(number: int, encoded: NDArray[Any]) -> None:
             piece, given = pieces[number], speech[number]
-            row, rate = piece.row, self._transcriber.sample_rate
+            row = piece.row
             # Only where the transcriber is given the very samples that a tokenizer is given.
             if (
                 len(row.pieces) > 1
                 or piece.piece.start_s != row.row.start_s
-                or len(given.samples) != len(row.samples(rate))
+                or len(given.samples) != len(row.samples(self._transcriber.sample_rate))
             ):
                 return
             started = time.perf_counter()

@@ -43,7 +43,7 @@ from speechmill.tokenizers.units_file import MAX_CLUSTERS, UnitsFile, check_targ
 from speechmill.units.cluster import Quality, kmeans, quality_of
 from speechmill.units.sample import Draw, Reservoir, share_s
 
-__all__ = ["FitObserver", "FitOptions", "FitReport", "Quality", "fit_units"]
+__all__ = ["FitObserver", "FitOptions", "FitReport", "fit_units"]
 
 HELD_OUT_EVERY: Final = 20
 """One recording of so many is not trained on, but tells how well the units fit others."""
