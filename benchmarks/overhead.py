@@ -28,6 +28,7 @@ from tests.support.services import SeaweedFS
 from benchmarks.figures import command, machine, print_table
 from speechmill import Job, audio, build
 from speechmill.pipeline.resources import Resources, open_resources
+from speechmill.pipeline.row_recipe import VOICE
 from speechmill.records import Codes, Speech, Transcript
 from speechmill.speech.voice import listen
 from speechmill.storage import StoreOptions, open_store
@@ -78,7 +79,7 @@ def loop(tools: Resources, recordings: Sequence[bytes]) -> list[tuple[Transcript
     speech = []
     for at in heard:
         samples = at[tools.transcriber.sample_rate]
-        listen(partial(_between, samples), len(samples), tools.voice)
+        listen(partial(_between, samples), len(samples), VOICE)
         speech.append(Speech(samples))
     transcripts = tools.transcriber.transcribe(speech)
     return [

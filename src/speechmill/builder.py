@@ -27,15 +27,7 @@ from speechmill.runners.base import Runner
 
 __all__ = ["Observer", "build", "plan"]
 
-LIBRARIES = (
-    "av",
-    "ctranslate2",
-    "faster-whisper",
-    "numpy",
-    "obstore",
-    "pyarrow",
-    "soxr",
-)
+LIBRARIES = ("av", "ctranslate2", "faster-whisper", "numpy", "obstore", "pyarrow", "soxr")
 
 
 class Observer:
@@ -211,12 +203,7 @@ def _settled_plan(tools: Resources, observer: Observer) -> Plan:
             agree(tools)
 
         return make_plan(
-            tools.job,
-            tools.source,
-            tools.sink,
-            tools.recipe.id,
-            settle=settle,
-            on_listed=listed,
+            tools.job, tools.source, tools.sink, tools.recipe.id, settle=settle, on_listed=listed
         )
 
 

@@ -44,19 +44,14 @@ def limit_cores(count: int | None) -> None:
 
 def _quota() -> int | None:
     """Read the container's CPU quota (cgroup v2, v1) in cores, rounded up; None without one."""
+    v2, v1 = CGROUP / "cpu.max", CGROUP / "cpu"
     try:
-        words = (CGROUP / "cpu.max").read_text().split()
-    except OSError:
-        try:
-            words = [
-                (CGROUP / "cpu" / f"cpu.cfs_{name}_us").read_text().strip()
-                for name in ("quota", "period")
-            ]
-        except OSError:
-            return None
-    try:
+        if v2.exists():
+            words = v2.read_text().split()
+        else:
+            words = [(v1 / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period")]
         quota, period = int(words[0]), int(words[1])
-    except (IndexError, ValueError):  # "max": no quota
+    except (OSError, IndexError, ValueError):  # "max": no quota
         return None
     return math.ceil(quota / period) if quota > 0 and period > 0 else None
 

@@ -11,7 +11,7 @@ from speechmill.job.job import (
     parse_tokenizer_options,
     read_job_file,
 )
-from speechmill.job.options import Options, explain, panel_of, parse_options
+from speechmill.job.options import Options, panel_of, parse_options
 from speechmill.job.recordings import Selection
 from speechmill.job.transcription import SpokenOptions, TranscriptionOptions
 
@@ -24,7 +24,6 @@ __all__ = [
     "StoresOptions",
     "TranscriptionOptions",
     "WorkerOptions",
-    "explain",
     "load_job",
     "panel_of",
     "parse_options",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -36,8 +36,8 @@ WorkerOptions = dict[str, int | float | str]
 class PlaceOptions(Options):
     """Where recordings come from, and where the dataset goes."""
 
-    source: Annotated[Name, Field(description="Where the recordings are: s3://…, a folder, …")]
-    sink: Annotated[Name, Field(description="Where the dataset goes: s3://…, a folder, …")]
+    source: Name = Field(description="Where the recordings are: s3://…, a folder, …")
+    sink: Name = Field(description="Where the dataset goes: s3://…, a folder, …")
 
 
 class StorageOptions(Options):
@@ -45,33 +45,30 @@ class StorageOptions(Options):
 
     panel: ClassVar[str] = "Storage"
 
-    profile: Annotated[
-        str | None, Field(description="Profile of ~/.aws to read credentials from, such as r2.")
-    ] = None
-    endpoint_url: Annotated[
-        str | None, Field(description="The object store's endpoint, where it is not AWS.")
-    ] = None
-    region: Annotated[str | None, Field(description="The bucket's region.")] = None
-    sink_profile: Annotated[
-        str | None, Field(description="Profile of the sink, where it differs from the source's.")
-    ] = None
-    sink_endpoint_url: Annotated[
-        str | None, Field(description="Endpoint of the sink, where it differs from the source's.")
-    ] = None
-    sink_region: Annotated[
-        str | None, Field(description="Region of the sink, where it differs from the source's.")
-    ] = None
-    store_retry_s: Annotated[
-        float,
-        Field(ge=0, description="How long a failing request to the store is tried again, seconds."),
-    ] = 60.0
-    single_writer: Annotated[
-        bool,
-        Field(
-            description="Vouch that nothing else writes to the sink: "
-            "allows stores without conditional puts."
-        ),
-    ] = False
+    profile: str | None = Field(
+        None, description="Profile of ~/.aws to read credentials from, such as r2."
+    )
+    endpoint_url: str | None = Field(
+        None, description="The object store's endpoint, where it is not AWS."
+    )
+    region: str | None = Field(None, description="The bucket's region.")
+    sink_profile: str | None = Field(
+        None, description="Profile of the sink, where it differs from the source's."
+    )
+    sink_endpoint_url: str | None = Field(
+        None, description="Endpoint of the sink, where it differs from the source's."
+    )
+    sink_region: str | None = Field(
+        None, description="Region of the sink, where it differs from the source's."
+    )
+    store_retry_s: float = Field(
+        60.0, ge=0, description="How long a failing request to the store is tried again, seconds."
+    )
+    single_writer: bool = Field(
+        False,
+        description="Vouch that nothing else writes to the sink: "
+        "allows stores without conditional puts.",
+    )
 
 
 class StoresOptions(StorageOptions, PlaceOptions):
@@ -83,20 +80,17 @@ class TokenOptions(Options):
 
     panel: ClassVar[str] = "Tokens"
 
-    tokenizer: Annotated[
-        Texts,
-        Field(description="Audio tokens to make: mfcc or none; may be given several times."),
-    ] = ("mfcc",)
+    tokenizer: Texts = Field(
+        ("mfcc",), description="Audio tokens to make: mfcc or none; may be given several times."
+    )
     tokenizer_option: TokenizerOptions = Field(
         default_factory=dict, description="A tokenizer's option, such as mfcc.n_mfcc=13."
     )
-    round_trip: Annotated[
-        bool,
-        Field(
-            description="Decode the tokens, transcribe what is heard, and store how far the text "
-            "is off, in the column round_trip_cer."
-        ),
-    ] = False
+    round_trip: bool = Field(
+        False,
+        description="Decode the tokens, transcribe what is heard, and store how far the text "
+        "is off, in the column round_trip_cer.",
+    )
 
     @field_validator("tokenizer_option", mode="before")
     @classmethod
@@ -129,25 +123,19 @@ class MeasureOptions(Options):
 
     panel: ClassVar[str] = "Measures"
 
-    measure: Annotated[
-        Texts,
-        Field(description="Measure each row as it is made, such as level; several times for more."),
-    ] = ()
+    measure: Texts = Field(
+        (), description="Measure each row as it is made, such as level; several times for more."
+    )
 
 
 class PaceOptions(Options):
     """How much is done at a time."""
 
-    part_minutes: Annotated[
-        float,
-        Field(gt=0, description="About how many minutes of audio a part file holds."),
-    ] = 30.0
-    fetchers: Annotated[
-        int, Field(ge=1, description="Recordings that are fetched at the same time.")
-    ] = 16
-    threads: Annotated[
-        int, Field(ge=0, description="Processor threads of the model; 0 is one a core.")
-    ] = 0
+    part_minutes: float = Field(
+        30.0, gt=0, description="About how many minutes of audio a part file holds."
+    )
+    fetchers: int = Field(16, ge=1, description="Recordings that are fetched at the same time.")
+    threads: int = Field(0, ge=0, description="Processor threads of the model; 0 is one a core.")
 
 
 class EngineOptions(Options):
@@ -155,41 +143,32 @@ class EngineOptions(Options):
 
     panel: ClassVar[str] = "Engine"
 
-    engine: Annotated[
-        Literal["local", "dask", "ray", "spark"],
-        Field(description="What runs the shards: local, dask, ray or spark."),
-    ] = "local"
-    address: Annotated[
-        str | None,
-        Field(
-            description="A cluster that runs: tcp://scheduler:8786, ray://head:10001, spark://…, "
-            "or auto [default: one of --workers processes on this machine]."
-        ),
-    ] = None
-    workers: Annotated[
-        int,
-        Field(
-            ge=0,
-            description="Worker processes here (0: one a core), or of a cluster at most (0: all).",
-        ),
-    ] = 0
+    engine: Literal["local", "dask", "ray", "spark"] = Field(
+        "local", description="What runs the shards: local, dask, ray or spark."
+    )
+    address: str | None = Field(
+        None,
+        description="A cluster that runs: tcp://scheduler:8786, ray://head:10001, spark://…, "
+        "or auto [default: one of --workers processes on this machine].",
+    )
+    workers: int = Field(
+        0,
+        ge=0,
+        description="Worker processes here (0: one a core), or of a cluster at most (0: all).",
+    )
     worker_option: WorkerOptions = Field(
         default_factory=dict,
         description="What a worker takes of its engine, such as num_gpus=1 (Ray).",
     )
-    shard_index: Annotated[
-        int, Field(ge=0, description="Which of --shard-count builds of the same job this is.")
-    ] = 0
-    shard_count: Annotated[
-        int,
-        Field(ge=1, description="Builds that share the parts among them, as a Kubernetes Job's."),
-    ] = 1
-    max_attempts: Annotated[
-        int,
-        Field(
-            ge=1, description="Workers that may die of a shard before it is set aside as failures."
-        ),
-    ] = 3
+    shard_index: int = Field(
+        0, ge=0, description="Which of --shard-count builds of the same job this is."
+    )
+    shard_count: int = Field(
+        1, ge=1, description="Builds that share the parts among them, as a Kubernetes Job's."
+    )
+    max_attempts: int = Field(
+        3, ge=1, description="Workers that may die of a shard before it is set aside as failures."
+    )
 
     @field_validator("worker_option", mode="before")
     @classmethod
@@ -219,26 +198,18 @@ class Job(
     RecordingOptions,
     StoresOptions,
 ):
-    """One build, validated and frozen.
-
-    Every field is a flag of ``speechmill build`` and a key of the job file, of the same name
-    (with ``-`` for ``_`` in flags). Wrong values raise ``JobError``.
-    """
+    """One build, validated and frozen: every field is a flag of ``speechmill build``."""
 
     panel: ClassVar[str] = "The run"
 
-    rebuild: Annotated[
-        bool, Field(description="Replace rows that were made by another recipe.")
-    ] = False
-    retry_failed: Annotated[
-        bool, Field(description="Try again what could not be decoded before.")
-    ] = False
-    prune: Annotated[
-        bool, Field(description="Remove rows of recordings that are gone from the source.")
-    ] = False
-    source_moved: Annotated[
-        bool, Field(description="The sink's source has moved: this is its new place.")
-    ] = False
+    rebuild: bool = Field(False, description="Replace rows that were made by another recipe.")
+    retry_failed: bool = Field(False, description="Try again what could not be decoded before.")
+    prune: bool = Field(
+        False, description="Remove rows of recordings that are gone from the source."
+    )
+    source_moved: bool = Field(
+        False, description="The sink's source has moved: this is its new place."
+    )
 
     def __init__(self, **values: Any) -> None:  # also in the form of flags, which types forbid
         super().__init__(**values)

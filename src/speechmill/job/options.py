@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Val
 
 from speechmill.errors import JobError
 
-__all__ = ["Name", "Options", "Texts", "explain", "panel_of", "parse_options", "parsed"]
+__all__ = ["Name", "Options", "Texts", "panel_of", "parse_options", "parsed"]
 
 
 class Options(BaseModel):
@@ -29,7 +29,7 @@ class Options(BaseModel):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise JobError(explain(error, type(self))) from None
+            raise JobError(_explain(error, type(self))) from None
 
 
 def panel_of(model: type[BaseModel], name: str) -> str:
@@ -86,7 +86,7 @@ def parsed(setting: str) -> Any:
         return setting
 
 
-def explain(error: ValidationError, model: type[BaseModel]) -> str:
+def _explain(error: ValidationError, model: type[BaseModel]) -> str:
     """Pydantic's findings on a model's values as one line each."""
     lines, seen = [], set()
     for found in error.errors():

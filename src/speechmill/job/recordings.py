@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
 from pydantic import Field, field_validator
 
@@ -17,20 +17,15 @@ class Selection(Options):
 
     panel: ClassVar[str] = "Recordings"
 
-    extension: Annotated[
-        Texts,
-        Field(description="Choose recordings by extension [default: every format we decode]."),
-    ] = ()
-    include: Annotated[
-        Texts,
-        Field(
-            description="Choose only paths that match this glob ('*' also matches '/'), or this "
-            "folder, such as 'p2*' or p225."
-        ),
-    ] = ()
-    exclude: Annotated[
-        Texts, Field(description="Leave out paths that match this glob or folder.")
-    ] = ()
+    extension: Texts = Field(
+        (), description="Choose recordings by extension [default: every format we decode]."
+    )
+    include: Texts = Field(
+        (),
+        description="Choose only paths that match this glob ('*' also matches '/'), or this "
+        "folder, such as 'p2*' or p225.",
+    )
+    exclude: Texts = Field((), description="Leave out paths that match this glob or folder.")
 
     @field_validator("extension")
     @classmethod
@@ -41,32 +36,24 @@ class Selection(Options):
 class RecordingOptions(Selection):
     """Which recordings are made into rows, and how these are sorted."""
 
-    panel: ClassVar[str] = "Recordings"
-
-    limit: Annotated[
-        int | None, Field(ge=1, description="Take at most so many recordings that are to be done.")
-    ] = None
-    folder: Annotated[
-        Name,
-        Field(
-            description="What folder_name is: parent, first, path, or a regular expression "
-            "over the path whose first group it is."
-        ),
-    ] = "parent"
-    partition_by: Annotated[
-        str,
-        Field(
-            description="What the part files are sorted by: folder; none; or hash:N, N groups of "
-            "folders. For corpora of very many small folders."
-        ),
-    ] = "folder"
-    keep_damaged: Annotated[
-        bool,
-        Field(
-            description="Make rows of what can be decoded of truncated and damaged recordings, "
-            "flagged, instead of failures."
-        ),
-    ] = False
+    limit: int | None = Field(
+        None, ge=1, description="Take at most so many recordings that are to be done."
+    )
+    folder: Name = Field(
+        "parent",
+        description="What folder_name is: parent, first, path, or a regular expression "
+        "over the path whose first group it is.",
+    )
+    partition_by: str = Field(
+        "folder",
+        description="What the part files are sorted by: folder; none; or hash:N, N groups of "
+        "folders. For corpora of very many small folders.",
+    )
+    keep_damaged: bool = Field(
+        False,
+        description="Make rows of what can be decoded of truncated and damaged recordings, "
+        "flagged, instead of failures.",
+    )
 
     @field_validator("partition_by")
     @classmethod

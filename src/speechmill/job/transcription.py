@@ -16,14 +16,13 @@ class ModelOptions(Options):
 
     panel: ClassVar[str] = "Transcription"
 
-    transcriber: Annotated[
-        str,
-        Field(description="Transcription backend: whisper, openai-whisper, transformers or fake."),
-    ] = "whisper"
-    model: Annotated[
-        Name,
-        Field(description="Whisper model: tiny … large-v3, turbo, a folder or a hub id."),
-    ] = "base"
+    transcriber: str = Field(
+        "whisper",
+        description="Transcription backend: whisper, openai-whisper, transformers or fake.",
+    )
+    model: Name = Field(
+        "base", description="Whisper model: tiny … large-v3, turbo, a folder or a hub id."
+    )
 
 
 class SpokenOptions(Options):
@@ -31,18 +30,15 @@ class SpokenOptions(Options):
 
     panel: ClassVar[str] = "Transcription"
 
-    language: Annotated[
-        str | None,
-        Field(description="Language spoken, such as en [default: detected per recording]."),
-    ] = None
-    languages: Annotated[
-        Texts,
-        Field(description="Allow detection of these languages only; may be given several times."),
-    ] = ()
-    task: Annotated[
-        Literal["transcribe", "translate"],
-        Field(description="transcribe, or translate to English."),
-    ] = "transcribe"
+    language: str | None = Field(
+        None, description="Language spoken, such as en [default: detected per recording]."
+    )
+    languages: Texts = Field(
+        (), description="Allow detection of these languages only; may be given several times."
+    )
+    task: Literal["transcribe", "translate"] = Field(
+        "transcribe", description="transcribe, or translate to English."
+    )
 
 
 class SegmentationOptions(Options):
@@ -50,13 +46,11 @@ class SegmentationOptions(Options):
 
     panel: ClassVar[str] = "Transcription"
 
-    segment: Annotated[
-        Literal["auto", "vad", "none"],
-        Field(
-            description="Rows of a recording: vad cuts it at silences into utterances of up to "
-            "30 s, none keeps it whole, auto cuts what is longer than 30 s."
-        ),
-    ] = "auto"
+    segment: Literal["auto", "vad", "none"] = Field(
+        "auto",
+        description="Rows of a recording: vad cuts it at silences into utterances of up to "
+        "30 s, none keeps it whole, auto cuts what is longer than 30 s.",
+    )
 
 
 class TranscriptionOptions(Options):
@@ -64,47 +58,35 @@ class TranscriptionOptions(Options):
 
     panel: ClassVar[str] = "Transcription"
 
-    window: Annotated[
-        Literal["adaptive", "full"],
-        Field(
-            description="Audio that Whisper computes: adaptive is as long as the speech needs, "
-            "full is always 30 s."
-        ),
-    ] = "adaptive"
-    beam_size: Annotated[int, Field(ge=1, description="Beams of the decoder; 1 is greedy.")] = 5
-    temperature: Annotated[
-        tuple[Annotated[float, Field(ge=0, le=2)], ...],
-        Field(
-            min_length=1,
-            description="Sampling temperatures, tried in turn until the text is sure enough.",
-        ),
-    ] = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
-    words: Annotated[
-        bool, Field(description="Give each word its times and probability, in the column words.")
-    ] = False
-    initial_prompt: Annotated[
-        str | None,
-        Field(description="Text that each recording is to continue: it sets style and spelling."),
-    ] = None
-    hotwords: Annotated[
-        str | None, Field(description="Names and terms that are likely to be spoken.")
-    ] = None
-    suppress_numerals: Annotated[
-        bool, Field(description="Spell numbers out: 'six', never '6'.")
-    ] = False
-    device: Annotated[str, Field(description="Where the model runs: auto, cpu or cuda.")] = "auto"
-    compute_type: Annotated[
-        str,
-        Field(description="Number format of the model: auto, int8, float16, float32, …"),
-    ] = "auto"
-    batch_size: Annotated[
-        int,
-        Field(
-            ge=0,
-            description="Utterances that the model computes at once; 0 chooses by the device and "
-            "its memory.",
-        ),
-    ] = 0
+    window: Literal["adaptive", "full"] = Field(
+        "adaptive",
+        description="Audio that Whisper computes: adaptive is as long as the speech needs, "
+        "full is always 30 s.",
+    )
+    beam_size: int = Field(5, ge=1, description="Beams of the decoder; 1 is greedy.")
+    temperature: tuple[Annotated[float, Field(ge=0, le=2)], ...] = Field(
+        (0.0, 0.2, 0.4, 0.6, 0.8, 1.0),
+        min_length=1,
+        description="Sampling temperatures, tried in turn until the text is sure enough.",
+    )
+    words: bool = Field(
+        False, description="Give each word its times and probability, in the column words."
+    )
+    initial_prompt: str | None = Field(
+        None, description="Text that each recording is to continue: it sets style and spelling."
+    )
+    hotwords: str | None = Field(None, description="Names and terms that are likely to be spoken.")
+    suppress_numerals: bool = Field(False, description="Spell numbers out: 'six', never '6'.")
+    device: str = Field("auto", description="Where the model runs: auto, cpu or cuda.")
+    compute_type: str = Field(
+        "auto", description="Number format of the model: auto, int8, float16, float32, …"
+    )
+    batch_size: int = Field(
+        0,
+        ge=0,
+        description="Utterances that the model computes at once; 0 chooses by the device and "
+        "its memory.",
+    )
 
     @field_validator("temperature", mode="before")
     @classmethod

@@ -29,16 +29,6 @@ class Batch:
     def __len__(self) -> int:
         return max(len(self.pieces), len(self.rows), len(self.ending))
 
-    def takes(self, piece: ReadyPiece, most: int) -> bool:
-        """Whether there is room for one more."""
-        fits = self.audio_s + piece.duration_s <= MAX_BATCH_S or not self.pieces
-        return fits and len(self) < most
-
-    def add(self, piece: ReadyPiece) -> None:
-        """Take one more."""
-        self.pieces.append(piece)
-        self.audio_s += piece.duration_s
-
 
 def batched(recordings: Iterable[ReadyRecording], most: Callable[[], int]) -> Iterator[Batch]:
     """Put the pieces of recordings together, in order, up to ``most()`` to a batch."""
@@ -48,10 +38,12 @@ def batched(recordings: Iterable[ReadyRecording], most: Callable[[], int]) -> It
             if not ready.is_good:
                 break
             for i, piece in enumerate(row.pieces):
-                if not batch.takes(piece, most()):
+                is_long = batch.pieces and batch.audio_s + piece.duration_s > MAX_BATCH_S
+                if is_long or len(batch) >= most():
                     yield batch
                     batch = Batch()
-                batch.add(piece)
+                batch.pieces.append(piece)
+                batch.audio_s += piece.duration_s
                 if i == 0:
                     batch.rows.append(row)
             if not row.pieces:

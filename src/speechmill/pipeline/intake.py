@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -16,16 +16,8 @@ from numpy.typing import NDArray
 from speechmill import audio
 from speechmill.errors import NotFoundError, StorageError, UnavailableError
 from speechmill.pipeline.resources import Resources
-from speechmill.records import (
-    Codes,
-    Failure,
-    Part,
-    Recording,
-    Speech,
-    Stage,
-    Transcript,
-    Waveform,
-)
+from speechmill.pipeline.row_recipe import SEGMENTING, VOICE
+from speechmill.records import Codes, Failure, Part, Recording, Speech, Stage, Transcript, Waveform
 from speechmill.speech.segmentation import Piece, Row, keep_whole, must_listen, segment
 from speechmill.speech.voice import SAMPLE_RATE, listen
 from speechmill.storage import Fetched, Store, fetch
@@ -37,7 +29,6 @@ __all__ = [
     "ReadyRow",
     "decode_into",
     "fetch_into",
-    "reader",
     "recorded",
 ]
 
@@ -211,8 +202,7 @@ class Intake:
         return ready
 
     def _cut(self, ready: ReadyRecording) -> None:
-        resources, transcriber = self.resources, self.resources.transcriber
-        mode, options = resources.job.segment, resources.segmenting
+        mode, transcriber = self.resources.job.segment, self.resources.transcriber
         whole, duration_s = _decoded(ready), ready.duration_s
         short = duration_s <= WHOLE_S
         cut = keep_whole(duration_s)
@@ -220,7 +210,7 @@ class Intake:
         if must_listen(
             mode,
             duration_s,
-            options,
+            SEGMENTING,
             needs_voice=transcriber.needs_voice,
             max_speech_s=transcriber.max_speech_s,
         ):
@@ -231,8 +221,8 @@ class Intake:
             else:
                 audible = whole
                 num_samples = len(whole.samples) * SAMPLE_RATE // whole.sample_rate
-            voice = listen(reader(audible, SAMPLE_RATE), num_samples, resources.voice, duration_s)
-            cut = segment(voice, mode, options, resources.voice, transcriber.max_speech_s)
+            voice = listen(reader(audible, SAMPLE_RATE), num_samples, VOICE, duration_s)
+            cut = segment(voice, mode, SEGMENTING, VOICE, transcriber.max_speech_s)
         ready.voice_highest = cut.highest
         for row in cut.rows:
             ready.rows.append(ReadyRow(ready, row))
@@ -284,12 +274,10 @@ def decode_into(ready: ReadyRecording, blob: Fetched, *, keep_damaged: bool) -> 
 
 def _check_source(source: Store) -> None:
     """Make sure that the source as a whole is there: then only the one object is in trouble."""
-    try:
-        found = next(iter(source.list()), None)
-    except NotFoundError:
-        found = None
-    if found is None:
-        raise UnavailableError(f"the source {source.url} is empty or no longer there")
+    with suppress(NotFoundError):
+        if next(iter(source.list()), None) is not None:
+            return
+    raise UnavailableError(f"the source {source.url} is empty or no longer there")
 
 
 def _decoded(ready: ReadyRecording) -> Waveform:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
@@ -46,13 +46,10 @@ class FailedBefore:
     key: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class _Question:
-    """Recordings, each with its name and the parts that it may be in, the last of which it belongs
-    to; and what each of these parts is asked for."""
+NOT_FAILED: Final = FailedBefore()
 
-    recordings: list[tuple[Recording, str, list[Part]]]
-    names: Mapping[Part, Collection[str]]
+_Question = list[tuple[Recording, str, list[Part]]]
+"""Recordings, each with its name and the parts that it may be in; it belongs to the last one."""
 
 
 class Lookup:
@@ -96,29 +93,29 @@ class Lookup:
                 questions,
                 lambda question: asking.submit(self._ask, question),
                 most=LOOKED_UP,
-                cost=lambda question: len(question.recordings),
+                cost=len,
                 most_cost=LOOKED_UP,
             ):
-                for recording, name, parts in question.recordings:
+                for recording, name, parts in question:
                     part = next((p for p in parts if name in known[p]), parts[-1])
                     yield Found(recording, name, part, known[part].get(name))
 
     def _question(self, group: Part | str, recordings: Iterable[Recording]) -> _Question:
         """Of the recordings of a part, or of a folder that has grown."""
-        candidates: list[tuple[Recording, str, list[Part]]] = []
-        names: defaultdict[Part, set[str]] = defaultdict(set)
+        question: _Question = []
         parts = [group] if isinstance(group, Part) else []
         for recording in recordings:
             name = recording.file_name
             if not isinstance(group, Part):
                 parts = [*self._layout.earlier_parts(group, name), self._layout.part(group, name)]
-            candidates.append((recording, name, parts))
-            for part in parts:
-                names[part].add(name)
-        return _Question(candidates, names)
+            question.append((recording, name, parts))
+        return question
 
     def _ask(self, question: _Question) -> dict[Part, dict[str, Version]]:
-        names = question.names
+        names: defaultdict[Part, set[str]] = defaultdict(set)
+        for _, name, parts in question:
+            for part in parts:
+                names[part].add(name)
         read = self._pool.map(self._versions, names.keys(), names.values())
         return dict(zip(names, read, strict=True))
 
@@ -129,9 +126,6 @@ class Lookup:
             return {}
         found = versions(read_columns(self._sink, there, IDENTITY_COLUMNS))
         return {name: version for name, version in found.items() if name in names}
-
-
-NOT_FAILED: Final = FailedBefore()
 
 
 def _failures(sink: Store) -> Iterator[tuple[str, FailedBefore]]:

@@ -43,14 +43,11 @@ class Pace:
         costs together are the time in which at least one was under way."""
         cost = Cost()
         begun, begun_at = self._step(+1), time.perf_counter()
-        worked = False
         try:
             yield cost
-            worked = True
         finally:
             cost.seconds = self._step(-1) - begun
-            if worked:
-                self._learn(pieces, time.perf_counter() - begun_at)
+        self._learn(pieces, time.perf_counter() - begun_at)
 
     def _step(self, calls: int) -> float:
         with self._lock:

@@ -132,11 +132,11 @@ class _Planner:
             for name, count in self.to_do.part_counts().items()
             if name not in self.layout.folders
         }
+        agreed = self.layout.folders
         if settle is not None:
             settle()
-        agreed = self.layout.folders
-        if settle is not None and wanted:
-            agreed = agree_on_parts(self.sink, wanted).folders
+            if wanted:
+                agreed = agree_on_parts(self.sink, wanted).folders
         counts = {**wanted, **agreed}
         shards = tuple(self.to_do.shards(counts))
         return Plan(
@@ -161,6 +161,7 @@ class _Planner:
 
     def _list(self, on_listed: Callable[[int], None]) -> bool:
         """Sort all that is listed, or enough of it. Whether the listing has ended."""
+        is_enough = False
         for number, recording in enumerate(self.listing, 1):
             folder_name = self.folders.of(recording)
             if folder_name in self.layout.folders:
@@ -174,8 +175,6 @@ class _Planner:
                 on_listed(self.listing.listed)
                 if is_enough := self.to_do.is_enough(self.folders.recent):
                     break
-        else:
-            is_enough = False
         self._look_up()
         self._sniff()
         on_listed(self.listing.listed)

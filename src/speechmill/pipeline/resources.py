@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from speechmill.dataset.layout import folder_rule
 from speechmill.dataset.measured import with_measure
-from speechmill.dataset.schema import TokenColumn, row_schema
+from speechmill.dataset.schema import row_schema
 from speechmill.dataset.state import current_recipe
 from speechmill.errors import JobError
 from speechmill.job import Job, StoresOptions
@@ -25,8 +25,6 @@ from speechmill.pipeline.isolate import Breaker
 from speechmill.pipeline.pace import Pace
 from speechmill.pipeline.row_recipe import row_recipe
 from speechmill.recipe import Recipe
-from speechmill.speech.segmentation import SegmentOptions
-from speechmill.speech.voice import VoiceOptions
 from speechmill.storage import Store, StoreOptions, open_store
 from speechmill.storage.single import SingleWriter
 from speechmill.tokenizers import open_tokenizer
@@ -36,51 +34,32 @@ from speechmill.transcribers import TranscriberOptions, open_transcriber
 from speechmill.transcribers.base import Transcriber
 from speechmill.transcribers.languages import LANGUAGES, language_code
 
-__all__ = [
-    "Resources",
-    "Threads",
-    "forget_resources",
-    "load_models",
-    "open_resources",
-    "open_stores",
-]
+__all__ = ["Resources", "forget_resources", "load_models", "open_resources", "open_stores"]
 
 FIRST_BATCH: Final = 8
 """Utterances that the model is taken to compute at once before its pace is known, where the job
 does not say."""
 
 
-@dataclass(frozen=True, slots=True)
 class Threads:
     """The threads of a job, one set for all shards of the process: threads that come and go leave
     memory that the allocator keeps for each of them."""
 
-    fetching: ThreadPoolExecutor
-    decoding: ThreadPoolExecutor
-    transcribing: ThreadPoolExecutor
-    tokenizing: ThreadPoolExecutor
-    committing: ThreadPoolExecutor
-
-    @staticmethod
-    def open(job: Job) -> Threads:
-        """Pools that start a thread when there is work for it."""
-
+    def __init__(self, job: Job) -> None:
         def pool(most: int, name: str) -> ThreadPoolExecutor:
             return ThreadPoolExecutor(most, thread_name_prefix=name)
 
         cores = job.threads or num_cores()
-        return Threads(
-            fetching=pool(job.fetchers, "fetch"),
-            decoding=pool(cores, "decode"),
-            transcribing=pool(4, "transcribe"),  # two groups of each of two shards
-            tokenizing=pool(cores, "tokenize"),
-            committing=pool(2, "commit"),
-        )
+        self.fetching = pool(job.fetchers, "fetch")
+        self.decoding = pool(cores, "decode")
+        self.transcribing = pool(4, "transcribe")  # two groups of each of two shards
+        self.tokenizing = pool(cores, "tokenize")
+        self.committing = pool(2, "commit")
 
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What a process needs for a job, opened once: stores, model, tokenizers, threads.
+    """What a process needs for a job.
 
     ``schema`` are the columns of the rows, ``recipe`` is what shapes their values. ``folder_of``
     gives a file name its ``folder_name``. ``language`` is Whisper's code of the language that the
@@ -100,8 +79,6 @@ class Resources:
     folder_of: Callable[[str], str]
     pace: Pace
     threads: Threads
-    segmenting: SegmentOptions
-    voice: VoiceOptions
     breaker: Breaker = field(default_factory=Breaker)
 
     def is_current(self) -> bool:
@@ -144,14 +121,12 @@ def load_models(job: Job) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Models:
-    """What a job's rows are made with; ``columns`` are those of the tokenizers."""
+    """What a job's rows are made with."""
 
     transcriber: Transcriber
     tokenizers: tuple[Tokenizer, ...]
     measures: tuple[Measure, ...]
-    columns: list[TokenColumn]
-    segmenting: SegmentOptions
-    voice: VoiceOptions
+    schema: pa.Schema
     recipe: Recipe
 
 
@@ -163,29 +138,15 @@ def _open_models(job: Job) -> _Models:
         for spec, options in zip(specs, told, strict=True)
     )
     transcriber = _open_transcriber(job.transcriber, job.model, TranscriberOptions.of(job))
-    segmenting, voice = SegmentOptions(), VoiceOptions()
-    return _Models(
-        transcriber,
-        tokenizers,
-        open_measures(job.measure),
-        list(map(column_of, tokenizers, specs, told)),
-        segmenting,
-        voice,
-        row_recipe(job, transcriber, tokenizers, segmenting, voice),
-    )
-
-
-def _schema(models: _Models, *, round_trip: bool) -> pa.Schema:
-    """The columns of the rows, with those of the measures."""
-    schema = row_schema(models.columns, round_trip=round_trip)
-    for measure in models.measures:
+    measures = open_measures(job.measure)
+    schema = row_schema(list(map(column_of, tokenizers, specs, told)), round_trip=job.round_trip)
+    for measure in measures:
         schema = with_measure(schema, columns_of(measure))
-    return schema
+    recipe = row_recipe(job, transcriber, tokenizers)
+    return _Models(transcriber, tokenizers, measures, schema, recipe)
 
 
-@lru_cache(maxsize=2)
-def _open_transcriber(name: str, model: str, options: TranscriberOptions) -> Transcriber:
-    return open_transcriber(name, model, options)
+_open_transcriber: Final = lru_cache(maxsize=2)(open_transcriber)
 
 
 @lru_cache(maxsize=4)
@@ -199,15 +160,13 @@ def _open_resources(job_json: str) -> Resources:
         sink=sink,
         transcriber=models.transcriber,
         tokenizers=models.tokenizers,
-        recipe=models.recipe,
         measures=models.measures,
-        schema=_schema(models, round_trip=job.round_trip),
+        recipe=models.recipe,
+        schema=models.schema,
         language=_language(job),
         folder_of=folder_rule(job.folder),
         pace=Pace(2 * (job.batch_size or FIRST_BATCH)),
-        threads=Threads.open(job),
-        segmenting=models.segmenting,
-        voice=models.voice,
+        threads=Threads(job),
     )
 
 

@@ -14,7 +14,7 @@ from speechmill.speech.voice import VoiceOptions, voice_model_digests
 from speechmill.tokenizers.base import Tokenizer
 from speechmill.transcribers.base import Transcriber
 
-__all__ = ["row_recipe"]
+__all__ = ["SEGMENTING", "VOICE", "row_recipe"]
 
 ROWS_VERSION: Final = 2
 """Raised by hand when rows of the same transcripts and tokens would differ."""
@@ -22,14 +22,12 @@ ROWS_VERSION: Final = 2
 ROUND_TRIP_VERSION: Final = 1
 """Raised by hand when ``round_trip_cer`` of the same rows would differ."""
 
+SEGMENTING: Final = SegmentOptions()
+VOICE: Final = VoiceOptions()
+"""How every job listens to recordings and cuts them."""
 
-def row_recipe(
-    job: Job,
-    transcriber: Transcriber,
-    tokenizers: Sequence[Tokenizer],
-    segmenting: SegmentOptions,
-    voice: VoiceOptions,
-) -> Recipe:
+
+def row_recipe(job: Job, transcriber: Transcriber, tokenizers: Sequence[Tokenizer]) -> Recipe:
     """Gather every choice that shapes the rows of a job, and what makes them."""
     choices = {
         "rows": {"version": ROWS_VERSION},
@@ -37,8 +35,8 @@ def row_recipe(
         "segmentation": {
             "mode": job.segment,
             "max_speech_s": transcriber.max_speech_s,
-            "options": dict(segmenting.recipe),
-            "voice": dict(voice.recipe),
+            "options": dict(SEGMENTING.recipe),
+            "voice": dict(VOICE.recipe),
             "voice_model": dict(voice_model_digests()),
         },
         "transcriber": dict(transcriber.recipe),

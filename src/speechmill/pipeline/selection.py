@@ -41,13 +41,12 @@ def estimate_s(recording: Recording) -> float:
 def selection(wanted: Selection) -> Callable[[str], str | None]:
     """Make the function that says why a file name is left out; None where it is taken."""
     extensions = set(wanted.extension or audio.EXTENSIONS)
-    bare = not wanted.extension
     include = [_glob(g) for g in wanted.include]
     exclude = [_glob(g) for g in wanted.exclude]
 
     def reason(name: str) -> str | None:
         extension = extension_of(name)
-        if extension not in extensions and (extension or not bare):
+        if extension not in extensions and (extension or wanted.extension):
             return f".{extension}" if extension else "no extension"
         if include and not any(g.match(name) for g in include):
             return "not included"

@@ -215,7 +215,9 @@ class _ShardRun:
             self.round_trip.judge([row for ready in batch.ending for row in ready.rows])
         self._measure_columns(batch.ending)
         self._collect(batch.ending)
-        self._raise_failed_commits()
+        for future in self.commits:
+            if future.done():
+                future.result()  # a commit that has failed ends the build
 
     def _measure_columns(self, recordings: Sequence[ReadyRecording]) -> None:
         """Make those measures that look at columns of a row, once these are made."""
@@ -342,8 +344,3 @@ class _ShardRun:
             for target, some in moved.items():
                 done += self._commit(target, some)
         return done
-
-    def _raise_failed_commits(self) -> None:
-        for future in self.commits:
-            if future.done():
-                future.result()

@@ -50,13 +50,19 @@ class SharedEncoder:
 
         def on_encoded(number: int, encoded: NDArray[Any]) -> None:
             piece, given = pieces[number], speech[number]
-            if not self._is_all_of_its_row(piece, given):
+            row = piece.row
+            # Only where the transcriber is given the very samples that a tokenizer is given.
+            if (
+                len(row.pieces) > 1
+                or piece.piece.start_s != row.row.start_s
+                or len(given.samples) != len(row.samples(self._transcriber.sample_rate))
+            ):
                 return
             started = time.perf_counter()
             for index, tokenizer in self._takers.items():
-                piece.row.codes[index] = tokenizer.from_encoded(encoded, len(given.samples))
-            with piece.row.lock:
-                piece.row.tokenize_s += time.perf_counter() - started
+                row.codes[index] = tokenizer.from_encoded(encoded, len(given.samples))
+            with row.lock:
+                row.tokenize_s += time.perf_counter() - started
 
         return self._sharing.transcribe(speech, on_encoded=on_encoded)
 
@@ -64,12 +70,3 @@ class SharedEncoder:
         """The rows that are still to be tokenized: silent ones, longer ones, and such as were
         transcribed in another window."""
         return [row for row in rows if index not in row.codes]
-
-    def _is_all_of_its_row(self, piece: ReadyPiece, given: Speech) -> bool:
-        """Whether the transcriber is given the very samples that a tokenizer is given."""
-        row = piece.row
-        return (
-            len(row.pieces) == 1
-            and piece.piece.start_s == row.row.start_s
-            and len(given.samples) == len(row.samples(self._transcriber.sample_rate))
-        )

@@ -127,9 +127,8 @@ def _same_stretch(piece: ReadyPiece, samples: NDArray[np.float32], sample_rate: 
     first_s, last_s = piece.piece.start_s, piece.piece.end_s
     start = round((first_s - piece.row.row.start_s) * sample_rate)
     length = max(1, round((last_s - first_s) * sample_rate))
-    stretch = np.zeros(length, np.float32)
     there = samples[start : start + length]
-    stretch[: len(there)] = there
+    stretch = np.pad(there, (0, length - len(there)))
     voiced = piece.piece.voiced and tuple((a - first_s, b - first_s) for a, b in piece.piece.voiced)
     language = piece.transcript.language if piece.transcript else None
     return Speech(stretch, voiced, language)

@@ -11,7 +11,7 @@ import hashlib
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -43,7 +43,7 @@ from speechmill.tokenizers.units_file import MAX_CLUSTERS, UnitsFile, check_targ
 from speechmill.units.cluster import Quality, kmeans, quality_of
 from speechmill.units.sample import Draw, Reservoir, share_s
 
-__all__ = ["FitObserver", "FitOptions", "FitReport", "Quality", "fit_units"]
+__all__ = ["FitObserver", "FitOptions", "FitReport", "fit_units"]
 
 HELD_OUT_EVERY: Final = 20
 """One recording of so many is not trained on, but tells how well the units fit others."""
@@ -256,7 +256,9 @@ class _Fit:
         rate, most_s = self.features.sample_rate, self.options.hours * 3600
         group: list[_Piece] = []
         for recording, stretch in self._stretches(chosen, stretch_s):
-            if stretch is not None:
+            if isinstance(stretch, str):
+                self.skipped.append((recording.file_name, stretch))
+            elif stretch is not None:
                 taken = stretch[: max(1, round((most_s - self.audio_s) * rate))]
                 self.audio_s += len(taken) / rate
                 for piece in self._pieces(recording, taken):
@@ -284,21 +286,16 @@ class _Fit:
 
     def _stretches(
         self, chosen: Sequence[Recording], stretch_s: float
-    ) -> Iterator[tuple[Recording, NDArray[np.float32] | None]]:
-        """Each recording's stretch, in order; None where it is skipped. Some are read ahead."""
+    ) -> Iterator[tuple[Recording, NDArray[np.float32] | str | None]]:
+        """Each recording with what ``_read_or_reason`` gives, in order. Some are read ahead."""
         with ThreadPoolExecutor(FETCHERS, thread_name_prefix="fetch") as pool:
-
-            def begin(recording: Recording) -> Future[NDArray[np.float32] | str | None]:
-                return pool.submit(self._read_or_reason, recording, stretch_s)
-
-            for recording, read in ahead(
-                chosen, begin, most=2 * FETCHERS, cost=estimate_s, most_cost=MAX_AHEAD_S
-            ):
-                if isinstance(read, str):
-                    self.skipped.append((recording.file_name, read))
-                    yield recording, None
-                else:
-                    yield recording, read
+            yield from ahead(
+                chosen,
+                lambda recording: pool.submit(self._read_or_reason, recording, stretch_s),
+                most=2 * FETCHERS,
+                cost=estimate_s,
+                most_cost=MAX_AHEAD_S,
+            )
 
     def _read_or_reason(
         self, recording: Recording, stretch_s: float

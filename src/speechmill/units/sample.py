@@ -64,10 +64,8 @@ class Reservoir:
             self._luck[:count] = self._luck[: self._count][kept]
             self._count = count
         end = self._count + added
-        self._frames[self._count : end], self._luck[self._count : end] = (
-            frames[chosen],
-            luck[chosen],
-        )
+        self._frames[self._count : end] = frames[chosen]
+        self._luck[self._count : end] = luck[chosen]
         self._count = end
 
     @property
