@@ -63,9 +63,7 @@ from tests.support.rows import utterance
 from tests.support.services import SeaweedFS
 
 # The thread that writes the last words of a log dies with its store.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::pytest.PytestUnhandledThreadExceptionWarning"
-)
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 
 DEMO = Path(__file__).parents[2] / "examples" / "corpus"
 SOME_WITHOUT = 3

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from speechmill.dataset.conform import conform
 from speechmill.dataset.layout import data_key, failures_key
-from speechmill.dataset.measured import with_measures_of, without_stale_measures
+from speechmill.dataset.measured import with_measures_of
 from speechmill.dataset.schema import (
     FAILURE_SCHEMA,
     failures_to_table,
@@ -159,9 +159,6 @@ def merge_rows(
     same = old.schema.equals(new.schema)
     schema = new.schema if same or not kept.num_rows or is_current() else old.schema
     schema = with_measures_of(with_measures_of(schema, old.schema), new.schema)
-    # Values of another version of a measure would be taken for this one's: they are made anew.
-    kept = without_stale_measures(kept, schema)
-    added = without_stale_measures(added, schema)
     if sealed:
         schema = with_seal(schema)
     return sort_rows(pa.concat_tables([conform(kept, schema), conform(added, schema)]))

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pyarrow as pa
 
+from speechmill.dataset.measured import without_stale_measures
 from speechmill.errors import DatasetError
 
 __all__ = ["conform", "rebuild_first"]
@@ -20,7 +21,8 @@ def conform(
     """Give a table the columns of a schema, in its order and with its metadata.
 
     A column that the table lacks is null; one that the schema lacks is left out. Where a column has
-    another type, ``other_type`` makes the error that is raised; without it, the column is null.
+    another type, ``other_type`` makes the error that is raised; without it, the column is null. The
+    values of another version of a measure are null, too.
 
     Args:
         table: the rows of a part.
@@ -30,6 +32,7 @@ def conform(
     Raises:
         Exception: what ``other_type`` makes.
     """
+    table = without_stale_measures(table, schema)
     arrays = []
     for field in schema:
         there = table.schema.field(field.name) if field.name in table.column_names else None

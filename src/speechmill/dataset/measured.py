@@ -26,6 +26,7 @@ from speechmill.storage import Store
 __all__ = [
     "MeasureColumns",
     "agree_on_measures",
+    "check_measures",
     "described_measures",
     "has_values",
     "read_measures",
@@ -152,21 +153,35 @@ def agree_on_measures(
 
     def change(data: bytes | None) -> bytes | None:
         kept = {} if data is None else _parse(data)
-        new = dict(kept)
-        for one in measures:
-            there = kept.get(one.name)
-            differences = [] if there is None else one.differences(there.described())
-            if differences and not remake:
-                raise DatasetError(
-                    f"{store.url} has the measure {one.name!r}, made in another way (sink → this): "
-                    f"{'; '.join(differences)}. Use the Speechmill that made it, or speechmill "
-                    f"measure {store.url} {one.name} --remake to measure all rows again"
-                )
-            new[one.name] = one
+        if not remake:
+            _refuse_others(store, kept, measures)
+        new = {**kept, **{one.name: one for one in measures}}
         return None if new == kept else _to_json(new)
 
     if measures:
         update(store, MEASURES_KEY, change)
+
+
+def check_measures(store: Store, measures: tuple[MeasureColumns, ...]) -> None:
+    """Find out whether a sink has one of these measures in another version. Writes nothing.
+
+    Raises:
+        DatasetError: it has.
+    """
+    _refuse_others(store, read_measures(store), measures)
+
+
+def _refuse_others(
+    store: Store, kept: Mapping[str, MeasureColumns], measures: tuple[MeasureColumns, ...]
+) -> None:
+    for one in measures:
+        there = kept.get(one.name)
+        if there is not None and (differences := one.differences(there.described())):
+            raise DatasetError(
+                f"{store.url} has the measure {one.name!r}, made in another way (sink → this): "
+                f"{'; '.join(differences)}. Use the Speechmill that made it, or speechmill "
+                f"measure {store.url} {one.name} --remake to measure all rows again"
+            )
 
 
 def _to_json(measures: Mapping[str, MeasureColumns]) -> bytes:

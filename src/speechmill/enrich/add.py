@@ -20,7 +20,7 @@ import pyarrow as pa
 from speechmill._version import __version__
 from speechmill.dataset.commit import read_part
 from speechmill.dataset.layout import FAILURES
-from speechmill.dataset.measured import agree_on_measures
+from speechmill.dataset.measured import check_measures
 from speechmill.dataset.reader import list_parts, stored_schema
 from speechmill.dataset.run_log import RunLog, new_run_id
 from speechmill.dataset.schema import to_parquet
@@ -108,10 +108,8 @@ def add_tokens(
     _refuse_empty(sink)
     told = {"tokenizer": spec, "tokenizer_option": dict(options or {}), "device": device}
     run = _Run(sink, source, recipe, [addition], addition.target.id, observer, stop)
-    if (
-        not run.run("tokens add", _told(elsewhere, run, told))
-        and current_recipe(sink) != addition.target.id
-    ):
+    did = run.run("tokens add", _told(elsewhere, run, told))
+    if not did and run.is_whole and current_recipe(sink) != addition.target.id:
         raise DatasetError(f"there are no rows of its recipe in {sink.url}")
     run.report.mismatch = run.report.mismatch or addition.mismatch
     run.report.wall_s = time.monotonic() - started
@@ -156,7 +154,9 @@ def measure(
     source, recipe = _source_and_recipe(sink, source_url, source_options)
     additions = open_measure_additions(sink, recipe, names)
     _refuse_empty(sink)
-    agree_on_measures(sink, tuple(one.described for one in additions), remake=remake)
+    described = tuple(one.described for one in additions)
+    if not remake:
+        check_measures(sink, described)
     run = _Run(sink, source, recipe, additions, recipe.id, observer, stop)
     run.run("measure", _told(elsewhere, run, {"measures": tuple(names)}))
     run.report.wall_s = time.monotonic() - started
@@ -278,6 +278,11 @@ class _Run:
             so_far = self.report.compute_s.get(addition.name, 0.0)
             self.report.compute_s[addition.name] = so_far + seconds
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether this process does all parts. One share may well have nothing to do."""
+        return self.share == (0, 1)
+
     def _is_ours(self, part_key: str) -> bool:
         """Whether this process does a part, of those that share them by index."""
         index, count = self.share
@@ -315,7 +320,8 @@ class _Run:
                 self.report.stopped = True
                 return
             found = self._look_up()
-        if not (self.report.rows or self.report.resumed or self.report.already):
+        report = self.report
+        if self.is_whole and report.lost and not (report.rows or report.resumed or report.already):
             raise self._nothing()
 
     def _count(self, outcome: Outcome) -> None:

@@ -101,7 +101,7 @@ def lacking_of(
     part_key: str,
     table: pa.Table,
     additions: Sequence[Addition],
-    staged_keys: Sequence[set[str]],
+    staged_keys: Sequence[set[str]] | None,
     given_up: GivenUp,
 ) -> Lacking:
     """What the rows of a part lack.
@@ -110,7 +110,7 @@ def lacking_of(
         part_key: the part's key in the sink.
         table: its ``columns_to_look_at``.
         additions: what is to be added.
-        staged_keys: the objects of each addition's staging.
+        staged_keys: the objects of each addition's staging; None for a look at this part's.
         given_up: what is not tried again.
     """
     keys = row_keys(table)
@@ -119,7 +119,7 @@ def lacking_of(
     for number, addition in enumerate(additions):
         states.append(addition.states(table))
         ready: set[RowKey] = set()
-        if addition.staging.key(part_key) in staged_keys[number]:
+        if staged_keys is None or addition.staging.key(part_key) in staged_keys[number]:
             made = addition.staging.read(part_key)
             ready = set(row_keys(made)) if made is not None else ready
         missing.append(

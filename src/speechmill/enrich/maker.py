@@ -15,7 +15,13 @@ from speechmill.enrich.audio import FetchedSpans, RecordingSpans, fetch_spans, r
 from speechmill.enrich.base import Addition
 from speechmill.enrich.lookup import GivenUp, columns_to_look_at, lacking_of
 from speechmill.enrich.staging import RowKey, staged_table
-from speechmill.errors import ModelError, NotFoundError, SpeechmillError, UnavailableError
+from speechmill.errors import (
+    DatasetError,
+    ModelError,
+    NotFoundError,
+    SpeechmillError,
+    UnavailableError,
+)
 from speechmill.pipeline.intake import ReadyRow
 from speechmill.pipeline.isolate import Breaker, all_or_each
 from speechmill.storage import Object, Store
@@ -139,14 +145,13 @@ class Maker:
 
     def _asked(self, parts: Iterable[Object], given_up: GivenUp) -> Iterator[RecordingSpans]:
         """The recordings of the rows that lack something, part by part."""
-        staged = [set(addition.staging.keys()) for addition in self.additions]
         columns = [*columns_to_look_at(self.additions), *self._row_columns]
         for part in parts:
             try:
                 table = read_columns(self.sink, part, list(dict.fromkeys(columns)))
             except NotFoundError:
                 continue
-            lacking = lacking_of(part.key, table, self.additions, staged, given_up)
+            lacking = lacking_of(part.key, table, self.additions, None, given_up)
             asked = list(recordings_of(part.key, lacking.rows, self._row_columns))
             if asked:
                 nothing: list[list[tuple[RowKey, tuple[Any, ...]]]] = [[] for _ in self.additions]
@@ -190,6 +195,8 @@ class Maker:
             values = addition.compute([r.ready for r in rows], [r.columns for r in rows])
             breaker.worked()
             for row, some in zip(rows, values, strict=True):
+                if all(value is None for value in some):  # it would count as not made, for ever
+                    row.of.errors.setdefault(number, DatasetError(f"{addition.name} gave no value"))
                 row.of.values[number][row.key] = some
 
         def failed(row: _Row, error: Exception) -> None:

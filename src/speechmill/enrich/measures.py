@@ -10,7 +10,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from speechmill.dataset.measured import MeasureColumns, has_values, with_measure
+from speechmill.dataset.measured import (
+    MeasureColumns,
+    agree_on_measures,
+    has_values,
+    with_measure,
+)
 from speechmill.enrich.base import RowState
 from speechmill.enrich.staging import Staging, merged_column, staged_at
 from speechmill.measures.base import Measure
@@ -35,7 +40,9 @@ class MeasureAddition:
     def of(measure: Measure, sink: Store, recipe: Recipe) -> MeasureAddition:
         """The addition of a measure to a sink whose audio was decoded as ``recipe`` says."""
         described = columns_of(measure)
-        shaping = json.dumps([recipe.choices.get("audio"), described.described()], sort_keys=True)
+        # What looks at other columns is of the rows that one recipe made.
+        made_of = recipe.id if measure.needs.columns else recipe.choices.get("audio")
+        shaping = json.dumps([made_of, described.described()], sort_keys=True)
         staging = Staging(sink, hashlib.sha256(shaping.encode()).hexdigest()[:16])
         return MeasureAddition(measure, described, staging)
 
@@ -81,7 +88,8 @@ class MeasureAddition:
         return {}
 
     def before_merging(self, sink: Store) -> None:
-        """Nothing: no recipe moves."""
+        """Record this version of the measure as the one that the sink's rows are to have."""
+        agree_on_measures(sink, (self.described,), remake=True)
 
     def put_into(self, part: pa.Table, staged: pa.Table | None) -> pa.Table | None:
         """A part with what was measured of it; None where that changes nothing.
@@ -91,7 +99,9 @@ class MeasureAddition:
         there = has_values(part, self.described)
         at = [None if t else i for t, i in zip(there, staged_at(part, staged), strict=True)]
         schema = with_measure(part.schema, self.described)
-        if schema.equals(part.schema) and not any(place is not None for place in at):
+        if schema.equals(part.schema, check_metadata=True) and not any(
+            place is not None for place in at
+        ):
             return None
         if not there.any():
             stale = [name for name in self.looked_at if name in part.column_names]

@@ -24,7 +24,7 @@ from speechmill.errors import ModelError, SpeechmillError
 from speechmill.job import Job
 from speechmill.pipeline.batching import Batch, batched
 from speechmill.pipeline.intake import Intake, ReadyPiece, ReadyRecording
-from speechmill.pipeline.isolate import all_or_each
+from speechmill.pipeline.isolate import Breaker, all_or_each
 from speechmill.pipeline.measure import measure_job_rows
 from speechmill.pipeline.resources import Resources, open_resources
 from speechmill.pipeline.rows import make_utterance
@@ -106,6 +106,7 @@ class _ShardRun:
         self.sample = SampleCheck(resources.tokenizers)
         self.shared = SharedEncoder(resources.transcriber, resources.tokenizers)
         self.round_trip = RoundTrip(resources) if self.job.round_trip else None
+        self.breakers = {measure.name: Breaker() for measure in resources.measures}
         self.committed_at = time.monotonic()
         self.commits: list[Future[list[_Commit]]] = []
         self.done: list[RecordingDone] = []
@@ -187,7 +188,9 @@ class _ShardRun:
         threads = self.resources.threads
         batch.work = [threads.transcribing.submit(self._transcribe_batch, batch)]
         if of_audio := [m for m in self.resources.measures if not m.needs.columns]:
-            batch.work.append(threads.tokenizing.submit(measure_job_rows, of_audio, batch.rows))
+            batch.work.append(
+                threads.tokenizing.submit(measure_job_rows, of_audio, batch.rows, self.breakers)
+            )
         batch.work += [
             threads.tokenizing.submit(tokenize, tokenizer, i, batch.rows)
             for i, tokenizer in enumerate(self.resources.tokenizers)
@@ -227,7 +230,8 @@ class _ShardRun:
             names = list(dict.fromkeys(name for m in measures for name in m.needs.columns))
             made = [make_utterance(row, self.resources) for row in rows]
             table = utterances_to_table(made, self.resources.schema, self.resources.recipe.id)
-            measure_job_rows(measures, rows, table.select(names).to_pylist())
+            told = table.select(names).to_pylist()
+            measure_job_rows(measures, rows, self.breakers, told)
 
     def _transcribe(self, pieces: Sequence[ReadyPiece]) -> None:
         """Transcribe pieces; if that fails, recording by recording, to find whose fault it was."""
