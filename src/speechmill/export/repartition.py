@@ -94,7 +94,7 @@ def repartition(
     The same call again goes on where it was cut short.
 
     ``by`` are the columns to group by: text, whole numbers or truth values. ``run`` writes the
-    files: ``rewriting.in_threads``, or ``on_dask`` of ``runners.dask_rewriting``.
+    files: ``files.in_threads``, or ``on_dask`` of ``export.dask``.
 
     Raises:
         JobError: a column does not exist or cannot be grouped by, or OUT and SINK overlap.
