@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ CLIPS = (
 )
 
 
-@cache
+@lru_cache(maxsize=4)  # a model is up to a gigabyte, and two processes run the tests
 def opened(model: str, **options: Any) -> WhisperTranscriber:
     whisper(model)
     return WhisperTranscriber(

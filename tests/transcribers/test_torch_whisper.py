@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ normalized = BasicTextNormalizer()
 on = pytest.mark.parametrize("backend", BACKENDS)
 
 
-@cache
+@lru_cache(maxsize=4)  # a model is up to a gigabyte, and two processes run the tests
 def opened(backend: str, model: str = "tiny.en", **options: Any) -> Transcriber:
     told: dict[str, Any] = {"device": "cpu", "cpu_threads": 1} | options
     return open_transcriber(backend, str(whisper_folder(model)), TranscriberOptions(**told))
