@@ -182,7 +182,8 @@ class _Dask:
                 return str(answer.result(LOOK_EVERY_S))
             except TimeoutError as error:  # it may have died with the result
                 self._look()
-                if answer.done():
+                # Else it was our own wait that ended, though an answer may have come since.
+                if answer.done() and not answer.cancelled() and answer.exception() is error:
                     raise EngineError(f"Dask could not fetch a result: {line(error)}") from None
             except KilledWorker:
                 raise WorkerDiedError(self._why_died(process)) from None
