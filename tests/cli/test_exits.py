@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 
 import pytest
 import typer
@@ -30,7 +31,8 @@ def test_a_command_ends_by_whether_all_was_done() -> None:
 def test_a_command_that_a_signal_stopped_says_how_to_go_on(
     number: signal.Signals, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with resumable() as stop:
+    # No grace that ends: it would end the tests, which go on in this process.
+    with resumable(grace_s=threading.TIMEOUT_MAX) as stop:
         assert not stop()  # the work has begun
         os.kill(os.getpid(), number)
         assert stop()

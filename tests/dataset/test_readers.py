@@ -6,8 +6,6 @@ import itertools
 import re
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -354,23 +352,16 @@ def test_pandas_reads_every_column(sink: str, expected: Mapping[str, Any]) -> No
     check(frame.to_dict("records"), expected)
 
 
-def _by_dask(folder: str) -> tuple[pd.DataFrame, pd.Series]:
+def test_dask_reads_every_column(sink: str, expected: Mapping[str, Any]) -> None:
     import dask
     import dask.dataframe
 
     with dask.config.set(scheduler="synchronous"):
-        lazy = dask.dataframe.read_parquet(folder)
-        return lazy.compute(), lazy.dtypes
-
-
-def test_dask_reads_every_column(sink: str, expected: Mapping[str, Any]) -> None:
-    # In a process of its own: behind other tests, Arrow's threads under Dask's file system have
-    # aborted the process that runs them ("terminate called without an active exception").
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        frame, dtypes = pool.submit(_by_dask, f"{sink}/data").result()
+        lazy = dask.dataframe.read_parquet(f"{sink}/data")
+        frame = lazy.compute()
     strings = {name: "s" for name, t in TYPES.items() if t == "s"}
     assert of_pandas(frame.dtypes) == {**PANDAS_TYPES, **strings}
-    assert of_pandas(dtypes).keys() == PANDAS_TYPES.keys()
+    assert of_pandas(lazy.dtypes).keys() == PANDAS_TYPES.keys()
     check(frame.to_dict("records"), expected)
 
 
