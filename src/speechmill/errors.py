@@ -29,6 +29,9 @@ An error's text says what was wrong, where, and what to do. Foreign errors (obst
 FFmpeg, pydantic) are mapped to these once, where they enter.
 """
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 __all__ = [
     "AccessDeniedError",
     "AudioError",
@@ -52,7 +55,14 @@ __all__ = [
     "UnavailableError",
     "UnsupportedError",
     "WorkerDiedError",
+    "did_you_mean",
 ]
+
+
+def did_you_mean(word: str, choices: Iterable[str]) -> str:
+    """The hint behind a word that is none of the choices: the most similar one, or only ";"."""
+    near = get_close_matches(word, choices, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ";"
 
 
 class SpeechmillError(Exception):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import tomllib
 from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError
 
-from speechmill.errors import JobError
+from speechmill.errors import JobError, did_you_mean
 
 __all__ = ["Name", "Options", "Texts", "panel_of", "parse_options", "parsed"]
 
@@ -96,9 +95,7 @@ def _explain(error: ValidationError, model: type[BaseModel]) -> str:
         key = ".".join(str(part) for part in found["loc"][:3]) or "job"
         text = found["msg"].removeprefix("Value error, ")
         if found["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(key, model.model_fields, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            text = f"there is no such key{hint}"
+            text = f"there is no such key{did_you_mean(key, model.model_fields).rstrip(';')}"
         elif found["type"] == "missing":
             text = "is missing: give it as an argument, or as a key of the job file"
         elif found["type"] != "value_error":

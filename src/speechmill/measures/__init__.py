@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from difflib import get_close_matches
 from importlib import import_module
 from types import MappingProxyType
 from typing import Final
 
-from speechmill.errors import JobError
+from speechmill.errors import JobError, did_you_mean
 from speechmill.measures.base import Measure
 
 __all__ = ["MEASURES", "open_measures"]
@@ -44,10 +43,9 @@ def open_measures(names: Sequence[str]) -> tuple[Measure, ...]:
     opened = []
     for name in dict.fromkeys(names):
         if name not in MEASURES:
-            near = get_close_matches(name, MEASURES, n=1)
-            meant = f"; did you mean {near[0]!r}?" if near else ";"
             raise JobError(
-                f"there is no measure {name!r}{meant} there are: {', '.join(sorted(MEASURES))}"
+                f"there is no measure {name!r}{did_you_mean(name, MEASURES)} "
+                f"there are: {', '.join(sorted(MEASURES))}"
             )
         opened.append(MEASURES[name]())
     return tuple(opened)

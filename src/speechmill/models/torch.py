@@ -14,14 +14,13 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from speechmill.errors import JobError, MissingExtraError, ModelError
+from speechmill.errors import JobError, MissingExtraError, ModelError, did_you_mean
 from speechmill.machine import num_cores
 
 __all__ = ["TorchEngine", "one_thread_workers"]
@@ -78,8 +77,7 @@ class TorchEngine:
             )
         supported = _COMPUTE_TYPES[match[1]]
         if compute_type not in ("auto", *supported):
-            near = get_close_matches(compute_type, supported, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ";"
+            hint = did_you_mean(compute_type, supported)
             raise JobError(
                 f"the compute type {compute_type!r} is not supported on {device!r} by {what}{hint} "
                 f"there are: auto, {', '.join(sorted(supported))}"

@@ -16,14 +16,13 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from difflib import get_close_matches
 from fnmatch import fnmatch
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final, Literal
 
-from speechmill.errors import ModelError
+from speechmill.errors import ModelError, did_you_mean
 
 __all__ = ["WHISPER_REPOSITORIES", "Model", "resolve_whisper"]
 
@@ -191,10 +190,8 @@ def _looks_like_hub_id(repository: str) -> bool:
 
 
 def _unknown_model_message(name: str) -> str:
-    near = get_close_matches(name, WHISPER_REPOSITORIES, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
     return (
-        f"there is no Whisper model {name!r}; {hint}"
+        f"there is no Whisper model {name!r}{did_you_mean(name, WHISPER_REPOSITORIES)} "
         f"There are: {', '.join(WHISPER_REPOSITORIES)}; a hub id such as "
         f"{WHISPER_REPOSITORIES['base']}; or a folder that holds a model."
     )

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from difflib import get_close_matches
 from importlib import import_module
 from types import MappingProxyType
 from typing import Final
 
-from speechmill.errors import JobError
+from speechmill.errors import JobError, did_you_mean
 from speechmill.tokenizers.base import Tokenizer
 
 __all__ = ["TOKENIZERS", "open_tokenizer"]
@@ -88,6 +87,4 @@ def _checked(name: str, option: str, value: Option, kind: object) -> Option:
 
 def _hint(word: str, choices: Mapping[str, object]) -> str:
     """The end of the message: the nearest name, if any, and all names."""
-    near = get_close_matches(word, choices, n=1)
-    meant = f"; did you mean {near[0]!r}?" if near else ";"
-    return f"{meant} there are: {', '.join(sorted(choices)) or 'none'}"
+    return f"{did_you_mean(word, choices)} there are: {', '.join(sorted(choices)) or 'none'}"

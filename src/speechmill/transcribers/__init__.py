@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from difflib import get_close_matches
 from types import MappingProxyType
 from typing import Final
 
-from speechmill.errors import JobError
+from speechmill.errors import JobError, did_you_mean
 from speechmill.transcribers.base import Transcriber, TranscriberOptions
 
 __all__ = ["TRANSCRIBERS", "TranscriberOptions", "open_transcriber", "resolve_compute_type"]
@@ -69,10 +68,9 @@ def open_transcriber(
         ModelError: the weights cannot be found, read or trusted.
     """
     if name not in TRANSCRIBERS:
-        near = get_close_matches(name, TRANSCRIBERS, n=1)
-        meant = f"; did you mean {near[0]!r}?" if near else ";"
         raise JobError(
-            f"there is no transcriber {name!r}{meant} there are: {', '.join(sorted(TRANSCRIBERS))}"
+            f"there is no transcriber {name!r}{did_you_mean(name, TRANSCRIBERS)} "
+            f"there are: {', '.join(sorted(TRANSCRIBERS))}"
         )
     return TRANSCRIBERS[name](model, options or TranscriberOptions())
 

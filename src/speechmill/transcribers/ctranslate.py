@@ -9,7 +9,6 @@ import subprocess
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import partial
 from typing import Any, Final, TypeVar
 
@@ -18,7 +17,7 @@ import numpy as np
 from faster_whisper import WhisperModel
 from numpy.typing import NDArray
 
-from speechmill.errors import JobError, ModelError
+from speechmill.errors import JobError, ModelError, did_you_mean
 from speechmill.machine import keep_memory, num_cores
 from speechmill.models.weights import Model
 
@@ -110,8 +109,7 @@ def _compute_type(device: str, kind: str, devices: Sequence[int], compute_type: 
     if compute_type == "auto":
         return next((t for t in _PREFERRED[kind] if t in supported), "float32")
     if compute_type not in supported:
-        near = get_close_matches(compute_type, supported, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ";"
+        hint = did_you_mean(compute_type, supported)
         raise JobError(
             f"the compute type {compute_type!r} is not supported on {device!r} here{hint} "
             f"there are: auto, {', '.join(sorted(supported))}"

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from difflib import get_close_matches
 from types import MappingProxyType
 from typing import Final
 
-from speechmill.errors import JobError
+from speechmill.errors import JobError, did_you_mean
 
 __all__ = ["LANGUAGES", "language_code"]
 
@@ -69,8 +68,7 @@ def language_code(language: str, spoken: Collection[str], model: str) -> str:
             f"the model {model!r} cannot transcribe {LANGUAGES[code]} ({code!r}): "
             f"it is {kind}{other}"
         )
-    near = get_close_matches(word, [*names, *LANGUAGES], n=1)
-    meant = f"; did you mean {near[0]!r}?" if near else ";"
+    meant = did_you_mean(word, [*names, *LANGUAGES])
     raise JobError(
         f"there is no language {language!r}{meant} the model {model!r} knows: "
         f"{', '.join(sorted(spoken))}"

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from difflib import get_close_matches
 from functools import partial
 from types import MappingProxyType
 from typing import Final
 
-from speechmill.errors import JobError
+from speechmill.errors import JobError, did_you_mean
 from speechmill.tokenizers.features.base import Each, FeatureOptions, Features, as_they_are
 
 __all__ = ["FEATURES", "Each", "FeatureOptions", "Features", "as_they_are", "open_features"]
@@ -64,9 +63,10 @@ def open_features(options: FeatureOptions) -> Features:
     """
     kind = options.kind
     if kind not in FEATURES:
-        near = get_close_matches(kind, FEATURES, n=1)
-        meant = f"; did you mean {near[0]!r}?" if near else ";"
-        raise JobError(f"there are no features {kind!r}{meant} there are: {', '.join(FEATURES)}")
+        raise JobError(
+            f"there are no features {kind!r}{did_you_mean(kind, FEATURES)} "
+            f"there are: {', '.join(FEATURES)}"
+        )
     default = FeatureOptions(kind=kind)
     for name in ("model", "layer", "compute_type", "n_mfcc"):
         value = getattr(options, name)
