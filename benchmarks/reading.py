@@ -25,7 +25,7 @@ from benchmarks.figures import command, machine, print_table
 from speechmill import open_dataset, tokens_to_arrays
 from speechmill.dataset.layout import data_key
 from speechmill.dataset.schema import row_schema, to_parquet, utterances_to_table
-from speechmill.dataset.state import agree_on_source
+from speechmill.dataset.state import Claim, agree_on_source
 from speechmill.recipe import Recipe
 from speechmill.records import Codes, Part, Recording, Transcript, Utterance
 from speechmill.storage import open_store
@@ -43,7 +43,7 @@ MAX_FRAMES = 5_000
 def fill(sink: str, rows: int) -> float:
     """Write a sink of so many rows. Returns the seconds of audio that they stand for."""
     store, recipe = open_store(sink), Recipe({"benchmark": "reading"})
-    agree_on_source(store, "noise", "parent", recipe, rebuild=False, source_moved=False)
+    agree_on_source(store, Claim(source_url="noise", folder="parent", recipe=recipe))
     schema = row_schema([column_of(MfccTokenizer()), column_of(FakeTokenizer())])
     rng = np.random.default_rng(0)
     seconds = 0.0

@@ -24,7 +24,7 @@ from hypothesis.stateful import (
 from speechmill.dataset.commit import commit, merge_rows, read_part, versions
 from speechmill.dataset.layout import data_key, failures_key
 from speechmill.dataset.reader import list_parts
-from speechmill.dataset.state import agree_on_source, current_recipe
+from speechmill.dataset.state import Claim, agree_on_source, current_recipe
 from speechmill.dataset.swap import update
 from speechmill.errors import ConflictError, NotFoundError, UnavailableError
 from speechmill.job import Job
@@ -114,14 +114,8 @@ class ExactlyOneRow(RuleBasedStateMachine):
         self._upload("a/1.wav", 1, broken=False)
 
     def _agree(self) -> None:
-        agree_on_source(
-            self.sink.store,
-            self.source.url,
-            "parent",
-            self.recipe,
-            rebuild=True,
-            source_moved=False,
-        )
+        claim = Claim(source_url=self.source.url, folder="parent", recipe=self.recipe, rebuild=True)
+        agree_on_source(self.sink.store, claim)
 
     def _plan(self) -> Plan:
         """Plan with the real planner over a listing of what is present."""

@@ -25,8 +25,8 @@ from speechmill.dataset.schema import (
     to_parquet,
     with_seal,
 )
-from speechmill.dataset.swap import update
-from speechmill.errors import DatasetError, NotFoundError
+from speechmill.dataset.swap import stored, update
+from speechmill.errors import DatasetError
 from speechmill.records import Failure, Part, Recording
 from speechmill.storage import Store
 
@@ -83,19 +83,10 @@ class Committed:
 
 def versions(table: pa.Table) -> dict[str, Version]:
     """The version of each recording in a part, by file name."""
-    columns = (
-        table["file_name"],
-        table["source_size"],
-        table["source_etag"],
-        table["source_modified"].cast(pa.int64()),
-        table["recipe"],
-    )
-    return {
-        name: Version(size, etag, modified, recipe)
-        for name, size, etag, modified, recipe in zip(
-            *(c.to_pylist() for c in columns), strict=True
-        )
-    }
+    modified_us = table["source_modified"].cast(pa.int64())
+    columns = (table["source_size"], table["source_etag"], modified_us, table["recipe"])
+    found = map(Version, *(column.to_pylist() for column in columns))
+    return dict(zip(table["file_name"].to_pylist(), found, strict=True))
 
 
 def unreadable(key: str, error: Exception) -> DatasetError:
@@ -243,14 +234,9 @@ def _add_failures(store: Store, key: str, failures: Sequence[Failure], recipe: s
     def change(data: bytes | None) -> bytes | None:
         old = read_part(key, data) if data is not None else FAILURE_SCHEMA.empty_table()
         known = versions(old)
-        counts = dict(zip(old["file_name"].to_pylist(), old["attempts"].to_pylist(), strict=True))
-        times = dict(
-            zip(
-                old["file_name"].to_pylist(),
-                old["failed_at"].cast(pa.int64()).to_pylist(),
-                strict=True,
-            )
-        )
+        names = old["file_name"].to_pylist()
+        counts = dict(zip(names, old["attempts"].to_pylist(), strict=True))
+        times = dict(zip(names, old["failed_at"].cast(pa.int64()).to_pylist(), strict=True))
         attempts: dict[str, int] = {}
         news = []
         for failure in failures:
@@ -274,10 +260,9 @@ def _settle(store: Store, part: Part, failures: Sequence[Failure]) -> None:
     """Leave no failure beside a row: a row of the same bytes, or of newer ones, takes the failure
     away; a recording that can no longer be decoded takes its older rows away."""
     failed = {f.recording.file_name: f for f in failures}
-    try:
-        there = versions(read_part(data_key(part), store.get(data_key(part)).data))
-    except NotFoundError:
+    if (data := stored(store, data_key(part))) is None:
         return
+    there = versions(read_part(data_key(part), data))
     outlived, outdated = set(), {}
     for name, failure in failed.items():
         if (row := there.get(name)) is None:

@@ -27,7 +27,11 @@ Rows = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """One worker of one rank among all."""
+    """One worker of one rank among all.
+
+    Raises:
+        JobError: there is no such rank or worker.
+    """
 
     rank: int = 0
     world_size: int = 1
@@ -35,11 +39,6 @@ class Share:
     num_workers: int = 1
 
     def __post_init__(self) -> None:
-        """Check the numbers.
-
-        Raises:
-            JobError: there is no such rank or worker.
-        """
         if not 0 <= self.rank < self.world_size or not 0 <= self.worker < self.num_workers:
             raise JobError(f"there is no {self}: ranks and workers count from 0")
 
@@ -52,6 +51,9 @@ class Order:
     of them) bound a batch; ``by_length`` batches rows of a window by similar length, else
     in their order. ``even`` gives all ranks equally many rows, or batches: "drop" leaves some out,
     "repeat" takes some twice, None does neither.
+
+    Raises:
+        JobError: a number is below 1 (the seed: below 0), or ``even`` is another word.
     """
 
     shuffle: bool = True
@@ -63,11 +65,6 @@ class Order:
     even: Even | None = None
 
     def __post_init__(self) -> None:
-        """Check the numbers.
-
-        Raises:
-            JobError: a number is below 1 (the seed: below 0), or ``even`` is another word.
-        """
         for name in ("window", "batch_size", "max_frames"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -161,24 +158,18 @@ def num_batches(
     index: Index, frames: NDArray[np.int64], order: Order, epoch: int, share: Share
 ) -> int:
     """Count the batches of a share."""
-    found = windows_of_batches(index, frames, order, epoch, share)
-    return sum(map(len, found))
+    return sum(map(len, windows_of_batches(index, frames, order, epoch, share)))
 
 
 def _quota(index: Index, frames: NDArray[np.int64], order: Order, epoch: int, share: Share) -> int:
     """Compute how many batches a worker must have so that all ranks have equally many."""
-    counts = [
-        [
-            sum(
-                map(
-                    len,
-                    _batches(index, frames, order, epoch, replace(share, rank=rank, worker=worker)),
-                )
-            )
-            for worker in range(share.num_workers)
-        ]
-        for rank in range(share.world_size)
-    ]
+
+    def count(rank: int, worker: int) -> int:
+        one = replace(share, rank=rank, worker=worker)
+        return sum(map(len, _batches(index, frames, order, epoch, one)))
+
+    workers = range(share.num_workers)
+    counts = [[count(rank, worker) for worker in workers] for rank in range(share.world_size)]
     totals = [sum(of_rank) for of_rank in counts]
     target = min(totals) if order.even == "drop" else max(totals)
     mine = counts[share.rank]

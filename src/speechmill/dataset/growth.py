@@ -36,7 +36,7 @@ from speechmill.dataset.schema import (
     to_parquet,
     with_seal,
 )
-from speechmill.dataset.swap import update
+from speechmill.dataset.swap import stored, update
 from speechmill.errors import NotFoundError
 from speechmill.records import Part
 from speechmill.storage import Store
@@ -152,10 +152,9 @@ def _seal(store: Store, part: Part, schema: pa.Schema) -> None:
 def _move_failures(store: Store, part: Part, count: int) -> None:
     """Move the failures of recordings without a row here to where their rows will be."""
     key = failures_key(part)
-    try:
-        table = read_part(key, store.get(key).data)
-    except NotFoundError:
+    if (data := stored(store, key)) is None:
         return
+    table = read_part(key, data)
     rows = versions(read_part(data_key(part), store.get(data_key(part)).data))
     groups: defaultdict[Part, list[int]] = defaultdict(list)
     for i, name in enumerate(table["file_name"].to_pylist()):

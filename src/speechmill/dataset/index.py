@@ -21,9 +21,9 @@ from speechmill.ahead import ahead
 from speechmill.dataset.conform import conform
 from speechmill.dataset.reader import READERS, list_parts, read_version, stored_schema
 from speechmill.dataset.schema import described_tokenizers, row_schema
-from speechmill.dataset.state import read_state
+from speechmill.dataset.state import sink_state
 from speechmill.dataset.where import where_expression
-from speechmill.errors import DatasetError, JobError, NotFoundError, ReplacedError
+from speechmill.errors import JobError, NotFoundError, ReplacedError
 from speechmill.storage import Object, Store
 
 __all__ = ["Index", "check_columns", "open_index", "read_rows"]
@@ -74,8 +74,7 @@ def open_index(store: Store, where: str | pc.Expression | None = None) -> Index:
         DatasetError: there is no dataset, or a part cannot be read.
         JobError: ``where`` is no condition on these rows.
     """
-    if read_state(store) is None:
-        raise DatasetError(f"there is no dataset in {store.url}; speechmill build makes one")
+    sink_state(store)
     schema = stored_schema(store) or row_schema(())
     if isinstance(where, str):
         where = where_expression(where, schema)

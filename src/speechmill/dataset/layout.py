@@ -16,8 +16,8 @@ from functools import lru_cache
 from urllib.parse import quote, unquote_to_bytes
 
 from speechmill.dataset.schema import SCHEMA_VERSION
-from speechmill.dataset.swap import update
-from speechmill.errors import DatasetError, NotFoundError
+from speechmill.dataset.swap import stored, update
+from speechmill.errors import DatasetError
 from speechmill.records import Part
 from speechmill.storage import Store
 
@@ -25,7 +25,6 @@ __all__ = [
     "ADDING",
     "DATA",
     "FAILURES",
-    "LAYOUT_KEY",
     "MEASURES_KEY",
     "OWN_PREFIXES",
     "ROOT_FOLDER",
@@ -199,10 +198,7 @@ class Layout:
 
 def read_layout(store: Store) -> Layout:
     """Read how many parts each folder has; empty for a new sink."""
-    try:
-        return _parse(store.get(LAYOUT_KEY).data)
-    except NotFoundError:
-        return Layout()
+    return _parse(stored(store, LAYOUT_KEY))
 
 
 def agree_on_parts(store: Store, wanted: Mapping[str, int]) -> Layout:
@@ -210,11 +206,7 @@ def agree_on_parts(store: Store, wanted: Mapping[str, int]) -> Layout:
 
     Returns the layout that all builds of this sink share: the first to add a folder decides.
     """
-
-    def add(layout: Layout) -> Layout:
-        return replace(layout, folders={**wanted, **layout.folders})
-
-    return change_layout(store, add)
+    return change_layout(store, lambda old: replace(old, folders={**wanted, **old.folders}))
 
 
 def change_layout(store: Store, change: Callable[[Layout], Layout]) -> Layout:
@@ -223,7 +215,7 @@ def change_layout(store: Store, change: Callable[[Layout], Layout]) -> Layout:
 
     def swap(data: bytes | None) -> bytes | None:
         nonlocal latest
-        old = _parse(data) if data is not None else Layout()
+        old = _parse(data)
         latest = change(old)
         return None if latest == old else _dump(latest)
 
@@ -243,7 +235,9 @@ def _dump(layout: Layout) -> bytes:
     return json.dumps(state, ensure_ascii=False, indent=0).encode()
 
 
-def _parse(data: bytes) -> Layout:
+def _parse(data: bytes | None) -> Layout:
+    if data is None:
+        return Layout()
     try:
         state = json.loads(data)
         return Layout(

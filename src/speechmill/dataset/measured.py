@@ -18,9 +18,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from speechmill.dataset.layout import MEASURES_KEY
-from speechmill.dataset.schema import METADATA_KEY
-from speechmill.dataset.swap import update
-from speechmill.errors import DatasetError, NotFoundError
+from speechmill.dataset.schema import metadata_of, with_metadata
+from speechmill.dataset.swap import stored, update
+from speechmill.errors import DatasetError
 from speechmill.storage import Store
 
 __all__ = [
@@ -67,13 +67,9 @@ class MeasureColumns:
         ]
 
 
-def _metadata(schema: pa.Schema) -> dict[str, Any]:
-    return dict(json.loads((schema.metadata or {}).get(METADATA_KEY, b"{}")))
-
-
 def described_measures(schema: pa.Schema) -> dict[str, dict[str, Any]]:
     """What a schema's metadata tells of its measures, by name."""
-    return {one["name"]: one for one in _metadata(schema).get("measures", [])}
+    return {one["name"]: one for one in metadata_of(schema).get("measures", [])}
 
 
 def with_measure(schema: pa.Schema, measure: MeasureColumns) -> pa.Schema:
@@ -90,8 +86,7 @@ def with_measure(schema: pa.Schema, measure: MeasureColumns) -> pa.Schema:
     for offset, field in enumerate(measure.fields):
         schema = schema.insert(place + offset, field)
     measures = [*described.values(), measure.described()]
-    metadata = {**_metadata(schema), "measures": sorted(measures, key=lambda one: one["name"])}
-    return schema.with_metadata({METADATA_KEY: json.dumps(metadata, sort_keys=True).encode()})
+    return with_metadata(schema, measures=sorted(measures, key=lambda one: one["name"]))
 
 
 def with_measures_of(schema: pa.Schema, other: pa.Schema) -> pa.Schema:
@@ -100,7 +95,9 @@ def with_measures_of(schema: pa.Schema, other: pa.Schema) -> pa.Schema:
     mine = described_measures(schema)
     for name, described in described_measures(other).items():
         if name not in mine:
-            schema = with_measure(schema, _as_columns(described, other))
+            fields = tuple(other.field(column) for column in described["columns"])
+            version, recipe = described["version"], described["recipe"]
+            schema = with_measure(schema, MeasureColumns(name, version, recipe, fields))
     return schema
 
 
@@ -111,11 +108,6 @@ def without_stale_measures(table: pa.Table, schema: pa.Schema) -> pa.Table:
         if name in wanted and wanted[name] != described:
             table = table.drop_columns(described["columns"])
     return table
-
-
-def _as_columns(described: Mapping[str, Any], schema: pa.Schema) -> MeasureColumns:
-    fields = tuple(schema.field(name) for name in described["columns"])
-    return MeasureColumns(described["name"], described["version"], described["recipe"], fields)
 
 
 def has_values(table: pa.Table, measure: MeasureColumns) -> NDArray[np.bool_]:
@@ -134,11 +126,7 @@ def read_measures(store: Store) -> dict[str, MeasureColumns]:
     Raises:
         DatasetError: it cannot be read.
     """
-    try:
-        data = store.get(MEASURES_KEY).data
-    except NotFoundError:
-        return {}
-    return _parse(data)
+    return _parse(stored(store, MEASURES_KEY))
 
 
 def agree_on_measures(
@@ -152,7 +140,7 @@ def agree_on_measures(
     """
 
     def change(data: bytes | None) -> bytes | None:
-        kept = {} if data is None else _parse(data)
+        kept = _parse(data)
         if not remake:
             _refuse_others(store, kept, measures)
         new = {**kept, **{one.name: one for one in measures}}
@@ -196,7 +184,9 @@ def _to_json(measures: Mapping[str, MeasureColumns]) -> bytes:
     return json.dumps(kept, indent=2, ensure_ascii=False).encode()
 
 
-def _parse(data: bytes) -> dict[str, MeasureColumns]:
+def _parse(data: bytes | None) -> dict[str, MeasureColumns]:
+    if data is None:
+        return {}
     try:
         return {
             name: MeasureColumns(

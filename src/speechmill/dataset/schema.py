@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,20 +19,20 @@ __all__ = [
     "FAILURE_SCHEMA",
     "IDENTITY_COLUMNS",
     "METADATA_KEY",
-    "PARQUET_OPTIONS",
     "SCHEMA_VERSION",
     "TokenColumn",
     "codes_to_array",
     "described_tokenizers",
-    "dictionary_columns",
     "failures_to_table",
     "is_sealed",
-    "round_trip_column",
+    "metadata_of",
+    "parquet_writer",
     "row_schema",
     "sort_rows",
     "to_parquet",
     "token_column",
     "utterances_to_table",
+    "with_metadata",
     "with_sample_check",
     "with_seal",
     "with_tokenizer",
@@ -151,7 +152,7 @@ def token_column(index: int, name: str) -> str:
     return "token" if index == 0 else f"token_{name}"
 
 
-def round_trip_column(index: int, name: str) -> str:
+def _round_trip_column(index: int, name: str) -> str:
     """The column of how well the job's tokenizer number ``index`` keeps what was said."""
     return "round_trip_cer" if index == 0 else f"round_trip_cer_{name}"
 
@@ -165,7 +166,7 @@ def row_schema(tokenizers: Sequence[TokenColumn] = (), *, round_trip: bool = Fal
     described = [t.described(token_column(i, t.name)) for i, t in enumerate(tokenizers)]
     tokens = [(token_column(i, t.name), t.type) for i, t in enumerate(tokenizers)]
     judged = [
-        (round_trip_column(i, t.name), pa.float32())
+        (_round_trip_column(i, t.name), pa.float32())
         for i, t in enumerate(tokenizers)
         if i > 0 and round_trip and t.decodes
     ]
@@ -191,7 +192,7 @@ def row_schema(tokenizers: Sequence[TokenColumn] = (), *, round_trip: bool = Fal
             ("window_s", pa.float32()),
             ("voiced_s", pa.float32()),
             ("chars_per_voiced_s", pa.float32()),
-            (round_trip_column(0, ""), pa.float32()),
+            (_round_trip_column(0, ""), pa.float32()),
             *judged,
             ("flags", _list(pa.string())),
             *_IDENTITY_FIELDS[1:],
@@ -219,34 +220,37 @@ def with_tokenizer(schema: pa.Schema, column: str, tokenizer: TokenColumn) -> pa
     else:
         last = max(i for i, name in enumerate(schema.names) if _is_token_column(name))
         schema = schema.insert(last + 1, added)
-    return _with_described(schema, [*described, tokenizer.described(column)])
+    return with_metadata(schema, tokenizers=[*described, tokenizer.described(column)])
 
 
 def _is_token_column(name: str) -> bool:
     return name == "token" or name.startswith("token_")
 
 
-def _with_described(schema: pa.Schema, described: Sequence[Mapping[str, Any]]) -> pa.Schema:
-    metadata = {**json.loads(schema.metadata[METADATA_KEY]), "tokenizers": list(described)}
-    return schema.with_metadata({METADATA_KEY: json.dumps(metadata, sort_keys=True).encode()})
+def metadata_of(schema: pa.Schema) -> dict[str, Any]:
+    """What the metadata of a part's schema tells; nothing where it is not of Speechmill."""
+    return dict(json.loads((schema.metadata or {}).get(METADATA_KEY, b"{}")))
+
+
+def with_metadata(schema: pa.Schema, **told: object) -> pa.Schema:
+    """The schema with this in its metadata, besides what is there under other names."""
+    metadata = json.dumps({**metadata_of(schema), **told}, sort_keys=True)
+    return schema.with_metadata({METADATA_KEY: metadata.encode()})
 
 
 def is_sealed(schema: pa.Schema) -> bool:
     """Whether a part of this schema takes no more recordings (``growth.py``)."""
-    metadata = json.loads((schema.metadata or {}).get(METADATA_KEY, b"{}"))
-    return bool(metadata.get("sealed", False))
+    return bool(metadata_of(schema).get("sealed", False))
 
 
 def with_seal(schema: pa.Schema) -> pa.Schema:
     """The schema of a part that takes no more recordings."""
-    metadata = {**json.loads((schema.metadata or {}).get(METADATA_KEY, b"{}")), "sealed": True}
-    return schema.with_metadata({METADATA_KEY: json.dumps(metadata, sort_keys=True).encode()})
+    return with_metadata(schema, sealed=True)
 
 
 def described_tokenizers(schema: pa.Schema) -> list[dict[str, Any]]:
     """What a schema's metadata tells of its tokenizers, in the job's order."""
-    metadata = json.loads((schema.metadata or {}).get(METADATA_KEY, b"{}"))
-    return list(metadata.get("tokenizers", []))
+    return list(metadata_of(schema).get("tokenizers", []))
 
 
 def with_sample_check(schema: pa.Schema, mismatch: Mapping[str, Sequence[float]]) -> pa.Schema:
@@ -256,7 +260,7 @@ def with_sample_check(schema: pa.Schema, mismatch: Mapping[str, Sequence[float]]
     for one in described:
         if one["name"] in mismatch:
             one["sample_mismatch"] = list(mismatch[one["name"]])
-    return _with_described(schema, described)
+    return with_metadata(schema, tokenizers=described)
 
 
 def codes_to_array(codes: Sequence[Codes], of_type: pa.DataType) -> pa.Array:
@@ -273,23 +277,12 @@ def codes_to_array(codes: Sequence[Codes], of_type: pa.DataType) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(rows), inner, type=of_type)
 
 
-def _segment(segment: Segment) -> dict[str, object]:
-    return {
-        "start_s": segment.start_s,
-        "end_s": segment.end_s,
-        "text": segment.text,
-        "avg_logprob": segment.avg_logprob,
-        "no_speech_prob": segment.no_speech_prob,
-    }
-
-
-def _word(word: Word) -> dict[str, object]:
-    return {
-        "word": word.word,
-        "start_s": word.start_s,
-        "end_s": word.end_s,
-        "probability": word.probability,
-    }
+def _structs(
+    values: Sequence[Segment] | Sequence[Word], of_type: pa.DataType
+) -> list[dict[str, object]]:
+    """Segments or words as the structs that a list of this type holds."""
+    names = [one.name for one in of_type.value_type]
+    return [{name: getattr(value, name) for name in names} for value in values]
 
 
 def _identity(recordings: Sequence[Recording], recipe: str) -> dict[str, Any]:
@@ -323,8 +316,8 @@ def utterances_to_table(
         **_identity([u.recording for u in utterances], recipe),
         "transcription": [t.text for t in transcripts],
         "duration_s": [u.end_s - u.start_s for u in utterances],
-        "segments": [[_segment(s) for s in t.segments] for t in transcripts],
-        "words": [None if t.words is None else [_word(w) for w in t.words] for t in transcripts],
+        "segments": [_structs(t.segments, _SEGMENTS) for t in transcripts],
+        "words": [None if t.words is None else _structs(t.words, _WORDS) for t in transcripts],
         "flags": [sorted({*u.flags, *u.transcript.flags}) for u in utterances],
     }
     columns |= {name: [getattr(u, name) for u in utterances] for name in OF_UTTERANCES}
@@ -337,9 +330,9 @@ def utterances_to_table(
             if i < num_codes
             else pa.nulls(len(utterances), token_field.type)
         )
-    columns[round_trip_column(0, "")] = [None] * len(utterances)
+    columns[_round_trip_column(0, "")] = [None] * len(utterances)
     for i, described in enumerate(described_tokenizers(schema)):
-        columns[round_trip_column(i, described["name"])] = [
+        columns[_round_trip_column(i, described["name"])] = [
             u.round_trip_cer[i] if u.round_trip_cer else None for u in utterances
         ]
     for name in (n for n in schema.names if n not in columns):
@@ -385,17 +378,20 @@ PARQUET_OPTIONS = {
     "write_page_checksum": True,
     "store_schema": True,
 }
+# Columns whose few different values a small dictionary holds.
 FEW_VALUES = ("folder_name", "language", "recipe", "sample_rate", "channels", "stage", "error")
 
 
-def dictionary_columns(schema: pa.Schema) -> list[str]:
-    """The columns whose few different values a small dictionary holds."""
-    return [name for name in FEW_VALUES if name in schema.names]
+def parquet_writer(where: Path | pa.NativeFile, schema: pa.Schema) -> pq.ParquetWriter:
+    """What writes rows of a schema into a Parquet file."""
+    few = [name for name in FEW_VALUES if name in schema.names]
+    return pq.ParquetWriter(where, schema, use_dictionary=few, **PARQUET_OPTIONS)
 
 
 def to_parquet(table: pa.Table) -> bytes:
     """A part file's bytes."""
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, use_dictionary=dictionary_columns(table.schema), **PARQUET_OPTIONS)
+    with parquet_writer(sink, table.schema) as writer:
+        writer.write_table(table)
     data: bytes = sink.getvalue().to_pybytes()
     return data

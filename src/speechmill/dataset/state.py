@@ -6,11 +6,12 @@ import contextlib
 import datetime
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from speechmill.dataset.layout import SOURCE_KEY, recipe_key
 from speechmill.dataset.schema import SCHEMA_VERSION
-from speechmill.dataset.swap import update
+from speechmill.dataset.swap import stored, update
 from speechmill.errors import (
     ConflictError,
     DatasetError,
@@ -22,6 +23,7 @@ from speechmill.recipe import Recipe
 from speechmill.storage import Store
 
 __all__ = [
+    "Claim",
     "agree_on_source",
     "check_source",
     "current_recipe",
@@ -32,12 +34,22 @@ __all__ = [
 ]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """What a job wants the sink's rows to be of, how sorted and made, and what it may change."""
+
+    source_url: str
+    folder: str
+    partition_by: str = "folder"
+    recipe: Recipe
+    rebuild: bool = False
+    source_moved: bool = False
+
+
 def read_state(store: Store) -> dict[str, Any] | None:
     """Read ``source.json``: source, folder, recipe, schema_version, created; None in a new sink."""
-    try:
-        return _parse(store.get(SOURCE_KEY).data)
-    except NotFoundError:
-        return None
+    data = stored(store, SOURCE_KEY)
+    return None if data is None else _parse(data)
 
 
 def sink_state(store: Store) -> dict[str, Any]:
@@ -82,17 +94,7 @@ def current_recipe(store: Store) -> str | None:
     return None if state is None else str(state["recipe"])
 
 
-def check_source(
-    store: Store,
-    state: Mapping[str, Any] | None,
-    source_url: str,
-    folder: str,
-    recipe: Recipe,
-    *,
-    partition_by: str = "folder",
-    rebuild: bool,
-    source_moved: bool,
-) -> bool:
+def check_source(store: Store, state: Mapping[str, Any] | None, job: Claim) -> bool:
     """Check a job against ``source.json``. Returns whether it must be rewritten for the job.
 
     Raises:
@@ -103,42 +105,33 @@ def check_source(
     """
     if state is None:
         return True
-    if state["source"] != source_url and not source_moved:
+    if state["source"] != job.source_url and not job.source_moved:
         raise SourceChangedError(
-            f"the sink {store.url} holds recordings of {state['source']}, not of {source_url}; "
+            f"the sink {store.url} holds recordings of {state['source']}, not of {job.source_url}; "
             "use another sink, or --source-moved if it is the same corpus in a new place"
         )
-    if state["folder"] != folder:
+    if (rule := state["folder"]) != job.folder:
         raise DatasetError(
-            f"the sink {store.url} sorts recordings into folders by {state['folder']!r}, not by "
-            f"{folder!r}, and that cannot change: use --folder {state['folder']!r} or another sink"
+            f"the sink {store.url} sorts recordings into folders by {rule!r}, not by "
+            f"{job.folder!r}, and that cannot change: use --folder {rule!r} or another sink"
         )
-    if (kept_rule := state.get("partition_by", "folder")) != partition_by:
+    if (rule := state.get("partition_by", "folder")) != job.partition_by:
         raise DatasetError(
-            f"the sink {store.url} is partitioned by {kept_rule!r}, not by {partition_by!r}, and "
-            f"that cannot change: use --partition-by {kept_rule} or another sink"
+            f"the sink {store.url} is partitioned by {rule!r}, not by {job.partition_by!r}, and "
+            f"that cannot change: use --partition-by {rule} or another sink"
         )
-    if state["recipe"] != recipe.id and not rebuild:
+    if state["recipe"] != job.recipe.id and not job.rebuild:
         kept = read_recipe(store, str(state["recipe"]))
-        differences = kept.differences(recipe) if kept else ["(its recipe is not kept)"]
+        differences = kept.differences(job.recipe) if kept else ["(its recipe is not kept)"]
         raise RecipeChangedError(
             f"the rows of {store.url} were made in another way (sink → this job):\n"
             + "\n".join(f"  {line}" for line in differences)
             + "\nuse the sink's options, another sink, or --rebuild to replace its rows"
         )
-    return bool(state["source"] != source_url or state["recipe"] != recipe.id)
+    return bool(state["source"] != job.source_url or state["recipe"] != job.recipe.id)
 
 
-def agree_on_source(
-    store: Store,
-    source_url: str,
-    folder: str,
-    recipe: Recipe,
-    *,
-    partition_by: str = "folder",
-    rebuild: bool,
-    source_moved: bool,
-) -> None:
+def agree_on_source(store: Store, job: Claim) -> None:
     """Record the source, folder rule and recipe, or raise where the sink's are others.
 
     The recipe is written before the state that names it.
@@ -146,28 +139,19 @@ def agree_on_source(
     Raises:
         DatasetError, SourceChangedError, RecipeChangedError: see ``check_source``.
     """
-    _keep_recipe(store, recipe)
+    _keep_recipe(store, job.recipe)
 
     def change(data: bytes | None) -> bytes | None:
         state = _parse(data) if data is not None else None
-        if not check_source(
-            store,
-            state,
-            source_url,
-            folder,
-            recipe,
-            partition_by=partition_by,
-            rebuild=rebuild,
-            source_moved=source_moved,
-        ):
+        if not check_source(store, state, job):
             return None
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         new = {
             "schema_version": SCHEMA_VERSION,
-            "source": source_url,
-            "folder": folder,
-            "partition_by": partition_by,
-            "recipe": recipe.id,
+            "source": job.source_url,
+            "folder": job.folder,
+            "partition_by": job.partition_by,
+            "recipe": job.recipe.id,
             "created": state["created"] if state else now,
         }
         return json.dumps(new, indent=2, ensure_ascii=False).encode()

@@ -52,16 +52,8 @@ class Summary:
 
 def _counts(column: pa.ChunkedArray) -> Counter[str]:
     counted = pc.value_counts(column.combine_chunks())
-    return Counter(
-        {
-            str(value) if value is not None else "(none)": count
-            for value, count in zip(
-                counted.field("values").to_pylist(),
-                counted.field("counts").to_pylist(),
-                strict=True,
-            )
-        }
-    )
+    named = ((one["values"], one["counts"]) for one in counted.to_pylist())
+    return Counter({"(none)" if value is None else str(value): count for value, count in named})
 
 
 def summarize(store: Store) -> Summary:

@@ -14,11 +14,19 @@ from collections.abc import Callable
 from speechmill.errors import ConflictError, NotFoundError
 from speechmill.storage import Store
 
-__all__ = ["update"]
+__all__ = ["stored", "update"]
 
 MAX_CONFLICTS = 200  # with the waits below some minutes: more is another program, not other workers
 FIRST_WAIT_S = 0.01  # about a request to a near store
 LONGEST_WAIT_S = 2.0
+
+
+def stored(store: Store, key: str) -> bytes | None:
+    """The object's bytes; None where there is no object."""
+    try:
+        return store.get(key).data
+    except NotFoundError:
+        return None
 
 
 def update(store: Store, key: str, change: Callable[[bytes | None], bytes | None]) -> int:

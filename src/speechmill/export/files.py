@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from speechmill.dataset.commit import read_part
-from speechmill.dataset.conform import conform, rebuild_first
+from speechmill.dataset.conform import conform
 from speechmill.dataset.layout import directory
-from speechmill.dataset.schema import PARQUET_OPTIONS, dictionary_columns
+from speechmill.dataset.schema import parquet_writer
 from speechmill.errors import NotFoundError, ReplacedError
 from speechmill.machine import num_cores
 from speechmill.storage import Store, StoreOptions, open_store
@@ -197,18 +197,13 @@ def _read(store: Store, source: Source, schema: pa.Schema) -> pa.Table:
     try:
         blob = store.get(source.key)
     except NotFoundError:
-        raise _replaced(source.key) from None
-    if blob.etag != source.etag:
-        raise _replaced(source.key)
-    table = read_part(source.key, blob.data)
-    return conform(table, schema, other_type=rebuild_first(source.key))
-
-
-def _replaced(key: str) -> ReplacedError:
-    return ReplacedError(
-        f"{key} of the sink was replaced meanwhile: when nothing writes to the sink, empty OUT and "
-        "begin anew"
-    )
+        blob = None
+    if blob is None or blob.etag != source.etag:
+        raise ReplacedError(
+            f"{source.key} of the sink was replaced meanwhile: when nothing writes to the sink, "
+            "empty OUT and begin anew"
+        )
+    return conform(read_part(source.key, blob.data), schema, strictly=source.key)
 
 
 @dataclass(slots=True)
@@ -235,22 +230,15 @@ class _Writing:
         if self.pending_bytes > ROW_GROUP_BYTES:
             self._flush()
 
-    def _flush(self) -> None:
-        if self.writer is None:
-            self.writer = pq.ParquetWriter(
-                self.path,
-                self.schema,
-                use_dictionary=dictionary_columns(self.schema),
-                **PARQUET_OPTIONS,
-            )
+    def _flush(self) -> pq.ParquetWriter:
+        self.writer = self.writer or parquet_writer(self.path, self.schema)
         if self.pending:
             self.writer.write_table(pa.concat_tables(self.pending))
         self.pending.clear()
         self.pending_bytes = 0
+        return self.writer
 
     def send(self) -> None:
-        self._flush()
-        if self.writer is not None:
-            self.writer.close()
+        self._flush().close()
         self.out.put_file(self.file.key, self.path)
         self.path.unlink()

@@ -10,10 +10,9 @@ from pathlib import Path
 from string import Formatter
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from speechmill.dataset.commit import read_part
-from speechmill.dataset.conform import conform, rebuild_first
+from speechmill.dataset.conform import conform
 from speechmill.dataset.layout import (
     DATA,
     OWN_PREFIXES,
@@ -22,7 +21,7 @@ from speechmill.dataset.layout import (
     read_layout,
 )
 from speechmill.dataset.reader import list_parts, stored_schema
-from speechmill.dataset.schema import PARQUET_OPTIONS, dictionary_columns
+from speechmill.dataset.schema import parquet_writer
 from speechmill.dataset.state import read_state
 from speechmill.errors import DatasetError, JobError
 from speechmill.storage import Object, Store, inside
@@ -101,21 +100,12 @@ def _write(store: Store, parts: Sequence[Object], schema: pa.Schema, out: Store,
     rows = 0
     with tempfile.TemporaryDirectory(prefix="speechmill-") as folder:
         path = Path(folder) / "data.parquet"
-        writer: pq.ParquetWriter | None = None
-        for part in parts:
-            table = read_part(part.key, store.get(part.key).data)
-            if not table.num_rows:  # pruned
-                continue
-            if writer is None:
-                writer = pq.ParquetWriter(
-                    path,
-                    schema,
-                    use_dictionary=dictionary_columns(schema),
-                    **PARQUET_OPTIONS,
-                )
-            writer.write_table(conform(table, schema, other_type=rebuild_first(part.key)))
-            rows += table.num_rows
-        if writer is not None:
-            writer.close()
+        with parquet_writer(path, schema) as writer:
+            for part in parts:
+                table = read_part(part.key, store.get(part.key).data)
+                if table.num_rows:  # not pruned
+                    writer.write_table(conform(table, schema, strictly=part.key))
+                    rows += table.num_rows
+        if rows:
             out.put_file(key, path)
     return rows

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from speechmill.dataset.measured import agree_on_measures
 from speechmill.dataset.reader import stored_schema
-from speechmill.dataset.state import agree_on_source, check_source, read_recipe, read_state
+from speechmill.dataset.state import Claim, agree_on_source, check_source, read_recipe, read_state
 from speechmill.errors import DatasetError
 from speechmill.job import Job
 from speechmill.measures.columns import columns_of
@@ -27,6 +27,17 @@ def settled_resources(job: Job) -> Resources:
     return open_resources(job.model_copy(update={"compute_type": kept}))
 
 
+def _claim(resources: Resources) -> Claim:
+    return Claim(
+        source_url=resources.source.url,
+        folder=resources.job.folder,
+        partition_by=resources.job.partition_by,
+        recipe=resources.recipe,
+        rebuild=resources.job.rebuild,
+        source_moved=resources.job.source_moved,
+    )
+
+
 def check(resources: Resources) -> None:
     """Check that there is a source, and that the sink's rows are of it and of this recipe.
 
@@ -38,16 +49,7 @@ def check(resources: Resources) -> None:
     """
     next(iter(resources.source.list()), None)
     state = read_state(resources.sink)
-    check_source(
-        resources.sink,
-        state,
-        resources.source.url,
-        resources.job.folder,
-        resources.recipe,
-        partition_by=resources.job.partition_by,
-        rebuild=resources.job.rebuild,
-        source_moved=resources.job.source_moved,
-    )
+    check_source(resources.sink, state, _claim(resources))
     if state is not None and state["recipe"] != resources.recipe.id:
         _check_token_types(resources)
 
@@ -74,12 +76,4 @@ def agree(resources: Resources) -> None:
         DatasetError: others think otherwise; see ``check_source``.
     """
     agree_on_measures(resources.sink, tuple(columns_of(one) for one in resources.measures))
-    agree_on_source(
-        resources.sink,
-        resources.source.url,
-        resources.job.folder,
-        resources.recipe,
-        partition_by=resources.job.partition_by,
-        rebuild=resources.job.rebuild,
-        source_moved=resources.job.source_moved,
-    )
+    agree_on_source(resources.sink, _claim(resources))
