@@ -18,7 +18,7 @@ from urllib.parse import quote, unquote_to_bytes
 from speechmill.dataset.schema import SCHEMA_VERSION
 from speechmill.dataset.swap import stored, update
 from speechmill.errors import DatasetError
-from speechmill.records import Part
+from speechmill.records import Part, number_of
 from speechmill.storage import Store
 
 __all__ = [
@@ -108,9 +108,7 @@ def partition_rule(rule: str) -> Callable[[str], str]:
     count = int(rule.removeprefix("hash:"))
 
     def hashed(name: str) -> str:
-        digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
-        index = int.from_bytes(digest, "big") % count
-        return f"hash-{index:0{len(str(count - 1))}d}-of-{count}"
+        return f"hash-{number_of(name) % count:0{len(str(count - 1))}d}-of-{count}"
 
     return hashed
 

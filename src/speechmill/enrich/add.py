@@ -7,7 +7,6 @@ anywhere, the same command goes on.
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -38,6 +37,7 @@ from speechmill.enrich.maker import Maker, Outcome
 from speechmill.enrich.shards import EnrichedShard, Enrichment, PartsShard, given_up_of, in_shards
 from speechmill.errors import DatasetError
 from speechmill.recipe import Recipe
+from speechmill.records import number_of
 from speechmill.storage import Store, StoreOptions, open_store
 
 __all__ = ["Elsewhere", "EnrichObserver", "EnrichReport", "RunShards", "add_tokens", "measure"]
@@ -286,8 +286,7 @@ class _Run:
     def _is_ours(self, part_key: str) -> bool:
         """Whether this process does a part, of those that share them by index."""
         index, count = self.share
-        digest = hashlib.blake2b(part_key.encode(), digest_size=8).digest()
-        return int.from_bytes(digest, "big") % count == index
+        return number_of(part_key) % count == index
 
     def _look_up(self) -> Lookup:
         return look_up(self.sink, self.additions, self.given_up, self._is_ours)

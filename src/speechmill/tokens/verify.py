@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import heapq
 import time
 from collections import Counter, defaultdict
@@ -29,6 +28,7 @@ from speechmill.enrich.audio import (
 )
 from speechmill.enrich.staging import RowKey, row_keys
 from speechmill.errors import DatasetError
+from speechmill.records import number_of
 from speechmill.storage import Store, StoreOptions, open_store
 from speechmill.tokenizers.base import Tokenizer
 from speechmill.tokenizers.compare import mismatch
@@ -161,7 +161,11 @@ class _Sample:
         drawn: list[tuple[int, str, RowKey]] = []
         for part, table in scan(sink, SPAN_COLUMNS):
             rows = zip(row_keys(table), table["recipe"].to_pylist(), strict=True)
-            mine = ((_draw(seed, row), part.key, row) for row, made in rows if made == recipe)
+            mine = (
+                (number_of(f"{seed} {row[3]!r} {row[0]}"), part.key, row)
+                for row, made in rows
+                if made == recipe
+            )
             drawn = heapq.nsmallest(count, [*drawn, *mine])
         self._wanted: defaultdict[str, set[RowKey]] = defaultdict(set)
         for _, part_key, row in drawn:
@@ -186,11 +190,6 @@ class _Sample:
             codes = tokens_to_arrays(some[self._column])
             self.stored.update(zip(row_keys(some), codes, strict=True))
             yield from recordings_of(part.key, some)
-
-
-def _draw(seed: int, row: RowKey) -> int:
-    text = f"{seed} {row[3]!r} {row[0]}"
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
 class _Compared:
