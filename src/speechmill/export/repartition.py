@@ -62,16 +62,14 @@ class RepartitionReport:
 class _Plan:
     """Each file of the result, in order, and a digest of them and of what they are made of."""
 
+    sink_url: str
+    by: tuple[str, ...]
+    rows_per_file: int
     sources: tuple[Source, ...]
     weights: tuple[float, ...]  # bytes a row of each of them, as it is stored
     files: tuple[File, ...]
     schema: pa.Schema
     digest: str
-
-    @property
-    def rows(self) -> int:
-        return sum(file.rows for file in self.files)
-
 
 RunUnits = Callable[[Sequence[Unit], Callable[[], bool]], Iterator[int]]
 """Does units in any order, until it is told to stop; gives the rows of each one that is done, and
@@ -112,23 +110,24 @@ def repartition(
         raise DatasetError(f"there are no rows in {store.url} to repartition")
     _check_columns(schema, by, rows_per_file)
     plan = _make_plan(store, schema, by, rows_per_file)
-    there = _agree(target, store, plan, by, rows_per_file)
+    there = _agree(target, plan)
     missing = [file for file in plan.files if file.key not in there]
-    observer.planned(sum(f.rows for f in missing), len(missing), len(plan.files) - len(missing))
+    wanted, resumed = sum(file.rows for file in missing), len(plan.files) - len(missing)
+    observer.planned(wanted, len(missing), resumed)
     rows = 0
-    for done in run(_units(plan, missing, sink, out, by), stop):
+    for done in run(_units(plan, missing, sink, out), stop):
         rows += done
         observer.progress(rows)
-    stopped = rows < sum(file.rows for file in missing)
+    stopped = rows < wanted
     if not stopped:
-        _write_state(target, store, plan, by, rows_per_file, complete=True)
+        _write_state(target, plan, complete=True)
         _tidy(target)
     return RepartitionReport(
         out=f"{target.url}/{DATA}",
         rows=rows,
         files=len(missing),
         partitions=len({file.directory for file in plan.files}),
-        resumed=len(plan.files) - len(missing),
+        resumed=resumed,
         wall_s=time.monotonic() - started,
         stopped=stopped,
     )
@@ -182,7 +181,16 @@ def _make_plan(store: Store, schema: pa.Schema, by: Sequence[str], rows_per_file
     )
     made_of = [PLAN_VERSION, by, rows_per_file, [(s.key, s.etag) for s in sources]]
     digest = hashlib.sha256(json.dumps(made_of).encode() + schema.serialize().to_pybytes())
-    return _Plan(tuple(sources), tuple(weights), files, schema, digest.hexdigest()[:16])
+    return _Plan(
+        sink_url=store.url,
+        by=tuple(by),
+        rows_per_file=rows_per_file,
+        sources=tuple(sources),
+        weights=tuple(weights),
+        files=files,
+        schema=schema,
+        digest=digest.hexdigest()[:16],
+    )
 
 
 def _files_of(name: str, parts: Sequence[tuple[int, int]], rows_per_file: int) -> Iterator[File]:
@@ -204,9 +212,7 @@ def _files_of(name: str, parts: Sequence[tuple[int, int]], rows_per_file: int) -
         yield File(key, name, tuple(pieces))
 
 
-def _units(
-    plan: _Plan, files: Iterable[File], sink: Place, out: Place, by: Sequence[str]
-) -> list[Unit]:
+def _units(plan: _Plan, files: Iterable[File], sink: Place, out: Place) -> list[Unit]:
     """Files that follow one another, as many as fit into memory together."""
     bundles: list[list[File]] = []
     room = 0.0
@@ -218,20 +224,15 @@ def _units(
         bundles[-1].append(file)
         room -= num_bytes
     schema = plan.schema.serialize().to_pybytes()
-    return [
-        Unit(sink, out, tuple(by), _sources_of(plan, bundle), tuple(bundle), schema)
-        for bundle in bundles
-    ]
+    units = []
+    for bundle in bundles:
+        numbers = sorted({piece.source for file in bundle for piece in file.pieces})
+        sources = tuple((number, plan.sources[number]) for number in numbers)
+        units.append(Unit(sink, out, plan.by, sources, tuple(bundle), schema))
+    return units
 
 
-def _sources_of(plan: _Plan, files: Iterable[File]) -> tuple[tuple[int, Source], ...]:
-    numbers = sorted({piece.source for file in files for piece in file.pieces})
-    return tuple((number, plan.sources[number]) for number in numbers)
-
-
-def _agree(
-    target: Store, store: Store, plan: _Plan, by: Sequence[str], rows_per_file: int
-) -> set[str]:
+def _agree(target: Store, plan: _Plan) -> set[str]:
     """Claim OUT for this plan. Returns the files that are there already.
 
     Raises:
@@ -246,7 +247,7 @@ def _agree(
             raise DatasetError(
                 f"{target.url} is not empty ({min(there)} is there): give an empty place"
             )
-        _write_state(target, store, plan, by, rows_per_file, complete=False)
+        _write_state(target, plan, complete=False)
         return set()
     state = _read_state(target)
     if state.get("plan") != plan.digest:
@@ -269,22 +270,14 @@ def _read_state(target: Store) -> dict[str, Any]:
     return state
 
 
-def _write_state(
-    target: Store,
-    store: Store,
-    plan: _Plan,
-    by: Sequence[str],
-    rows_per_file: int,
-    *,
-    complete: bool,
-) -> None:
+def _write_state(target: Store, plan: _Plan, *, complete: bool) -> None:
     state = {
         "plan": plan.digest,
-        "sink": store.url,
-        "by": list(by),
-        "rows_per_file": rows_per_file,
+        "sink": plan.sink_url,
+        "by": list(plan.by),
+        "rows_per_file": plan.rows_per_file,
         "files": len(plan.files),
-        "rows": plan.rows,
+        "rows": sum(file.rows for file in plan.files),
         "complete": complete,
     }
     target.put(STATE_KEY, json.dumps(state, indent=1, ensure_ascii=False).encode())

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import threading
-from typing import TYPE_CHECKING
-
 from speechmill.storage.base import Blob, Object, Store, StoreOptions
 from speechmill.storage.large import Fetched, fetch
 from speechmill.storage.urls import inside, parse_url
-
-if TYPE_CHECKING:
-    from obstore.store import MemoryStore
 
 __all__ = [
     "Blob",
@@ -22,9 +16,6 @@ __all__ = [
     "inside",
     "open_store",
 ]
-
-_memory: dict[str, MemoryStore] = {}
-_memory_lock = threading.Lock()
 
 
 def open_store(url: str, options: StoreOptions = StoreOptions()) -> Store:  # noqa: B008 it is frozen
@@ -50,6 +41,5 @@ def open_store(url: str, options: StoreOptions = StoreOptions()) -> Store:  # no
     from speechmill.storage.remote import open_cloud, open_memory
 
     if location.scheme == "memory":
-        with _memory_lock:
-            return open_memory(location, _memory)
+        return open_memory(location)
     return open_cloud(location, options)

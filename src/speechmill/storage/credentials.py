@@ -14,7 +14,14 @@ import botocore.exceptions
 from speechmill.errors import AccessDeniedError, JobError
 from speechmill.storage.base import StoreOptions
 
-__all__ = ["S3Access", "resolve"]
+__all__ = ["KEY_ERRORS", "S3Access", "resolve"]
+
+KEY_ERRORS = (
+    botocore.exceptions.BotoCoreError,
+    botocore.exceptions.ClientError,
+    RuntimeError,  # keys that are expired again as soon as they are renewed
+)
+"""What goes wrong where keys are obtained."""
 
 _R2 = ".r2.cloudflarestorage.com"
 _FALLBACK_REGION = "us-east-1"  # stores other than AWS accept it; AWS names the right one
@@ -58,7 +65,10 @@ def resolve(bucket: str, options: StoreOptions) -> S3Access:
         ca_bundle = core.get_config_variable("ca_bundle")
     except botocore.exceptions.ProfileNotFound as error:
         name = str(error.kwargs.get("profile", options.profile))
-        raise JobError(_profile_missing(name)) from None
+        raise JobError(
+            f"there is no profile {name!r} in {_config_files()}: "
+            f"run `aws configure --profile {name}`"
+        ) from None
     except (
         botocore.exceptions.ConfigParseError,
         botocore.exceptions.InvalidRegionError,
@@ -160,11 +170,7 @@ def _credentials(session: Any, options: StoreOptions, bucket: str, has_endpoint:
         raise AccessDeniedError(f"s3://{bucket}: {error} (run `aws sso login{again}`)") from None
     except (botocore.exceptions.ProfileNotFound, botocore.exceptions.InvalidConfigError):
         raise
-    except (
-        botocore.exceptions.BotoCoreError,
-        botocore.exceptions.ClientError,
-        RuntimeError,  # keys that are expired again as soon as they are renewed
-    ) as error:
+    except KEY_ERRORS as error:
         # Its text may quote what a credential process has printed.
         raise AccessDeniedError(
             f"s3://{bucket}: no credentials ({type(error).__name__}); {_login_hint(named)}"
@@ -191,9 +197,3 @@ def _config_files() -> str:
     config = os.environ.get("AWS_CONFIG_FILE", "~/.aws/config")
     credentials = os.environ.get("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials")
     return f"{config} and {credentials}"
-
-
-def _profile_missing(name: str) -> str:
-    return (
-        f"there is no profile {name!r} in {_config_files()}: run `aws configure --profile {name}`"
-    )

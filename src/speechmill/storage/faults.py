@@ -39,6 +39,23 @@ _FOREIGN = (
     botocore.exceptions.BotoCoreError,
     urllib3.exceptions.HTTPError,
 )
+_CONFLICTS = (
+    obstore.exceptions.AlreadyExistsError,
+    obstore.exceptions.PreconditionError,
+    obstore.exceptions.NotModifiedError,
+)
+_DENIALS = (
+    obstore.exceptions.PermissionDeniedError,
+    obstore.exceptions.UnauthenticatedError,
+    botocore.exceptions.NoCredentialsError,
+    botocore.exceptions.CredentialRetrievalError,
+    botocore.exceptions.SSOError,
+)
+_UNSUPPORTED = (obstore.exceptions.NotSupportedError, obstore.exceptions.InvalidPathError)
+_UNREACHED = (
+    botocore.exceptions.EndpointConnectionError,
+    botocore.exceptions.ConnectTimeoutError,
+)
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>([^<]{1,100})</Code>")
 _MESSAGE = re.compile(r"<Message>([^<]{0,300})</Message>")
@@ -108,39 +125,18 @@ def _translate(error: Exception, what: str, bucket: str) -> tuple[StorageError, 
             what=what,
             bucket=bucket,
         ), True
-    kinds: list[tuple[type[Exception] | tuple[type[Exception], ...], StorageError]] = [
-        (FileNotFoundError, NotFoundError(f"{what}: there is no such object")),
-        (
-            (
-                obstore.exceptions.AlreadyExistsError,
-                obstore.exceptions.PreconditionError,
-                obstore.exceptions.NotModifiedError,
-            ),
-            ConflictError(f"{what}: the object is not as it was"),
-        ),
-        (
-            (
-                obstore.exceptions.PermissionDeniedError,
-                obstore.exceptions.UnauthenticatedError,
-                botocore.exceptions.NoCredentialsError,
-                botocore.exceptions.CredentialRetrievalError,
-                botocore.exceptions.SSOError,
-            ),
-            AccessDeniedError(f"{what}: access denied; check the credentials ({_reason(text)})"),
-        ),
-        (
-            (obstore.exceptions.NotSupportedError, obstore.exceptions.InvalidPathError),
-            UnsupportedError(f"{what}: the store cannot do this ({_reason(text)})"),
-        ),
-    ]
-    for kind, ours in kinds:
-        if isinstance(error, kind):
-            return ours, True
-    reached = "kind: Connect" not in text and not isinstance(
-        error,
-        (botocore.exceptions.EndpointConnectionError, botocore.exceptions.ConnectTimeoutError),
-    )
-    return UnavailableError(f"{what}: {_reason(text)}"), reached
+    reason = _reason(text)
+    if isinstance(error, FileNotFoundError):
+        return NotFoundError(f"{what}: there is no such object"), True
+    if isinstance(error, _CONFLICTS):
+        return ConflictError(f"{what}: the object is not as it was"), True
+    if isinstance(error, _DENIALS):
+        denied = f"{what}: access denied; check the credentials ({reason})"
+        return AccessDeniedError(denied), True
+    if isinstance(error, _UNSUPPORTED):
+        return UnsupportedError(f"{what}: the store cannot do this ({reason})"), True
+    reached = "kind: Connect" not in text and not isinstance(error, _UNREACHED)
+    return UnavailableError(f"{what}: {reason}"), reached
 
 
 def _reason(text: str) -> str:

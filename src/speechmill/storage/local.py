@@ -144,41 +144,38 @@ class LocalStore:
         self, key: str, data: bytes, *, if_absent: bool = False, if_etag: str | None = None
     ) -> str:
         """See ``Store.put``. The new etag is always greater than the old one."""
-        target = self._path(key)
         staged = f"{self._root}/{STAGED}/{uuid.uuid4().hex}"
-        try:
-            Path(staged).parent.mkdir(parents=True, exist_ok=True)
-            Path(target).parent.mkdir(parents=True, exist_ok=True)
-            try:
-                _write_through(staged, data)
-                with self._locked():
-                    current = self._mtime_ns(target)
-                    if (if_absent and current is not None) or (
-                        if_etag is not None and str(current) != if_etag
-                    ):
-                        raise ConflictError(f"writing {self._shown(key)}: it is not as it was")
-                    etag = _set_later_mtime(staged, current or 0)
-                    os.replace(staged, target)  # noqa: PTH105 Path cannot hold every name
-            finally:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(staged)  # noqa: PTH108 see above
-            _sync_directory(os.path.dirname(target))  # noqa: PTH120 see above
-        except OSError as error:
-            raise self._translate(error, key) from None
+        with self._replacing(key, staged) as target:
+            _write_through(staged, data)
+            with self._locked():
+                current = self._mtime_ns(target)
+                if (if_absent and current is not None) or (
+                    if_etag is not None and str(current) != if_etag
+                ):
+                    raise ConflictError(f"writing {self._shown(key)}: it is not as it was")
+                etag = _set_later_mtime(staged, current or 0)
+                os.replace(staged, target)  # noqa: PTH105 Path cannot hold every name
         return str(etag)
 
     def put_file(self, key: str, path: Path) -> None:
         """See ``Store.put_file``. Leaves nothing else in the folder: no lock, nothing staged."""
-        target = self._path(key)
         staged = f"{self._root}/.{uuid.uuid4().hex}.staged"
+        with self._replacing(key, staged) as target:
+            _copy_through(path, staged)
+            os.replace(staged, target)  # noqa: PTH105 Path cannot hold every name
+
+    @contextlib.contextmanager
+    def _replacing(self, key: str, staged: str) -> Iterator[str]:
+        """Make room for a file and for its staged bytes, and clean up behind. Yields its path."""
+        target = self._path(key)
         try:
+            Path(staged).parent.mkdir(parents=True, exist_ok=True)
             Path(target).parent.mkdir(parents=True, exist_ok=True)
             try:
-                _copy_through(path, staged)
-                os.replace(staged, target)  # noqa: PTH105 Path cannot hold every name
+                yield target
             finally:
                 with contextlib.suppress(FileNotFoundError):
-                    os.unlink(staged)  # noqa: PTH108 see above
+                    os.unlink(staged)  # noqa: PTH108 Path cannot hold every name
             _sync_directory(os.path.dirname(target))  # noqa: PTH120 see above
         except OSError as error:
             raise self._translate(error, key) from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -26,7 +27,7 @@ from speechmill.storage.faults import Retrier
 from speechmill.storage.urls import Location
 
 if TYPE_CHECKING:
-    from obstore import ObjectMeta
+    from obstore import ObjectMeta, PutMode
     from obstore.store import ClientConfig, ObjectStore, RetryConfig
 
 __all__ = [
@@ -47,6 +48,8 @@ WRITE_STALL_S = 120.0
 """How long a connection may be silent. For a write this includes the time to send the object."""
 
 LIST_CHUNK = 1_000  # S3's own page
+_memory: dict[str, MemoryStore] = {}
+_memory_lock = threading.Lock()
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _UNNAMEABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]|(?:^|/)\.{0,2}(?:/|$)")
@@ -190,30 +193,14 @@ class RemoteStore:
     ) -> str:
         """See ``Store.put``."""
         full, what = self._full(key), f"writing {self.url}/{key}"
-        version = None
-        if if_etag is not None and self._location.scheme == "gs":
-            version = self._generation(full, if_etag, what)
+        mode: PutMode = "create" if if_absent else "overwrite"
+        if if_etag is not None:
+            mode = {"e_tag": _quoted(if_etag)}
+            if self._location.scheme == "gs":
+                mode["version"] = self._generation(full, if_etag, what)
 
         def action() -> str | None:
-            if if_etag is not None:
-                result = obstore.put(
-                    self._writer,
-                    full,
-                    data,
-                    mode={"e_tag": _quoted(if_etag), "version": version}
-                    if version is not None
-                    else {"e_tag": _quoted(if_etag)},
-                    use_multipart=False,
-                )
-            else:
-                result = obstore.put(
-                    self._writer,
-                    full,
-                    data,
-                    mode="create" if if_absent else "overwrite",
-                    use_multipart=False,
-                )
-            return result["e_tag"]
+            return obstore.put(self._writer, full, data, mode=mode, use_multipart=False)["e_tag"]
 
         try:
             etag = self._retrier.call(what, action)
@@ -281,9 +268,10 @@ def _check_length(found: int, size: int, what: str) -> None:
         raise UnavailableError(f"{what}: {found} bytes came, not {size}")
 
 
-def open_memory(location: Location, stores: dict[str, MemoryStore]) -> RemoteStore:
-    """Open the store of that name among ``stores``; create it where there is none."""
-    store = stores.setdefault(location.bucket, MemoryStore())
+def open_memory(location: Location) -> RemoteStore:
+    """Open the store of that name in this process; create it where there is none."""
+    with _memory_lock:
+        store = _memory.setdefault(location.bucket, MemoryStore())
     return RemoteStore(location, store, store, Retrier(0.0, "memory", location.bucket))
 
 

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
-import botocore.exceptions
 from obstore.store import S3Store as ObstoreS3
 
 from speechmill.errors import AccessDeniedError, ConflictError
 from speechmill.storage.base import Blob, Object, StoreOptions
-from speechmill.storage.credentials import S3Access, resolve
+from speechmill.storage.credentials import KEY_ERRORS, S3Access, resolve
 from speechmill.storage.faults import Retrier
 from speechmill.storage.remote import (
     NO_RETRIES,
@@ -47,11 +46,7 @@ class _KeyProvider:
     def __call__(self) -> S3Credential:
         try:
             frozen = self._credentials.get_frozen_credentials()
-        except (
-            botocore.exceptions.BotoCoreError,
-            botocore.exceptions.ClientError,
-            RuntimeError,  # keys that are expired again as soon as they are renewed
-        ) as error:
+        except KEY_ERRORS as error:
             self.failure = error  # obstore would bury it in a general error
             raise
         self.failure = None
