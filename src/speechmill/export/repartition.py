@@ -71,6 +71,7 @@ class _Plan:
     schema: pa.Schema
     digest: str
 
+
 RunUnits = Callable[[Sequence[Unit], Callable[[], bool]], Iterator[int]]
 """Does units in any order, until it is told to stop; gives the rows of each one that is done, and
 0 now and then."""

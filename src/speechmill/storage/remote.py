@@ -197,7 +197,9 @@ class RemoteStore:
         if if_etag is not None:
             mode = {"e_tag": _quoted(if_etag)}
             if self._location.scheme == "gs":
-                mode["version"] = self._generation(full, if_etag, what)
+                version = self._generation(full, if_etag, what)
+                if version is not None:
+                    mode["version"] = version
 
         def action() -> str | None:
             return obstore.put(self._writer, full, data, mode=mode, use_multipart=False)["e_tag"]
