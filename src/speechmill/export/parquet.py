@@ -13,13 +13,7 @@ import pyarrow as pa
 
 from speechmill.dataset.commit import read_part
 from speechmill.dataset.conform import conform
-from speechmill.dataset.layout import (
-    DATA,
-    OWN_PREFIXES,
-    directory,
-    path_component,
-    read_layout,
-)
+from speechmill.dataset.layout import DATA, OWN_PREFIXES, directory, path_component, read_layout
 from speechmill.dataset.reader import list_parts, stored_schema
 from speechmill.dataset.schema import parquet_writer
 from speechmill.dataset.state import read_state

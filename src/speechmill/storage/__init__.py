@@ -6,16 +6,7 @@ from speechmill.storage.base import Blob, Object, Store, StoreOptions
 from speechmill.storage.large import Fetched, fetch
 from speechmill.storage.urls import inside, parse_url
 
-__all__ = [
-    "Blob",
-    "Fetched",
-    "Object",
-    "Store",
-    "StoreOptions",
-    "fetch",
-    "inside",
-    "open_store",
-]
+__all__ = ["Blob", "Fetched", "Object", "Store", "StoreOptions", "fetch", "inside", "open_store"]
 
 
 def open_store(url: str, options: StoreOptions = StoreOptions()) -> Store:  # noqa: B008 it is frozen

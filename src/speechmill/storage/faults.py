@@ -52,10 +52,7 @@ _DENIALS = (
     botocore.exceptions.SSOError,
 )
 _UNSUPPORTED = (obstore.exceptions.NotSupportedError, obstore.exceptions.InvalidPathError)
-_UNREACHED = (
-    botocore.exceptions.EndpointConnectionError,
-    botocore.exceptions.ConnectTimeoutError,
-)
+_UNREACHED = (botocore.exceptions.EndpointConnectionError, botocore.exceptions.ConnectTimeoutError)
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>([^<]{1,100})</Code>")
 _MESSAGE = re.compile(r"<Message>([^<]{0,300})</Message>")

@@ -14,13 +14,7 @@ from speechmill.errors import AccessDeniedError, ConflictError
 from speechmill.storage.base import Blob, Object, StoreOptions
 from speechmill.storage.credentials import KEY_ERRORS, S3Access, resolve
 from speechmill.storage.faults import Retrier
-from speechmill.storage.remote import (
-    NO_RETRIES,
-    RemoteStore,
-    client_config,
-    lost_by_fork,
-    nameable,
-)
+from speechmill.storage.remote import NO_RETRIES, RemoteStore, client_config, lost_by_fork, nameable
 from speechmill.storage.signed import SignedClient
 from speechmill.storage.urls import Location
 
@@ -93,10 +87,7 @@ class S3Store(RemoteStore):
         access = resolve(location.bucket, options)
         provider = _KeyProvider(access.credentials)
         retrier = _S3Retrier(
-            options.retry_s,
-            urlsplit(access.endpoint_url).netloc,
-            location.bucket,
-            provider,
+            options.retry_s, urlsplit(access.endpoint_url).netloc, location.bucket, provider
         )
         super().__init__(
             location,
