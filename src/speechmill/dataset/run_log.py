@@ -131,14 +131,11 @@ class RunLog:
             yield
         except BaseException as error:
             self.event("broken off", "error", error=type(error).__name__, message=str(error))
-            self._flush_briefly()
+            # Not for long: a store that is down was waited for already.
+            writing = threading.Thread(target=self.flush, kwargs={"now": True}, daemon=True)
+            writing.start()
+            writing.join(LAST_FLUSH_S)
             raise
-
-    def _flush_briefly(self) -> None:
-        """Write the log, but do not wait long: a store that is down was waited for already."""
-        writing = threading.Thread(target=self.flush, kwargs={"now": True}, daemon=True)
-        writing.start()
-        writing.join(LAST_FLUSH_S)
 
     def report(self, report: dict[str, Any]) -> None:
         """Write ``report.json``."""

@@ -74,12 +74,11 @@ def _check(template: str) -> None:
         parsed = [field for field in Formatter().parse(template) if field[1] is not None]
     except ValueError as error:
         raise JobError(f"the template {template!r} is malformed: {error}") from None
-    if unknown := {str(name) for _, name, spec, how in parsed if spec or how} | {
-        str(name) for _, name, _, _ in parsed if name != "folder_name"
-    }:
+    unknown = {name for _, name, spec, how in parsed if name != "folder_name" or spec or how}
+    if unknown:
         raise JobError(
             f"the template {template!r} has placeholders that are not known, or not plain "
-            f"({', '.join(sorted(unknown))}); there is {{folder_name}}"
+            f"({', '.join(sorted(map(str, unknown)))}); there is {{folder_name}}"
         )
     components = template.split("/")
     if not template.endswith(".parquet") or {"", ".", ".."} & set(components):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -109,25 +110,23 @@ class S3Store(RemoteStore):
         """See ``Store.get``."""
         if self._by_obstore(key):
             return super().get(key)
-        reply = self._signed.get(self._start + key)
-        return Blob(reply.data, reply.etag, reply.modified_us)
+        return self._signed.get(self._start + key)
 
     def read(self, key: str, start: int, length: int, *, etag: str) -> bytes:
         """See ``Store.read``."""
         if length == 0 or self._by_obstore(key):
             return super().read(key, start, length, etag=etag)
         wanted = {"Range": f"bytes={start}-{start + length - 1}", "If-Match": f'"{etag}"'}
-        reply = self._signed.get(self._start + key, wanted)
-        if reply.etag != etag or reply.size != length:
+        blob = self._signed.get(self._start + key, wanted)
+        if blob.etag != etag or len(blob.data) != length:
             raise ConflictError(f"reading {self.url}/{key!a}: the object is not as it was")
-        return reply.data
+        return blob.data
 
     def head(self, key: str) -> Object:
         """See ``Store.head``."""
         if self._by_obstore(key):
             return super().head(key)
-        reply = self._signed.head(self._start + key)
-        return Object(key, reply.size, reply.etag, reply.modified_us)
+        return replace(self._signed.head(self._start + key), key=key)
 
     def _by_obstore(self, key: str) -> bool:
         return nameable(self._start + key) and not lost_by_fork()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import builtins
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -22,25 +21,15 @@ import botocore.httpsession
 import botocore.utils
 
 from speechmill.errors import UnavailableError
-from speechmill.storage.base import Object
+from speechmill.storage.base import Blob, Object
 from speechmill.storage.credentials import S3Access
 from speechmill.storage.faults import Retrier, error_of_reply
 
-__all__ = ["Reply", "SignedClient"]
+__all__ = ["SignedClient"]
 
 CONNECT_TIMEOUT_S = 5.0  # as obstore's, see remote.client_config
 READ_TIMEOUT_S = 30.0  # of silence
 _NAMESPACE = "{http://s3.amazonaws.com/doc/2006-03-01/}"
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """The reply to a GET or HEAD of an object; ``size`` (bytes) is that of the body."""
-
-    data: bytes
-    size: int
-    etag: str
-    modified_us: int
 
 
 class SignedClient:
@@ -57,13 +46,14 @@ class SignedClient:
             max_pool_connections=32,
         )
 
-    def get(self, key: str, headers: Mapping[str, str] | None = None) -> Reply:
+    def get(self, key: str, headers: Mapping[str, str] | None = None) -> Blob:
         """Read the object, or what ``headers`` (Range, If-Match) ask of it."""
-        return self._object("GET", key, headers or {})
+        data, found = self._object("GET", key, headers or {})
+        return Blob(data, found.etag, found.modified_us)
 
-    def head(self, key: str) -> Reply:
-        """Look up the object without its body."""
-        return self._object("HEAD", key, {})
+    def head(self, key: str) -> Object:
+        """Look up the object, with its full key."""
+        return self._object("HEAD", key, {})[1]
 
     def list(self, prefix: str) -> Iterator[Object]:
         """List every object whose key starts with ``prefix``, in S3's order, with its full key."""
@@ -86,20 +76,18 @@ class SignedClient:
         except (ET.ParseError, ValueError, KeyError) as error:
             raise UnavailableError(f"{what}: the store's listing cannot be read: {error}") from None
 
-    def _object(self, method: str, key: str, headers: Mapping[str, str]) -> Reply:
+    def _object(self, method: str, key: str, headers: Mapping[str, str]) -> tuple[bytes, Object]:
         what = f"reading s3://{self._access.bucket}/{key!a}"
 
-        def action() -> Reply:
+        def action() -> tuple[bytes, Object]:
             response = self._send(method, f"{self._base}/{_quote(key, '/')}", headers, what)
             size = int(response.headers.get("Content-Length") or len(response.content))
             if method == "GET" and len(response.content) != size:
                 raise UnavailableError(f"{what}: {len(response.content)} bytes came, not {size}")
-            return Reply(
-                response.content if method == "GET" else b"",
-                size,
-                response.headers.get("ETag", "").strip('"'),
-                round(parsedate_to_datetime(response.headers["Last-Modified"]).timestamp()) * 10**6,
-            )
+            etag = response.headers.get("ETag", "").strip('"')
+            modified = parsedate_to_datetime(response.headers["Last-Modified"])
+            found = Object(key, size, etag, round(modified.timestamp()) * 10**6)
+            return response.content, found
 
         return self._retrier.call(what, action)
 
