@@ -33,9 +33,8 @@ __all__ = [
 ]
 
 PART_KEY = re.compile(r"[^/]+/folder=[^/]*/part-\d+-of-\d+\.parquet")
-WHOLE_BYTES = (
-    512 * 1024
-)  # a part up to this size is fetched whole: one request costs less than three
+# A part up to this size is fetched whole: one request costs less than three.
+WHOLE_BYTES = 512 * 1024
 TAIL_BYTES = 64 * 1024  # read first of a larger part: it holds the footer
 READERS = 16  # parts read in parallel: reading waits for the store
 NEWEST_PARTS = 8  # searched for the present columns, at most
@@ -175,8 +174,7 @@ class _WholeFileSystem(pafs.FileSystemHandler):  # type: ignore[misc]
     def open_input_file(self, path: str) -> pa.NativeFile:
         return pa.BufferReader(self._store.get(path).data)
 
-    def open_input_stream(self, path: str) -> pa.NativeFile:
-        return self.open_input_file(path)
+    open_input_stream = open_input_file
 
     def _read_only(self, *_: Any, **__: Any) -> Any:
         raise NotImplementedError("a dataset is opened for reading only")

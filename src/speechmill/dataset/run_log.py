@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from speechmill.dataset.layout import RUNS
@@ -117,12 +117,10 @@ class RunLog:
             return
         self._flushed_at = time.monotonic()
         self._failed = True
-        try:
+        with suppress(StorageError):  # if the store stays down, the commits will fail
             self._application.flush()
             self._timing.flush()
-        except StorageError:  # if the store stays down, the commits will fail
-            return
-        self._failed = False
+            self._failed = False
 
     @contextmanager
     def watching(self) -> Iterator[None]:

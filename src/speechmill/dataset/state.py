@@ -132,9 +132,7 @@ def check_source(store: Store, state: Mapping[str, Any] | None, job: Claim) -> b
 
 
 def agree_on_source(store: Store, job: Claim) -> None:
-    """Record the source, folder rule and recipe, or raise where the sink's are others.
-
-    The recipe is written before the state that names it.
+    """Record the source, folder rule and recipe, this one before the state that names it.
 
     Raises:
         DatasetError, SourceChangedError, RecipeChangedError: see ``check_source``.

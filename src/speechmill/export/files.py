@@ -22,9 +22,9 @@ from speechmill.dataset.layout import directory
 from speechmill.dataset.schema import parquet_writer
 from speechmill.errors import NotFoundError, ReplacedError
 from speechmill.machine import num_cores
-from speechmill.storage import Store, StoreOptions, open_store
+from speechmill.storage import Object, Store, StoreOptions, open_store
 
-__all__ = ["File", "Piece", "Place", "Source", "Unit", "groups", "in_threads", "write_unit"]
+__all__ = ["File", "Piece", "Place", "Unit", "groups", "in_threads", "write_unit"]
 
 ROW_GROUP_BYTES = 32 * 1024**2  # in memory: a file that grows beyond it is begun
 WRITERS = 8  # files of a unit that are sent to the store at the same time
@@ -44,14 +44,6 @@ class Place:
     def open(self) -> Store:
         """The store itself."""
         return open_store(self.url, self.options)
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """A version of a part."""
-
-    key: str
-    etag: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +78,7 @@ class Unit:
     sink: Place
     out: Place
     by: tuple[str, ...]
-    sources: tuple[tuple[int, Source], ...]
+    sources: tuple[tuple[int, Object], ...]
     files: tuple[File, ...]
     schema: bytes
 
@@ -192,7 +184,7 @@ def _rows_by_group(table: pa.Table, by: Sequence[str]) -> Iterator[tuple[str, ND
     return zip(names, np.split(order, ends[:-1]), strict=True)
 
 
-def _read(store: Store, source: Source, schema: pa.Schema) -> pa.Table:
+def _read(store: Store, source: Object, schema: pa.Schema) -> pa.Table:
     """A part, with the columns of ``schema``: null where it lacks them."""
     try:
         blob = store.get(source.key)

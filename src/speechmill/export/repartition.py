@@ -24,8 +24,8 @@ from speechmill.dataset.layout import DATA, STATE
 from speechmill.dataset.reader import scan, stored_schema
 from speechmill.dataset.state import sink_state
 from speechmill.errors import DatasetError, JobError, NotFoundError, StorageError
-from speechmill.export.files import File, Piece, Place, Source, Unit, groups
-from speechmill.storage import Store, inside
+from speechmill.export.files import File, Piece, Place, Unit, groups
+from speechmill.storage import Object, Store, inside
 
 __all__ = ["Observer", "RepartitionReport", "RunUnits", "repartition"]
 
@@ -65,7 +65,7 @@ class _Plan:
     sink_url: str
     by: tuple[str, ...]
     rows_per_file: int
-    sources: tuple[Source, ...]
+    sources: tuple[Object, ...]
     weights: tuple[float, ...]  # bytes a row of each of them, as it is stored
     files: tuple[File, ...]
     schema: pa.Schema
@@ -163,7 +163,7 @@ def _groupable(of_type: pa.DataType) -> bool:
 
 def _make_plan(store: Store, schema: pa.Schema, by: Sequence[str], rows_per_file: int) -> _Plan:
     """What rows of what parts come into what files: one pass over the columns ``by``."""
-    sources: list[Source] = []
+    sources: list[Object] = []
     found: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)  # part, rows; in order
     weights: list[float] = []
     # Any column says how many rows there are, also where a part lacks those asked for.
@@ -173,7 +173,7 @@ def _make_plan(store: Store, schema: pa.Schema, by: Sequence[str], rows_per_file
         names, numbers = groups(table, by)
         for name, count in zip(names, np.bincount(numbers, minlength=len(names)), strict=True):
             found[name].append((len(sources), int(count)))
-        sources.append(Source(part.key, part.etag))
+        sources.append(part)
         weights.append(part.size / table.num_rows)
     if not sources:
         raise DatasetError(f"there are no rows in {store.url} to repartition")
@@ -234,11 +234,7 @@ def _units(plan: _Plan, files: Iterable[File], sink: Place, out: Place) -> list[
 
 
 def _agree(target: Store, plan: _Plan) -> set[str]:
-    """Claim OUT for this plan. Returns the files that are there already.
-
-    Raises:
-        DatasetError: something else is there.
-    """
+    """Claim OUT for this plan. Returns the files that are there already."""
     try:
         there = {o.key for o in target.list() if not STAGED.fullmatch(o.key)}
     except NotFoundError:

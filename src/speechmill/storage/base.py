@@ -11,10 +11,7 @@ from typing import Protocol
 
 from speechmill.errors import ConflictError, StorageError, UnsupportedError
 
-__all__ = ["CHECK_PREFIX", "Blob", "Object", "Store", "StoreOptions", "check_store"]
-
-CHECK_PREFIX = "_speechmill/check-"
-"""The prefix of the scratch objects of ``Store.check``; a random number follows."""
+__all__ = ["Blob", "Object", "Store", "StoreOptions", "check_store"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +138,7 @@ class Store(Protocol):
 
 def check_store(store: Store) -> None:
     """Implement ``Store.check`` by the store's other methods."""
-    key = f"{CHECK_PREFIX}{uuid.uuid4().hex}"
+    key = f"_speechmill/check-{uuid.uuid4().hex}"
     try:
         _check_conditions(store, key)
     finally:

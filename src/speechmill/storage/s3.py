@@ -96,7 +96,6 @@ class S3Store(RemoteStore):
             _open_bucket(access, provider, writing=True),
             retrier,
         )
-        self.endpoint_url = access.endpoint_url
         self._signed = SignedClient(access, retrier)
 
     def list(self, prefix: str = "") -> Iterator[Object]:

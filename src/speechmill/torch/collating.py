@@ -41,8 +41,7 @@ def collate(
         values = [sample[name] for sample in samples]
         if any(isinstance(v, torch.Tensor | np.ndarray) for v in values):
             tensors = _tensors(values, name, samples)
-            padded, lengths = _padded(tensors, name, pad_code, pad_feature)
-            batch[name] = padded
+            batch[name], lengths = _padded(tensors, name, pad_code, pad_feature)
             batch[f"{name}_lengths"] = lengths
             batch[f"{name}_mask"] = torch.arange(int(lengths.max()))[None] < lengths[:, None]
         elif all(type(v) is int for v in values) or all(type(v) is bool for v in values):

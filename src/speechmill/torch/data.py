@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,10 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from speechmill.dataset.epochs import Even, Order, Share, windows, windows_of_batches
 from speechmill.storage import StoreOptions
-from speechmill.torch.ranks import own_rank
+from speechmill.torch.ranks import own_share
 from speechmill.torch.rows import Part, RowReader, Transform
 
 __all__ = ["SpeechDataset", "SpeechStream"]
-
-MB = 1_000_000
 
 
 class SpeechDataset(Dataset):  # type: ignore[misc]  # torch is not typed
@@ -60,7 +59,7 @@ class SpeechDataset(Dataset):  # type: ignore[misc]  # torch is not typed
         options = StoreOptions(profile, endpoint_url, region, anonymous=anonymous)
         self.reader = RowReader(sink, columns, where, options)
         self._transform = transform
-        self._cache_bytes = cache_mb * MB
+        self._cache_bytes = cache_mb * 1e6
         self._cache: OrderedDict[int, Part] = OrderedDict()
 
     @property
@@ -154,7 +153,7 @@ class SpeechStream(IterableDataset):  # type: ignore[misc]  # torch is not typed
         region: str | None = None,
         anonymous: bool = False,
     ) -> None:
-        self._rank, self._world_size = own_rank(rank, world_size)
+        self._share = own_share(rank, world_size)
         self._order = Order(shuffle, seed, window, batch_size, max_frames, even=even)
         options = StoreOptions(profile, endpoint_url, region, anonymous=anonymous)
         self.reader = RowReader(sink, columns, where, options)
@@ -192,13 +191,9 @@ class SpeechStream(IterableDataset):  # type: ignore[misc]  # torch is not typed
         self._skip = self._done = state["done"]
 
     def __iter__(self) -> Iterator[Any]:
-        worker = get_worker_info()
-        share = Share(
-            self._rank,
-            self._world_size,
-            worker.id if worker else 0,
-            worker.num_workers if worker else 1,
-        )
+        share, worker = self._share, get_worker_info()
+        if worker:
+            share = replace(share, worker=worker.id, num_workers=worker.num_workers)
         skip, self._skip = self._skip, 0
         self._done = skip
         for item in self._items(share, skip):

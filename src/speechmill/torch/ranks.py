@@ -9,12 +9,12 @@ import torch
 from speechmill.dataset.epochs import Share
 from speechmill.errors import JobError
 
-__all__ = ["own_rank"]
+__all__ = ["own_share"]
 
 
-def own_rank(rank: int | None, world_size: int | None) -> tuple[int, int]:
-    """Find rank and world size: as given, else torch.distributed's, else the environment's, else 0,
-    1.
+def own_share(rank: int | None, world_size: int | None) -> Share:
+    """Find rank and world size: as given, else torch.distributed's, else the environment's, else
+    there is one rank.
 
     Raises:
         JobError: only one of them is given, they are no numbers, or there is no such rank.
@@ -26,8 +26,7 @@ def own_rank(rank: int | None, world_size: int | None) -> tuple[int, int]:
             rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
         else:
             rank, world_size = _environment("RANK", 0), _environment("WORLD_SIZE", 1)
-    share = Share(rank, world_size)
-    return share.rank, share.world_size
+    return Share(rank, world_size)
 
 
 def _environment(name: str, default: int) -> int:

@@ -77,12 +77,8 @@ def _tensor(values: NDArray[Any]) -> torch.Tensor:
 class RowReader:
     """Reads samples of a sink as it was when it was opened.
 
-    May be pickled and forked: each process opens a store of its own.
-
-    Raises:
-        StorageError: the sink cannot be listed or read.
-        DatasetError: there is no dataset, or a part cannot be read.
-        JobError: there is no such column, or ``where`` is no condition on the rows.
+    May be pickled and forked: each process opens a store of its own. Raises what
+    ``SpeechDataset`` raises.
     """
 
     def __init__(

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 from torch.utils.data import Sampler
 
-from speechmill.dataset.epochs import Even, Order, Share, num_batches, windows_of_batches
+from speechmill.dataset.epochs import Even, Order, num_batches, windows_of_batches
 from speechmill.errors import JobError
 from speechmill.torch.data import SpeechDataset
-from speechmill.torch.ranks import own_rank
+from speechmill.torch.ranks import own_share
 
 __all__ = ["BucketBatchSampler"]
 
@@ -45,7 +45,7 @@ class BucketBatchSampler(Sampler):  # type: ignore[misc]  # torch is not typed
     ) -> None:
         if batch_size is None and max_frames is None:
             raise JobError("how large is a batch? Give batch_size, max_frames, or both")
-        self._share = Share(*own_rank(rank, world_size))
+        self._share = own_share(rank, world_size)
         self._order = Order(shuffle, seed, window, batch_size, max_frames, by_length, even)
         self._index, self._frames = dataset.reader.index, dataset.frames
         self._epoch = self._done = self._skip = 0
