@@ -207,18 +207,14 @@ def _newest_schema(store: Store) -> pa.Schema | None:
     wanted = recipe.choices.get("tokenizers", {}).keys() if recipe else set()
     first = None
     for part in newest[:NEWEST_PARTS]:
-        schema = _schema_of(store, part)
+        try:
+            schema = pq.read_schema(pa.BufferReader(store.get(part.key).data))
+        except (pa.ArrowException, OSError) as error:
+            raise unreadable(part.key, error) from None
         first = first or schema
         if wanted <= {one["column"] for one in described_tokenizers(schema)}:
             return schema
     return first
-
-
-def _schema_of(store: Store, part: Object) -> pa.Schema:
-    try:
-        return pq.read_schema(pa.BufferReader(store.get(part.key).data))
-    except (pa.ArrowException, OSError) as error:
-        raise unreadable(part.key, error) from None
 
 
 def dataset_of(store: Store) -> pads.Dataset:

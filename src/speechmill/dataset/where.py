@@ -226,7 +226,7 @@ class _Parser:
         """Parse IN, LIKE, ILIKE or BETWEEN, after a column and maybe NOT."""
         if self._peek("LIKE", "ILIKE"):
             ignore_case = self._advance().text == "ILIKE"
-            if column.type is not None and not _is_text(column.type):
+            if column.type is not None and _kind(column.type) != "text":
                 raise self._misfit(f"LIKE is for text, and {column.name} is {column.type}", at)
             return pc.match_like(pc.field(column.name), self._string(), ignore_case=ignore_case)
         if self._accept("BETWEEN"):
@@ -245,7 +245,7 @@ class _Parser:
         return self._in_list(column, values, at)
 
     def _in_list(self, column: _Column, values: Sequence[Literal], at: int) -> pc.Expression:
-        plain = column.type is None or _is_text(column.type)
+        plain = column.type is None or _kind(column.type) == "text"
         if not plain or not all(isinstance(v, str) for v in values):
             equal = [self._compare(column, "=", value, at) for value in values]
             return _join(operator.or_, equal)
@@ -253,7 +253,9 @@ class _Parser:
         return pc.if_else(field.is_null(), _UNKNOWN, field.isin(list(values)))
 
     def _contains(self, column: _Column, item: str, at: int) -> pc.Expression:
-        if column.type is not None and not _is_texts(column.type):
+        if column.type is not None and not (
+            pa.types.is_list(column.type) and _kind(column.type.value_type) == "text"
+        ):
             raise self._misfit(
                 f"{column.name} is {column.type}, and only lists of text can be looked into", at
             )
@@ -356,14 +358,6 @@ def _join(
         pairs = [join(a, b) for a, b in zip(found[::2], found[1::2], strict=False)]
         found = pairs + found[len(pairs) * 2 :]
     return found[0]
-
-
-def _is_text(of_type: pa.DataType) -> bool:
-    return _kind(of_type) == "text"
-
-
-def _is_texts(of_type: pa.DataType) -> bool:
-    return pa.types.is_list(of_type) and _is_text(of_type.value_type)
 
 
 def _kind(of_type: pa.DataType) -> str:

@@ -147,18 +147,14 @@ def _check_columns(schema: pa.Schema, by: Sequence[str], rows_per_file: int) -> 
         raise JobError(f"rows_per_file must be 1 or more, not {rows_per_file}")
     if len(set(by)) < len(by) or not by:
         raise JobError("by: name each column to group by, once")
-    can = [f.name for f in schema if _groupable(f.type)]
+    kinds = (pa.types.is_string, pa.types.is_integer, pa.types.is_boolean)
+    can = [f.name for f in schema if any(of_kind(f.type) for of_kind in kinds)]
     for column in by:
         if column not in can:
             why = "cannot be grouped by" if column in schema.names else "is no column"
             raise JobError(f"by: {column!r} {why}; there are {', '.join(can)}")
         if f"by_{column}" in schema.names:
             raise JobError(f"by: there is a column by_{column}, which is the directories' key")
-
-
-def _groupable(of_type: pa.DataType) -> bool:
-    kinds = pa.types
-    return bool(kinds.is_string(of_type) or kinds.is_integer(of_type) or kinds.is_boolean(of_type))
 
 
 def _make_plan(store: Store, schema: pa.Schema, by: Sequence[str], rows_per_file: int) -> _Plan:

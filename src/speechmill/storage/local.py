@@ -68,17 +68,11 @@ class LocalStore:
             raise self._no_folder()
         if prefix and not os.path.isdir(self._path(prefix)):  # noqa: PTH112 see above
             return
-        # A level: its key, the directories above it (to see loops), and names still to visit.
-        key = f"{prefix}/" if prefix else ""
-        levels: list[tuple[str, frozenset[tuple[int, int]], Iterator[str]]]
-        levels = [("", frozenset(), iter([key]))]
-        while levels:
-            parent, above, names = levels[-1]
-            name = next(names, None)
-            if name is None:
-                levels.pop()
-                continue
-            key = parent + name
+        # Directories still to visit, the next one last; each with those above it, to see loops.
+        waiting: builtins.list[tuple[str, frozenset[tuple[int, int]]]]
+        waiting = [(f"{prefix}/" if prefix else "", frozenset())]
+        while waiting:
+            key, above = waiting.pop()
             try:
                 identity, entries = self._entries(key)
             except FileNotFoundError:
@@ -90,14 +84,15 @@ class LocalStore:
                 continue
             if identity in above:
                 continue
+            above |= {identity}
             directories = []
             for entry in entries:
                 found = self._classify(key + entry)
                 if isinstance(found, Object):
                     yield found
                 elif found and key + entry != STAGED:
-                    directories.append(f"{entry}/")
-            levels.append((key, above | {identity}, iter(directories)))
+                    directories.append((f"{key}{entry}/", above))
+            waiting += reversed(directories)
 
     def get(self, key: str) -> Blob:
         """See ``Store.get``.
@@ -146,7 +141,8 @@ class LocalStore:
         """See ``Store.put``. The new etag is always greater than the old one."""
         staged = f"{self._root}/{STAGED}/{uuid.uuid4().hex}"
         with self._replacing(key, staged) as target:
-            _write_through(staged, data)
+            with _durable(staged) as file:
+                file.write(data)
             with self._locked():
                 current = self._mtime_ns(target)
                 if (if_absent and current is not None) or (
@@ -161,7 +157,8 @@ class LocalStore:
         """See ``Store.put_file``. Leaves nothing else in the folder: no lock, nothing staged."""
         staged = f"{self._root}/.{uuid.uuid4().hex}.staged"
         with self._replacing(key, staged) as target:
-            _copy_through(path, staged)
+            with path.open("rb") as original, _durable(staged) as file:
+                shutil.copyfileobj(original, file)
             os.replace(staged, target)  # noqa: PTH105 Path cannot hold every name
 
     @contextlib.contextmanager
@@ -307,17 +304,11 @@ def _version(status: os.stat_result) -> tuple[int, int, int]:
     return status.st_mtime_ns, status.st_size, status.st_ino
 
 
-def _write_through(path: str, data: bytes) -> None:
-    with Path(path).open("xb", buffering=0) as file:
-        view = memoryview(data)
-        while view:
-            view = view[file.write(view) :]
-        os.fsync(file.fileno())
-
-
-def _copy_through(source: Path, path: str) -> None:
-    with source.open("rb") as original, Path(path).open("xb") as file:
-        shutil.copyfileobj(original, file)
+@contextlib.contextmanager
+def _durable(path: str) -> Iterator[BinaryIO]:
+    """A new file that is on the disk when it is closed."""
+    with Path(path).open("xb") as file:
+        yield file
         file.flush()
         os.fsync(file.fileno())
 
