@@ -51,10 +51,7 @@ def list_parts(store: Store, root: str = DATA) -> list[Object]:
 
 
 class _PinnedFile(io.RawIOBase):
-    """One version of an object as a file, read by ranges.
-
-    A read raises ``ConflictError`` once the object has been replaced.
-    """
+    """One version of an object, read by ranges; ``ConflictError`` once it has been replaced."""
 
     def __init__(self, store: Store, part: Object) -> None:
         self._store, self._part = store, part

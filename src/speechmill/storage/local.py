@@ -144,13 +144,15 @@ class LocalStore:
             with _durable(staged) as file:
                 file.write(data)
             with self._locked():
-                current = self._mtime_ns(target)
+                current = None
+                with contextlib.suppress(FileNotFoundError):
+                    current = os.stat(target).st_mtime_ns  # noqa: PTH116 Path cannot hold every name
                 if (if_absent and current is not None) or (
                     if_etag is not None and str(current) != if_etag
                 ):
                     raise ConflictError(f"writing {self._shown(key)}: it is not as it was")
                 etag = _set_later_mtime(staged, current or 0)
-                os.replace(staged, target)  # noqa: PTH105 Path cannot hold every name
+                os.replace(staged, target)  # noqa: PTH105 see above
         return str(etag)
 
     def put_file(self, key: str, path: Path) -> None:
@@ -208,7 +210,6 @@ class LocalStore:
         return printable(f"{self._root}/{key}")
 
     def _open(self, key: str) -> BinaryIO:
-        """Open a regular file for reading."""
         try:
             # Opening a pipe would block, so not without O_NONBLOCK; what is no file is closed.
             descriptor = os.open(self._path(key), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -236,13 +237,6 @@ class LocalStore:
         if stat.S_ISREG(status.st_mode):
             return False if key == LOCK else _object(key, status)
         return stat.S_ISDIR(status.st_mode)
-
-    def _mtime_ns(self, target: str) -> int | None:
-        """Return the modification time (ns) of the file, None if there is none."""
-        try:
-            return os.stat(target).st_mtime_ns  # noqa: PTH116 Path cannot hold every name
-        except FileNotFoundError:
-            return None
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:

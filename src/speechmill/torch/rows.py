@@ -65,10 +65,7 @@ def _holds_numbers(of_type: pa.DataType, depth: int) -> bool:
 
 def _tensor(values: NDArray[Any]) -> torch.Tensor:
     """Convert features to float32 [num_frames, num_features], codes to int64 [num_codebooks,
-    num_frames].
-
-    The tensor is a copy: Arrow's memory may be read-only.
-    """
+    num_frames]. The tensor is a copy: Arrow's memory may be read-only."""
     if np.issubdtype(values.dtype, np.floating):
         return torch.from_numpy(np.array(values.T, np.float32, order="C"))
     return torch.from_numpy(np.array(values, np.int64))
