@@ -165,7 +165,7 @@ class LocalStore:
 
     @contextlib.contextmanager
     def _replacing(self, key: str, staged: str) -> Iterator[str]:
-        """Make room for a file and for its staged bytes, and clean up behind. Yields its path."""
+        """Yield the path that ``staged`` is to come to. Makes folders; leaves nothing staged."""
         target = self._path(key)
         try:
             Path(staged).parent.mkdir(parents=True, exist_ok=True)
