@@ -17,7 +17,7 @@ from speechmill.speech.voice import VoiceOptions, listen
 from speechmill.transcribers import TranscriberOptions
 from speechmill.transcribers.adaptive import WindowOutcome
 from speechmill.transcribers.coverage import Span, cuts_around, longest_untold, pauses, split_at
-from speechmill.transcribers.encoder import SpokenLanguage
+from speechmill.transcribers.languages import SpokenLanguage
 from speechmill.transcribers.whisper import WhisperTranscriber
 from speechmill.transcribers.windows import WindowOptions
 from tests.support.weights import SAMPLE_RATE, speech, whisper

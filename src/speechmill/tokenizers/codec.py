@@ -16,6 +16,7 @@ from speechmill.errors import AudioError, JobError, MissingExtraError, ModelErro
 from speechmill.models.checkpoints import load_pretrained, read_json, resolve_checkpoint
 from speechmill.models.torch import TorchEngine
 from speechmill.records import Codes
+from speechmill.tokenizers.base import stored
 from speechmill.tokenizers.exact.lanes import side_by_side
 
 __all__ = [
@@ -29,9 +30,6 @@ __all__ = [
 
 VERSION: Final = 1
 """Raised by hand whenever codes of the same weights change: it is part of the recipe."""
-
-WIDE: Final = 32_768
-"""Codebooks with more entries than this need int32."""
 
 EXTRA: Final = "codecs"
 
@@ -188,7 +186,7 @@ class NeuralCodec(ABC):
         num_samples = len(waveforms[0])
         shape = (self.num_codebooks, self.num_frames(num_samples))
         if not num_samples:
-            return [self._stored(np.empty(shape, np.int64)) for _ in waveforms]
+            return [stored(np.empty(shape, np.int64), self.codebook_size) for _ in waveforms]
         samples = torch.tensor(np.stack(waveforms), dtype=torch.float32, device=self._device)
         codes = self._codes(samples[:, None])[:, : shape[0], : shape[1]].cpu().numpy()
         if codes.shape[1:] != shape:
@@ -197,12 +195,7 @@ class NeuralCodec(ABC):
                 f"{num_samples} samples, not {list(shape)}: its config.json does not fit its "
                 "weights; get the checkpoint anew"
             )
-        return [self._stored(one) for one in codes]
-
-    def _stored(self, values: NDArray[Any]) -> Codes:
-        """The codes in the smallest type that holds all of them."""
-        wide = self.codebook_size > WIDE
-        return Codes(values.astype(np.int32) if wide else values.astype(np.int16))
+        return [stored(one, self.codebook_size) for one in codes]
 
     def _decode_one(self, codes: Codes) -> NDArray[np.float32]:
         import torch

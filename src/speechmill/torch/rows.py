@@ -49,14 +49,10 @@ def _values(column: pa.ChunkedArray) -> Sequence[Any]:
     if _holds_numbers(column.type, 2):
         return tokens_to_arrays(column)
     if _holds_numbers(column.type, 1):
-        return _sequences(column)
+        dtype = column.type.value_type.to_pandas_dtype()
+        return [None if v is None else np.asarray(v, dtype) for v in column.to_pylist()]
     values: list[Any] = column.to_pylist()
     return values
-
-
-def _sequences(column: pa.ChunkedArray) -> list[NDArray[Any] | None]:
-    dtype = column.type.value_type.to_pandas_dtype()
-    return [None if v is None else np.asarray(v, dtype) for v in column.to_pylist()]
 
 
 def _holds_numbers(of_type: pa.DataType, depth: int) -> bool:

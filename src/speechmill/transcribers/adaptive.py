@@ -16,8 +16,9 @@ from speechmill.transcribers import ctranslate, results
 from speechmill.transcribers.attention import Attention
 from speechmill.transcribers.base import OnEncoded, TranscriberOptions
 from speechmill.transcribers.coverage import cuts_around, pauses, split_at
-from speechmill.transcribers.encoder import FRAME_RATE, SAMPLE_RATE, SpeechEncoder, SpokenLanguage
+from speechmill.transcribers.encoder import FRAME_RATE, SAMPLE_RATE, SpeechEncoder
 from speechmill.transcribers.full_window import FullWindow
+from speechmill.transcribers.languages import SpokenLanguage
 from speechmill.transcribers.whisper_tokens import WhisperTokens
 from speechmill.transcribers.windows import FULL_WINDOW_S, DecodedWindow
 
@@ -261,8 +262,7 @@ class AdaptiveWindows:
             temperature=0.0,
             window_s=window_s,
             flags=results.flags(
-                spoken.probability,
-                low_confidence=avg_logprob < results.DECODING["log_prob_threshold"],
+                spoken.probability, low_confidence=avg_logprob < results.MIN_LOGPROB
             ),
         )
         return self._weigh_against_silence(transcript, heard, tokens, encoded)
@@ -314,7 +314,7 @@ class AdaptiveWindows:
         """Add the words' times, by faster-whisper's alignment (cross-attention)."""
         duration_s = len(speech.samples) / SAMPLE_RATE
         (whole,) = transcript.segments
-        segment = {
+        segment: dict[str, Any] = {
             "tokens": result.sequences_ids[0],
             "start": whole.start_s,
             "end": whole.end_s,
@@ -329,7 +329,9 @@ class AdaptiveWindows:
             APPENDED,
             0.0,
         )
-        words = results.words_in_order(segment["words"], duration_s)
+        words = results.words_in_order(
+            [results.decoded_word(word) for word in segment["words"]], duration_s
+        )
         if words:
             whole = replace(whole, start_s=words[0].start_s, end_s=words[-1].end_s)
         return replace(transcript, words=words, segments=(whole,))

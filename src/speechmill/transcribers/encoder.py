@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, Final
 
@@ -13,21 +12,14 @@ from numpy.typing import NDArray
 
 from speechmill.records import Speech
 from speechmill.transcribers import ctranslate
+from speechmill.transcribers.languages import SpokenLanguage, among, best
 from speechmill.transcribers.windows import FULL_WINDOW_S, WindowOptions
 
-__all__ = ["FRAME_RATE", "SAMPLE_RATE", "MelFilters", "SpeechEncoder", "SpokenLanguage", "best"]
+__all__ = ["FRAME_RATE", "SAMPLE_RATE", "MelFilters", "SpeechEncoder"]
 
 SAMPLE_RATE: Final = 16_000
 FRAME_RATE: Final = 100
 """Log mel frames per second; the encoder gives one for two."""
-
-
-@dataclass(frozen=True, slots=True)
-class SpokenLanguage:
-    """A language's code, and its probability; None where it was given or there is no choice."""
-
-    language: str
-    probability: float | None
 
 
 class MelFilters:
@@ -186,14 +178,4 @@ class SpeechEncoder:
 
     def _among_allowed(self, found: Sequence[tuple[str, float]]) -> dict[str, float]:
         """Key probabilities by code; if only some languages are allowed, normalise over these."""
-        every = {token[2:-2]: probability for token, probability in found}
-        if not self._allowed:
-            return every
-        total = sum(every[code] for code in self._allowed) or 1.0
-        return {code: every[code] / total for code in self._allowed}
-
-
-def best(probabilities: Mapping[str, float]) -> tuple[str, float]:
-    """Choose the most probable language; returns its code and probability."""
-    code = max(probabilities, key=lambda code: probabilities[code])
-    return code, probabilities[code]
+        return among(self._allowed, {token[2:-2]: probability for token, probability in found})

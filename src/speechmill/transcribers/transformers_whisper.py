@@ -3,9 +3,8 @@ have them, with transformers' own beam search and sampling for the tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any, Final
 
 import numpy as np
@@ -23,12 +22,8 @@ from speechmill.records import Word
 from speechmill.text.figures import compression_ratio
 from speechmill.transcribers.alignment import UNSPACED, first_frames, smoothed, split_words
 from speechmill.transcribers.base import TranscriberOptions
-from speechmill.transcribers.torch_whisper import (
-    DECODING,
-    DecodedSegment,
-    DecodedSpeech,
-    TorchWhisper,
-)
+from speechmill.transcribers.results import DecodedSegment
+from speechmill.transcribers.torch_whisper import DECODING, DecodedSpeech, TorchWhisper
 from speechmill.transcribers.transformers_search import (
     TIMESTAMP_S,
     TokenSearch,
@@ -98,19 +93,6 @@ class TransformersWhisper(TorchWhisper):
             options=options,
         )
         self._search = TokenSearch(self._model, self._tokens, self._generation, self._numerals())
-
-    @property
-    def provenance(self) -> Mapping[str, str]:
-        """What does not shape the text but made it."""
-        return {
-            "model": self._weights.name,
-            "model_origin": self._weights.origin,
-            "transcriber_engine": "transformers on PyTorch",
-            "transformers": version("transformers"),
-            "torch": version("torch"),
-            "device": self._engine.device,
-            "cpu_threads": str(self._engine.cpu_threads),
-        }
 
     def _probabilities(self, samples: NDArray[np.float32]) -> dict[str, float]:
         logits = self._model(
