@@ -109,7 +109,7 @@ def test_a_sentence_that_the_decoder_leaves_out_is_heard(
         assert [w.word for w in transcript.words[-3:]] == ["Lobsters", "and", "lobsters."]
         times = [t for w in transcript.words for t in (w.start_s, w.end_s)]
         assert times == sorted(times)
-    monkeypatch.setattr(transcriber.encoder, "_windows", WindowOptions(max_untold_s=30.0))
+    monkeypatch.setattr(transcriber.encoder, "windows", WindowOptions(max_untold_s=30.0))
     assert heard_together(transcriber, *both).text.endswith("home in the sky.")
 
 

@@ -19,7 +19,8 @@ WIDE: Final = 32_768
 
 def stored(values: NDArray[Any], codebook_size: int) -> Codes:
     """Make codes in the smallest type that holds all of the codebook's."""
-    return Codes(values.astype(np.int32 if codebook_size > WIDE else np.int16))
+    wide = codebook_size > WIDE
+    return Codes(values.astype(np.int32) if wide else values.astype(np.int16))
 
 
 class Tokenizer(Protocol):

@@ -7,7 +7,8 @@ from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar, Final, TypeVar
+from importlib import import_module
+from typing import Any, ClassVar, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,9 +43,6 @@ memory, by those codecs whose codes depend on a few frames around them only."""
 
 _lock = threading.Lock()
 
-T = TypeVar("T")
-R = TypeVar("R")
-
 
 class NeuralCodec(ABC):
     """A neural codec: a checkpoint, its encoder and its decoder. Weights are float32.
@@ -66,6 +64,9 @@ class NeuralCodec(ABC):
     repositories: ClassVar[Mapping[str, str]]
     """Short names of checkpoints, and the hub ids that they mean."""
 
+    libraries: ClassVar[tuple[str, ...]]
+    """The modules that the codec needs, all of the extra."""
+
     max_s: ClassVar[float | None] = None
     """The longest waveform, in seconds; None where there is no limit."""
 
@@ -75,7 +76,11 @@ class NeuralCodec(ABC):
     codebook_size: int
 
     def __init__(self, model: str, device: str) -> None:
-        self._need_libraries()
+        try:
+            for library in self.libraries:
+                import_module(library)
+        except ImportError:
+            raise MissingExtraError(f"the tokenizer {self.name!r}", EXTRA) from None
         self._device = TorchEngine.place(
             device, "float32", 1, what=f"the tokenizer {self.name!r}", extra=EXTRA
         ).device
@@ -131,10 +136,15 @@ class NeuralCodec(ABC):
             JobError: not such codes: another shape, or codes that are not in the codebook.
             ModelError: PyTorch cannot run the model, as for want of memory.
         """
+        import torch
+
         for one in codes:
             self._check(one)
         with self._running():
-            return self._each(self._decode_one, codes, [one.values.shape[1] for one in codes])
+            if not self._in_batches:
+                return side_by_side(self._decode_one, codes, [one.values.shape[1] for one in codes])
+            with _lock, torch.inference_mode():
+                return [self._decode_one(one) for one in codes]
 
     def num_frames(self, num_samples: int) -> int:
         """Number of frames that ``encode`` gives for ``num_samples``."""
@@ -143,10 +153,6 @@ class NeuralCodec(ABC):
     def decoded_length(self, num_frames: int) -> int:
         """Number of samples that ``decode`` gives for ``num_frames``."""
         return num_frames * self.hop_length
-
-    @abstractmethod
-    def _need_libraries(self) -> None:
-        """Raise MissingExtraError where the codec's library is not installed."""
 
     @abstractmethod
     def _load(self) -> Any:
@@ -219,17 +225,6 @@ class NeuralCodec(ABC):
                 f"{values.min()} to {values.max()}; they come from another codec"
             )
 
-    def _each(
-        self, function: Callable[[T], R], items: Sequence[T], sizes: Sequence[int]
-    ) -> list[R]:
-        """``function`` of each item, in order."""
-        import torch
-
-        if not self._in_batches:
-            return side_by_side(function, items, sizes)
-        with _lock, torch.inference_mode():
-            return [function(item) for item in items]
-
     def _encode_batches(self, waveforms: Sequence[NDArray[np.float32]]) -> list[Codes]:
         """Encode those of one length together, up to ``BATCH_S`` at a time."""
         import torch
@@ -274,18 +269,11 @@ class NeuralCodec(ABC):
 class TransformersCodec(NeuralCodec):
     """A codec of the transformers library. ``name`` is also what it calls the kind of model."""
 
+    libraries = ("safetensors", "torch", "transformers")
+
     @property
     def _config(self) -> Any:
         return self._model.config
-
-    def _need_libraries(self) -> None:
-        try:
-            import safetensors
-            import torch
-            import transformers
-        except ImportError:
-            raise MissingExtraError(f"the tokenizer {self.name!r}", EXTRA) from None
-        del safetensors, torch, transformers
 
     def _load(self) -> Any:
         kind = read_json(self._weights.folder / "config.json").get("model_type")

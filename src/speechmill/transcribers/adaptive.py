@@ -97,7 +97,8 @@ class AdaptiveWindows:
         self, speech: Speech, window_s: float, outcome: WindowOutcome
     ) -> Transcript:
         """Accept what an adaptive window gave, or transcribe the stretch again."""
-        known = _with_language(speech, outcome.spoken)
+        spoken = outcome.spoken
+        known = replace(speech, language=spoken.language, language_probability=spoken.probability)
         told = self._accepted(known, outcome)
         if told is not None:
             return told
@@ -342,7 +343,3 @@ def _voiced_s(speech: Speech) -> float:
     if speech.voiced_s is None:
         return len(speech.samples) / SAMPLE_RATE
     return speech.voiced_s
-
-
-def _with_language(speech: Speech, spoken: SpokenLanguage) -> Speech:
-    return replace(speech, language=spoken.language, language_probability=spoken.probability)

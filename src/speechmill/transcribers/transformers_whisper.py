@@ -140,15 +140,19 @@ class TransformersWhisper(TorchWhisper):
 
     def _prompt_tokens(self, language: str) -> list[int]:
         """Make the decoder's prompt: the text to continue, if any, language and task."""
-        tokens = self._tokens
-        head = [tokens.start]
-        if self._multilingual:
-            head += [tokens.languages[language], tokens.tasks[self._options.task]]
+        head = self._head(language)
         if (text := self._prompt()) is None:
             return head
         room = self._model.config.max_target_positions // 2 - 1
         before = self._tokenizer.encode(f" {text}", add_special_tokens=False)
-        return [tokens.previous, *before[-room:], *head]
+        return [self._tokens.previous, *before[-room:], *head]
+
+    def _head(self, language: str) -> list[int]:
+        """Make the tokens that begin a text; English-only models have no language and task."""
+        tokens = self._tokens
+        if not self._multilingual:
+            return [tokens.start]
+        return [tokens.start, tokens.languages[language], tokens.tasks[self._options.task]]
 
     def _no_speech_prob(self, encoded: Any, prompt: list[int]) -> float:
         """Compute the probability, at the start token, that a window holds no speech."""
@@ -246,10 +250,7 @@ class TransformersWhisper(TorchWhisper):
         self, encoded: Any, text: list[int], num_frames: int, start_s: float, language: str
     ) -> list[tuple[Word, int]]:
         """Find the times of the words of a window's text. Also returns each word's tokens."""
-        tokens = self._tokens
-        head = [tokens.start]
-        if self._multilingual:
-            head += [tokens.languages[language], tokens.tasks[self._options.task]]
+        tokens, head = self._tokens, self._head(language)
         ids = [*head, tokens.no_timestamps, *text, tokens.end]
         output = self._model(
             encoder_outputs=encoded, decoder_input_ids=self._ids(ids), output_attentions=True
