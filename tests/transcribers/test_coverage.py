@@ -17,7 +17,7 @@ from speechmill.speech.voice import VoiceOptions, listen
 from speechmill.transcribers import TranscriberOptions
 from speechmill.transcribers.adaptive import WindowOutcome
 from speechmill.transcribers.coverage import Span, cuts_around, longest_untold, pauses, split_at
-from speechmill.transcribers.encoder import SpokenLanguage
+from speechmill.transcribers.languages import SpokenLanguage
 from speechmill.transcribers.whisper import WhisperTranscriber
 from speechmill.transcribers.windows import WindowOptions
 from tests.support.weights import SAMPLE_RATE, speech, whisper
@@ -109,7 +109,7 @@ def test_a_sentence_that_the_decoder_leaves_out_is_heard(
         assert [w.word for w in transcript.words[-3:]] == ["Lobsters", "and", "lobsters."]
         times = [t for w in transcript.words for t in (w.start_s, w.end_s)]
         assert times == sorted(times)
-    monkeypatch.setattr(transcriber.encoder, "_windows", WindowOptions(max_untold_s=30.0))
+    monkeypatch.setattr(transcriber.encoder, "windows", WindowOptions(max_untold_s=30.0))
     assert heard_together(transcriber, *both).text.endswith("home in the sky.")
 
 

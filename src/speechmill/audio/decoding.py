@@ -19,11 +19,7 @@ from speechmill.audio.resampling import resample
 from speechmill.audio.sniffing import Kind, describe, recognise
 from speechmill.audio.spilling import Spool, pieces
 from speechmill.audio.tally import Tally, as_error, find_problem, has_gap, nothing_decoded
-from speechmill.errors import (
-    DamagedError,
-    EmptyAudioError,
-    NotAudioError,
-)
+from speechmill.errors import DamagedError, EmptyAudioError, NotAudioError
 from speechmill.records import Waveform
 
 __all__ = ["Decoded", "decode"]

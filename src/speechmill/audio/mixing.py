@@ -98,15 +98,14 @@ class Mixer:
         return raw
 
     def _to_float(self, raw: NDArray[Any]) -> NDArray[np.float32]:
+        # float32 holds 24 bits: integers are rounded once, then scaled by a power of two.
+        floats = raw.astype(np.float32, order="C")
         if self._scale is None:
-            floats = raw.astype(np.float32, order="C")
             finite = np.isfinite(floats)
             if not finite.all():
                 self.non_finite += int(finite.size - finite.sum())
                 floats[~finite] = 0.0
             return floats
-        # float32 holds 24 bits: integers are rounded once, then scaled by a power of two.
-        floats = raw.astype(np.float32, order="C")
         if self._offset:
             floats -= np.float32(self._offset)
         floats *= np.float32(self._scale)

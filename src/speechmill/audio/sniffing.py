@@ -124,10 +124,7 @@ def recognise(data: Octets) -> tuple[Kind, int] | None:
     kind = _by_magic(head)
     if kind is not None:
         return kind, start
-    found = mpeg.first_frame(data, start)
-    if found is not None:
-        return found
-    return None
+    return mpeg.first_frame(data, start)
 
 
 def looks_like_audio(head: bytes) -> bool:
@@ -164,11 +161,9 @@ def describe(data: Octets) -> str:
         return "an image (HEIF or AVIF)"
     head = data[:4096]
     if not head.strip(b"\x00"):
-        return (
-            "nothing but zeros, as a failed copy leaves them"
-            if only_zeros(data)
-            else ("zeros, and then data of an unknown kind")
-        )
+        if only_zeros(data):
+            return "nothing but zeros, as a failed copy leaves them"
+        return "zeros, and then data of an unknown kind"
     return _describe_text(head) or "data of an unknown kind"
 
 

@@ -6,19 +6,16 @@ which may run code when it is opened.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
 from speechmill.errors import JobError, ModelError
-from speechmill.models.weights import Model
+from speechmill.models.weights import HUB_TIMEOUT_S, Model, file_digests, without_progress_bars
 
 __all__ = [
     "alignment_heads",
@@ -30,10 +27,6 @@ __all__ = [
 ]
 
 _log = logging.getLogger(__name__)
-
-HUB_TIMEOUT_S: Final = 5.0
-"""How long the hub may take to answer the first request, in seconds: an unreachable one should cost
-no more."""
 
 WEIGHTS: Final = "model.safetensors"
 SHARDS: Final = "model.safetensors.index.json"
@@ -238,7 +231,7 @@ def _from_hub(name: str, repository: str) -> Path:
         wanted = [f for f in listed if any(fnmatch(f, p) for p in (*_SHAPING, *weights))]
         _log.info("downloading %s from %s", repository, endpoint)
         # The weights, or their index, come last, so that a cache that holds them holds it all.
-        with _without_progress_bars():
+        with without_progress_bars():
             for file in sorted(wanted, key=lambda file: (file in {WEIGHTS, SHARDS}, file)):
                 huggingface_hub.hf_hub_download(repository, file)
     except JobError:
@@ -257,39 +250,7 @@ def _from_hub(name: str, repository: str) -> Path:
     raise ModelError(f"{repository} on the hub holds no weights in safetensors")
 
 
-@contextmanager
-def _without_progress_bars() -> Iterator[None]:
-    """Keep the hub client's progress bars off the terminal, which is the command's."""
-    # The three are public, but not listed as such.
-    from huggingface_hub.utils import (  # type: ignore[attr-defined]
-        are_progress_bars_disabled,
-        disable_progress_bars,
-        enable_progress_bars,
-    )
-
-    if are_progress_bars_disabled():
-        yield
-        return
-    disable_progress_bars()
-    try:
-        yield
-    finally:
-        enable_progress_bars()
-
-
 def _digests(folder: Path) -> Mapping[str, str]:
     """Compute the SHA-256 of each file that shapes values, by name."""
     shaping = {path for pattern in _SHAPING for path in folder.glob(pattern)}
-    digests = {}
-    for path in sorted(shaping | set(weight_files(folder, folder.name))):
-        stat = path.stat()
-        digests[path.name] = _digest(os.fspath(path), stat.st_size, stat.st_mtime_ns, stat.st_ino)
-    return digests
-
-
-@lru_cache(maxsize=64)
-def _digest(path: str, *_version: int) -> str:
-    """Compute the SHA-256 of a file, again only when its version (size, time, inode) has
-    changed."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_digests(shaping | set(weight_files(folder, folder.name)))

@@ -13,7 +13,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -24,7 +24,14 @@ from typing import Final, Literal
 
 from speechmill.errors import ModelError, did_you_mean
 
-__all__ = ["WHISPER_REPOSITORIES", "Model", "resolve_whisper"]
+__all__ = [
+    "HUB_TIMEOUT_S",
+    "WHISPER_REPOSITORIES",
+    "Model",
+    "file_digests",
+    "resolve_whisper",
+    "without_progress_bars",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -241,6 +248,19 @@ def _from_hub(repository: str, looked: list[str]) -> Path | None:
 @contextmanager
 def _quiet_hub() -> Iterator[None]:
     """Keep the hub client's progress bars and warnings off the terminal, which is the command's."""
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with without_progress_bars():
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextmanager
+def without_progress_bars() -> Iterator[None]:
+    """Keep the hub client's progress bars off the terminal, which is the command's."""
     # The three are public, but not listed as such.
     from huggingface_hub.utils import (  # type: ignore[attr-defined]
         are_progress_bars_disabled,
@@ -248,17 +268,14 @@ def _quiet_hub() -> Iterator[None]:
         enable_progress_bars,
     )
 
-    logger = logging.getLogger("huggingface_hub")
-    level, bars_were_off = logger.level, are_progress_bars_disabled()
-    logger.setLevel(logging.CRITICAL)
-    if not bars_were_off:
-        disable_progress_bars()
+    if are_progress_bars_disabled():
+        yield
+        return
+    disable_progress_bars()
     try:
         yield
     finally:
-        logger.setLevel(level)
-        if not bars_were_off:
-            enable_progress_bars()
+        enable_progress_bars()
 
 
 def _from_package(name: str, packaged: _PackagedWeights, looked: list[str]) -> Path | None:
@@ -343,9 +360,13 @@ def _damaged(name: str, where: Path, found: Mapping[str, str], wanted: Mapping[s
 
 def _digests(folder: Path) -> Mapping[str, str]:
     """Compute the SHA-256 of each file that shapes values, by name."""
-    files = sorted({path for pattern in _SHAPING for path in folder.glob(pattern)})
+    return file_digests({path for pattern in _SHAPING for path in folder.glob(pattern)})
+
+
+def file_digests(paths: Iterable[Path]) -> Mapping[str, str]:
+    """Compute the SHA-256 of each file, by name, in the order of the paths."""
     digests = {}
-    for path in files:
+    for path in sorted(paths):
         stat = path.stat()
         digests[path.name] = _digest(path, stat.st_size, stat.st_mtime_ns, stat.st_ino)
     return digests

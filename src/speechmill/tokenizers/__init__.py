@@ -59,14 +59,9 @@ def open_tokenizer(spec: str, options: Mapping[str, Option], *, device: str = "a
     if name not in TOKENIZERS:
         raise JobError(f"there is no tokenizer {name!r}{_hint(name, TOKENIZERS)}")
     factory = TOKENIZERS[name]()
-    parameters = {
-        parameter.name: parameter
-        for parameter in inspect.signature(factory, eval_str=True).parameters.values()
-        if parameter.name not in ("model", "device")
-    }
-    takes = inspect.signature(factory).parameters
-    takes_model = "model" in takes
-    if model and not takes_model:
+    takes = inspect.signature(factory, eval_str=True).parameters
+    parameters = {name: takes[name] for name in takes if name not in ("model", "device")}
+    if model and "model" not in takes:
         raise JobError(f"the tokenizer {name!r} has no models to choose from: write {name!r} only")
     checked: dict[str, Option] = {"model": model} if model else {}
     for option, value in options.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, TypeGuard, runtime_checkable
+from typing import Any, Final, Protocol, TypeGuard, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +11,16 @@ from numpy.typing import NDArray
 from speechmill.records import Codes
 from speechmill.transcribers.base import SharesEncoder, Transcriber
 
-__all__ = ["Codec", "TakesEncoded", "Tokenizer"]
+__all__ = ["Codec", "TakesEncoded", "Tokenizer", "stored"]
+
+WIDE: Final = 32_768
+"""Codebooks with more entries than this need int32."""
+
+
+def stored(values: NDArray[Any], codebook_size: int) -> Codes:
+    """Make codes in the smallest type that holds all of the codebook's."""
+    wide = codebook_size > WIDE
+    return Codes(values.astype(np.int32) if wide else values.astype(np.int16))
 
 
 class Tokenizer(Protocol):

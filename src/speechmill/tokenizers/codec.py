@@ -7,7 +7,8 @@ from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar, Final, TypeVar
+from importlib import import_module
+from typing import Any, ClassVar, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ from speechmill.errors import AudioError, JobError, MissingExtraError, ModelErro
 from speechmill.models.checkpoints import load_pretrained, read_json, resolve_checkpoint
 from speechmill.models.torch import TorchEngine
 from speechmill.records import Codes
+from speechmill.tokenizers.base import stored
 from speechmill.tokenizers.exact.lanes import side_by_side
 
 __all__ = [
@@ -30,9 +32,6 @@ __all__ = [
 VERSION: Final = 1
 """Raised by hand whenever codes of the same weights change: it is part of the recipe."""
 
-WIDE: Final = 32_768
-"""Codebooks with more entries than this need int32."""
-
 EXTRA: Final = "codecs"
 
 BATCH_S: Final = 240.0
@@ -43,9 +42,6 @@ WINDOW_S: Final = 20.0
 memory, by those codecs whose codes depend on a few frames around them only."""
 
 _lock = threading.Lock()
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 class NeuralCodec(ABC):
@@ -68,6 +64,9 @@ class NeuralCodec(ABC):
     repositories: ClassVar[Mapping[str, str]]
     """Short names of checkpoints, and the hub ids that they mean."""
 
+    libraries: ClassVar[tuple[str, ...]]
+    """The modules that the codec needs, all of the extra."""
+
     max_s: ClassVar[float | None] = None
     """The longest waveform, in seconds; None where there is no limit."""
 
@@ -77,7 +76,11 @@ class NeuralCodec(ABC):
     codebook_size: int
 
     def __init__(self, model: str, device: str) -> None:
-        self._need_libraries()
+        try:
+            for library in self.libraries:
+                import_module(library)
+        except ImportError:
+            raise MissingExtraError(f"the tokenizer {self.name!r}", EXTRA) from None
         self._device = TorchEngine.place(
             device, "float32", 1, what=f"the tokenizer {self.name!r}", extra=EXTRA
         ).device
@@ -133,10 +136,15 @@ class NeuralCodec(ABC):
             JobError: not such codes: another shape, or codes that are not in the codebook.
             ModelError: PyTorch cannot run the model, as for want of memory.
         """
+        import torch
+
         for one in codes:
             self._check(one)
         with self._running():
-            return self._each(self._decode_one, codes, [one.values.shape[1] for one in codes])
+            if not self._in_batches:
+                return side_by_side(self._decode_one, codes, [one.values.shape[1] for one in codes])
+            with _lock, torch.inference_mode():
+                return [self._decode_one(one) for one in codes]
 
     def num_frames(self, num_samples: int) -> int:
         """Number of frames that ``encode`` gives for ``num_samples``."""
@@ -145,10 +153,6 @@ class NeuralCodec(ABC):
     def decoded_length(self, num_frames: int) -> int:
         """Number of samples that ``decode`` gives for ``num_frames``."""
         return num_frames * self.hop_length
-
-    @abstractmethod
-    def _need_libraries(self) -> None:
-        """Raise MissingExtraError where the codec's library is not installed."""
 
     @abstractmethod
     def _load(self) -> Any:
@@ -188,7 +192,7 @@ class NeuralCodec(ABC):
         num_samples = len(waveforms[0])
         shape = (self.num_codebooks, self.num_frames(num_samples))
         if not num_samples:
-            return [self._stored(np.empty(shape, np.int64)) for _ in waveforms]
+            return [stored(np.empty(shape, np.int64), self.codebook_size) for _ in waveforms]
         samples = torch.tensor(np.stack(waveforms), dtype=torch.float32, device=self._device)
         codes = self._codes(samples[:, None])[:, : shape[0], : shape[1]].cpu().numpy()
         if codes.shape[1:] != shape:
@@ -197,12 +201,7 @@ class NeuralCodec(ABC):
                 f"{num_samples} samples, not {list(shape)}: its config.json does not fit its "
                 "weights; get the checkpoint anew"
             )
-        return [self._stored(one) for one in codes]
-
-    def _stored(self, values: NDArray[Any]) -> Codes:
-        """The codes in the smallest type that holds all of them."""
-        wide = self.codebook_size > WIDE
-        return Codes(values.astype(np.int32) if wide else values.astype(np.int16))
+        return [stored(one, self.codebook_size) for one in codes]
 
     def _decode_one(self, codes: Codes) -> NDArray[np.float32]:
         import torch
@@ -225,17 +224,6 @@ class NeuralCodec(ABC):
                 f"{self.name}: codes must be between 0 and {self.codebook_size - 1}, not "
                 f"{values.min()} to {values.max()}; they come from another codec"
             )
-
-    def _each(
-        self, function: Callable[[T], R], items: Sequence[T], sizes: Sequence[int]
-    ) -> list[R]:
-        """``function`` of each item, in order."""
-        import torch
-
-        if not self._in_batches:
-            return side_by_side(function, items, sizes)
-        with _lock, torch.inference_mode():
-            return [function(item) for item in items]
 
     def _encode_batches(self, waveforms: Sequence[NDArray[np.float32]]) -> list[Codes]:
         """Encode those of one length together, up to ``BATCH_S`` at a time."""
@@ -281,18 +269,11 @@ class NeuralCodec(ABC):
 class TransformersCodec(NeuralCodec):
     """A codec of the transformers library. ``name`` is also what it calls the kind of model."""
 
+    libraries = ("safetensors", "torch", "transformers")
+
     @property
     def _config(self) -> Any:
         return self._model.config
-
-    def _need_libraries(self) -> None:
-        try:
-            import safetensors
-            import torch
-            import transformers
-        except ImportError:
-            raise MissingExtraError(f"the tokenizer {self.name!r}", EXTRA) from None
-        del safetensors, torch, transformers
 
     def _load(self) -> Any:
         kind = read_json(self._weights.folder / "config.json").get("model_type")

@@ -10,15 +10,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from speechmill.errors import JobError, MissingExtraError
+from speechmill.errors import JobError
 from speechmill.models.checkpoints import cannot_load, read_json, weight_files
-from speechmill.tokenizers.codec import (
-    EXTRA,
-    WINDOW_S,
-    NeuralCodec,
-    fold_weight_norm,
-    in_windows,
-)
+from speechmill.tokenizers.codec import WINDOW_S, NeuralCodec, fold_weight_norm, in_windows
 from speechmill.tokenizers.exact.pointwise import as_on_threads
 
 __all__ = ["SnacTokenizer", "from_levels", "to_levels"]
@@ -45,6 +39,7 @@ class SnacTokenizer(NeuralCodec):
     """
 
     name = "snac"
+    libraries = ("safetensors", "snac")
     repositories = MappingProxyType(
         {f"{rate}khz": f"hubertsiuzdak/snac_{rate}khz" for rate in (24, 32, 44)}
     )
@@ -75,14 +70,6 @@ class SnacTokenizer(NeuralCodec):
         as_on_threads(snac)
         _repeat_noise(snac)
         self._silence = self._codes_of_silence()
-
-    def _need_libraries(self) -> None:
-        try:
-            import safetensors
-            import snac
-        except ImportError:
-            raise MissingExtraError(f"the tokenizer {self.name!r}", EXTRA) from None
-        del safetensors, snac
 
     def _load(self) -> Any:
         """The model, without the package's own loader: that one opens a pickle."""

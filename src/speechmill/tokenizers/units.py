@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from speechmill.errors import JobError, MissingExtraError, ModelError
 from speechmill.records import Codes
+from speechmill.tokenizers.base import stored
 from speechmill.tokenizers.features import FeatureOptions, Features, open_features
 from speechmill.tokenizers.nearest import Nearest
 from speechmill.tokenizers.units_file import UnitsFile, read_units
@@ -24,9 +25,6 @@ VERSION: Final = 1
 
 MAX_RUN: Final = 255
 """Frames of a run, at most: a longer one is stored as several."""
-
-WIDE: Final = 32_768
-"""With more clusters than this, codes are int32."""
 
 
 class UnitsTokenizer:
@@ -125,8 +123,7 @@ class UnitsTokenizer:
     def _codes(self, units: NDArray[np.int64]) -> Codes:
         """[num_frames] → what is stored of them."""
         values = merge_runs(units[None]) if self._merge else units[None]
-        is_wide = self.codebook_size > WIDE
-        return Codes(values.astype(np.int32) if is_wide else values.astype(np.int16))
+        return stored(values, self.codebook_size)
 
 
 @runtime_checkable

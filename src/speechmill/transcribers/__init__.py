@@ -13,9 +13,7 @@ __all__ = ["TRANSCRIBERS", "TranscriberOptions", "open_transcriber", "resolve_co
 
 
 def _whisper(model: str, options: TranscriberOptions) -> Transcriber:
-    from speechmill.transcribers.whisper import (
-        WhisperTranscriber,
-    )
+    from speechmill.transcribers.whisper import WhisperTranscriber
 
     return WhisperTranscriber(model, options)
 
@@ -81,8 +79,7 @@ def resolve_compute_type(device: str, compute_type: str) -> tuple[str, str]:
     Raises:
         JobError: there is no such device here, or it does not support the format.
     """
-    from speechmill.transcribers.whisper import (
-        resolve_compute_type as resolve,
-    )
+    from speechmill.transcribers import ctranslate
 
-    return resolve(device, compute_type)
+    placement = ctranslate.place(device, compute_type)
+    return placement.device, placement.compute_type

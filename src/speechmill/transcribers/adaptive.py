@@ -16,8 +16,9 @@ from speechmill.transcribers import ctranslate, results
 from speechmill.transcribers.attention import Attention
 from speechmill.transcribers.base import OnEncoded, TranscriberOptions
 from speechmill.transcribers.coverage import cuts_around, pauses, split_at
-from speechmill.transcribers.encoder import FRAME_RATE, SAMPLE_RATE, SpeechEncoder, SpokenLanguage
+from speechmill.transcribers.encoder import FRAME_RATE, SAMPLE_RATE, SpeechEncoder
 from speechmill.transcribers.full_window import FullWindow
+from speechmill.transcribers.languages import SpokenLanguage
 from speechmill.transcribers.whisper_tokens import WhisperTokens
 from speechmill.transcribers.windows import FULL_WINDOW_S, DecodedWindow
 
@@ -96,7 +97,8 @@ class AdaptiveWindows:
         self, speech: Speech, window_s: float, outcome: WindowOutcome
     ) -> Transcript:
         """Accept what an adaptive window gave, or transcribe the stretch again."""
-        known = _with_language(speech, outcome.spoken)
+        spoken = outcome.spoken
+        known = replace(speech, language=spoken.language, language_probability=spoken.probability)
         told = self._accepted(known, outcome)
         if told is not None:
             return told
@@ -261,8 +263,7 @@ class AdaptiveWindows:
             temperature=0.0,
             window_s=window_s,
             flags=results.flags(
-                spoken.probability,
-                low_confidence=avg_logprob < results.DECODING["log_prob_threshold"],
+                spoken.probability, low_confidence=avg_logprob < results.MIN_LOGPROB
             ),
         )
         return self._weigh_against_silence(transcript, heard, tokens, encoded)
@@ -314,7 +315,7 @@ class AdaptiveWindows:
         """Add the words' times, by faster-whisper's alignment (cross-attention)."""
         duration_s = len(speech.samples) / SAMPLE_RATE
         (whole,) = transcript.segments
-        segment = {
+        segment: dict[str, Any] = {
             "tokens": result.sequences_ids[0],
             "start": whole.start_s,
             "end": whole.end_s,
@@ -329,7 +330,9 @@ class AdaptiveWindows:
             APPENDED,
             0.0,
         )
-        words = results.words_in_order(segment["words"], duration_s)
+        words = results.words_in_order(
+            [results.decoded_word(word) for word in segment["words"]], duration_s
+        )
         if words:
             whole = replace(whole, start_s=words[0].start_s, end_s=words[-1].end_s)
         return replace(transcript, words=words, segments=(whole,))
@@ -340,7 +343,3 @@ def _voiced_s(speech: Speech) -> float:
     if speech.voiced_s is None:
         return len(speech.samples) / SAMPLE_RATE
     return speech.voiced_s
-
-
-def _with_language(speech: Speech, spoken: SpokenLanguage) -> Speech:
-    return replace(speech, language=spoken.language, language_probability=spoken.probability)

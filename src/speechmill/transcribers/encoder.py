@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, Final
 
@@ -13,21 +12,14 @@ from numpy.typing import NDArray
 
 from speechmill.records import Speech
 from speechmill.transcribers import ctranslate
+from speechmill.transcribers.languages import SpokenLanguage, among, best
 from speechmill.transcribers.windows import FULL_WINDOW_S, WindowOptions
 
-__all__ = ["FRAME_RATE", "SAMPLE_RATE", "MelFilters", "SpeechEncoder", "SpokenLanguage", "best"]
+__all__ = ["FRAME_RATE", "SAMPLE_RATE", "MelFilters", "SpeechEncoder"]
 
 SAMPLE_RATE: Final = 16_000
 FRAME_RATE: Final = 100
 """Log mel frames per second; the encoder gives one for two."""
-
-
-@dataclass(frozen=True, slots=True)
-class SpokenLanguage:
-    """A language's code, and its probability; None where it was given or there is no choice."""
-
-    language: str
-    probability: float | None
 
 
 class MelFilters:
@@ -79,30 +71,15 @@ class SpeechEncoder:
     ) -> None:
         whisper.feature_extractor.mel_filters = MelFilters(whisper.feature_extractor.mel_filters)
         self._whisper = whisper
-        self._placement = placement
-        self._windows = windows
-        self._language = language
+        self.placement = placement
+        self.windows = windows
+        self.language = language
         self._allowed = allowed
-
-    @property
-    def placement(self) -> ctranslate.Placement:
-        """Where the model runs."""
-        return self._placement
-
-    @property
-    def windows(self) -> WindowOptions:
-        """The options of windows."""
-        return self._windows
-
-    @property
-    def language(self) -> str | None:
-        """The code of the language, if it is given."""
-        return self._language
 
     @property
     def detects(self) -> bool:
         """Whether there is a language to detect."""
-        return self._language is None and bool(self._whisper.model.is_multilingual)
+        return self.language is None and bool(self._whisper.model.is_multilingual)
 
     def encode_with_silence(
         self, batch: Sequence[Speech], windows_s: Sequence[float]
@@ -130,7 +107,7 @@ class SpeechEncoder:
     ) -> NDArray[Any]:
         """Put encoded silence behind encoded windows: [batch, frames, width]."""
         frames_a_s = FRAME_RATE // 2
-        last = int(self._windows.decoder_s(windows_s[0]) * frames_a_s)
+        last = int(self.windows.decoder_s(windows_s[0]) * frames_a_s)
         encoded = np.empty((len(heard), last, heard[0].shape[1]), heard[0].dtype)
         for one, frames in zip(encoded, heard, strict=True):
             one[: len(frames)] = frames
@@ -149,7 +126,7 @@ class SpeechEncoder:
     def silence(self) -> NDArray[Any]:
         """The encoder's output for 30 s of silence, [1500, width]."""
         shape = (1, self._whisper.model.n_mels, int(FULL_WINDOW_S * FRAME_RATE))
-        level = np.full(shape, self._windows.silence_level, np.float32)
+        level = np.full(shape, self.windows.silence_level, np.float32)
         encoded: NDArray[Any] = ctranslate.encode(self._whisper.model, level)[0]
         return encoded
 
@@ -160,19 +137,19 @@ class SpeechEncoder:
 
         ``output`` is the encoder's for these windows; None if it has not been computed.
         """
-        if self._language or not self._whisper.model.is_multilingual:
-            return [SpokenLanguage(self._language or "en", None)] * len(batch)
+        if self.language or not self._whisper.model.is_multilingual:
+            return [SpokenLanguage(self.language or "en", None)] * len(batch)
         spoken = [SpokenLanguage(one.language or "", one.language_probability) for one in batch]
         unknown = [i for i, one in enumerate(batch) if not one.language]
         if unknown and output is None:
             output = ctranslate.to_storage(
-                self.encode_with_silence(batch, windows_s), self._placement
+                self.encode_with_silence(batch, windows_s), self.placement
             )
         found = self._whisper.model.detect_language(output) if unknown else []
         for i in unknown:
             probabilities = self._among_allowed(found[i])
             code, probability = best(probabilities)
-            if probability < self._windows.sure_language and windows_s[i] < FULL_WINDOW_S:
+            if probability < self.windows.sure_language and windows_s[i] < FULL_WINDOW_S:
                 code, probability = best(self.probabilities(batch[i], FULL_WINDOW_S))
             spoken[i] = SpokenLanguage(code, probability)
         return spoken
@@ -180,20 +157,10 @@ class SpeechEncoder:
     def probabilities(self, speech: Speech, window_s: float) -> dict[str, float]:
         """Compute each language's probability in one stretch, by code."""
         output = ctranslate.to_storage(
-            self.encode_with_silence([speech], [window_s]), self._placement
+            self.encode_with_silence([speech], [window_s]), self.placement
         )
         return self._among_allowed(self._whisper.model.detect_language(output)[0])
 
     def _among_allowed(self, found: Sequence[tuple[str, float]]) -> dict[str, float]:
         """Key probabilities by code; if only some languages are allowed, normalise over these."""
-        every = {token[2:-2]: probability for token, probability in found}
-        if not self._allowed:
-            return every
-        total = sum(every[code] for code in self._allowed) or 1.0
-        return {code: every[code] / total for code in self._allowed}
-
-
-def best(probabilities: Mapping[str, float]) -> tuple[str, float]:
-    """Choose the most probable language; returns its code and probability."""
-    code = max(probabilities, key=lambda code: probabilities[code])
-    return code, probabilities[code]
+        return among(self._allowed, {token[2:-2]: probability for token, probability in found})

@@ -62,14 +62,16 @@ class FullWindow:
                 suppress_tokens=[-1, *self._tokens.numerals],
                 **results.DECODING,
             )
-            heard = list(found)
+            heard = [results.decoded_segment(vars(segment)) for segment in found]
         finally:
             no_speech_probs = self._whisper.model.finish()
         if not "".join(segment.text for segment in heard).strip():
             no_speech_prob = results.mean(no_speech_probs) if no_speech_probs else 1.0
             return results.no_words(self._encoder.language, no_speech_prob, FULL_WINDOW_S)
         duration_s = len(samples) / SAMPLE_RATE
-        return results.transcript(heard, duration_s, spoken, words=options.words)
+        return results.transcript(
+            heard, duration_s, spoken, window_s=FULL_WINDOW_S, words=options.words
+        )
 
 
 def _seed(waveform: NDArray[np.float32]) -> int:

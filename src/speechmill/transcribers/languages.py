@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
 from speechmill.errors import JobError, did_you_mean
+from speechmill.transcribers.base import TranscriberOptions
 
-__all__ = ["LANGUAGES", "language_code"]
+__all__ = [
+    "LANGUAGES",
+    "SpokenLanguage",
+    "among",
+    "best",
+    "chosen_languages",
+    "language_code",
+]
 
 _TABLE = (
     "af:afrikaans am:amharic ar:arabic as:assamese az:azerbaijani ba:bashkir be:belarusian "
@@ -42,6 +51,14 @@ _ALSO = {  # other codes and names that users write
 }
 
 
+@dataclass(frozen=True, slots=True)
+class SpokenLanguage:
+    """A language's code, and its probability; None where it was given or there is no choice."""
+
+    language: str
+    probability: float | None
+
+
 def language_code(language: str, spoken: Collection[str], model: str) -> str:
     """Find Whisper's code of a language that is given by code or English name, in any case.
 
@@ -73,3 +90,41 @@ def language_code(language: str, spoken: Collection[str], model: str) -> str:
         f"there is no language {language!r}{meant} the model {model!r} knows: "
         f"{', '.join(sorted(spoken))}"
     )
+
+
+def chosen_languages(
+    options: TranscriberOptions, spoken: Collection[str], model: str, *, multilingual: bool
+) -> tuple[str | None, tuple[str, ...]]:
+    """Resolve the language that the options tell, and those that they allow, to a model's codes.
+
+    Raises:
+        JobError: the model does not know one, the two exclude each other, or it cannot translate.
+    """
+    told = options.language
+    language = None if told is None else language_code(told, spoken, model)
+    allowed = tuple(sorted({language_code(one, spoken, model) for one in options.languages}))
+    if language and allowed and language not in allowed:
+        raise JobError(
+            f"the language {language!r} is not one of those allowed: "
+            f"{', '.join(allowed)}; give one or the other"
+        )
+    if options.task == "translate" and not multilingual:
+        raise JobError(
+            f"the model {model!r} cannot translate: it is an English-only model; "
+            f"take {model.removesuffix('.en')!r}"
+        )
+    return language, allowed
+
+
+def among(allowed: Sequence[str], probabilities: Mapping[str, float]) -> dict[str, float]:
+    """Normalise probabilities over the languages that are allowed; all are if none is named."""
+    if not allowed:
+        return dict(probabilities)
+    total = sum(probabilities[code] for code in allowed) or 1.0
+    return {code: probabilities[code] / total for code in allowed}
+
+
+def best(probabilities: Mapping[str, float]) -> tuple[str, float]:
+    """Choose the most probable language; returns its code and probability."""
+    code = max(probabilities, key=lambda code: probabilities[code])
+    return code, probabilities[code]

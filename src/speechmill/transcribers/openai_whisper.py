@@ -13,7 +13,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,15 +29,10 @@ from speechmill.models.checkpoints import (
 )
 from speechmill.models.torch import TorchEngine
 from speechmill.models.weights import Model
-from speechmill.records import Word
 from speechmill.transcribers.base import TranscriberOptions
 from speechmill.transcribers.languages import LANGUAGES
-from speechmill.transcribers.torch_whisper import (
-    DECODING,
-    DecodedSegment,
-    DecodedSpeech,
-    TorchWhisper,
-)
+from speechmill.transcribers.results import decoded_segment
+from speechmill.transcribers.torch_whisper import DECODING, DecodedSpeech, TorchWhisper
 
 __all__ = ["OpenAIWhisperTranscriber", "openai_names"]
 
@@ -123,19 +117,6 @@ class OpenAIWhisperTranscriber(TorchWhisper):
             options=options,
         )
 
-    @property
-    def provenance(self) -> Mapping[str, str]:
-        """What does not shape the text but made it."""
-        return {
-            "model": self._weights.name,
-            "model_origin": self._weights.origin,
-            "transcriber_engine": "openai-whisper on PyTorch",
-            "openai-whisper": version("openai-whisper"),
-            "torch": version("torch"),
-            "device": self._engine.device,
-            "cpu_threads": str(self._engine.cpu_threads),
-        }
-
     def _probabilities(self, samples: NDArray[np.float32]) -> dict[str, float]:
         import whisper
 
@@ -168,7 +149,7 @@ class OpenAIWhisperTranscriber(TorchWhisper):
             fp16=self._engine.compute_type == "float16",
             **DECODING,
         )
-        pieces = tuple(_segment(segment) for segment in found["segments"])
+        pieces = tuple(decoded_segment(segment) for segment in found["segments"])
         return DecodedSpeech(pieces, tuple(listener.no_speech_probs) or (1.0,))
 
     @cached_property
@@ -207,22 +188,6 @@ class _NoSpeechRecorder:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
-
-
-def _segment(segment: Mapping[str, Any]) -> DecodedSegment:
-    return DecodedSegment(
-        float(segment["start"]),
-        float(segment["end"]),
-        segment["text"],
-        float(segment["avg_logprob"]),
-        float(segment["no_speech_prob"]),
-        float(segment["temperature"]),
-        len(segment["tokens"]),
-        tuple(
-            Word(w["word"], float(w["start"]), float(w["end"]), float(w["probability"]))
-            for w in segment.get("words", ())
-        ),
-    )
 
 
 def _load_official(name: str, device: str) -> tuple[Model, Any]:

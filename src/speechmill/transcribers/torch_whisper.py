@@ -6,6 +6,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -15,18 +16,18 @@ from numpy.typing import NDArray
 from speechmill.errors import JobError, ModelError
 from speechmill.models.torch import TorchEngine
 from speechmill.models.weights import Model
-from speechmill.records import Segment, Speech, Transcript, Word
-from speechmill.text.figures import compression_ratio
+from speechmill.records import Speech, Transcript
+from speechmill.transcribers import results
 from speechmill.transcribers.base import TranscriberOptions
-from speechmill.transcribers.languages import language_code
+from speechmill.transcribers.languages import SpokenLanguage, among, best, chosen_languages
+from speechmill.transcribers.results import DecodedSegment
 
 __all__ = [
     "DECODING",
-    "WINDOW_S",
-    "DecodedSegment",
     "DecodedSpeech",
     "TorchWhisper",
     "refuse_batches",
+    "torch_provenance",
 ]
 
 SAMPLE_RATE: Final = 16_000
@@ -39,28 +40,12 @@ MIN_SPEECH_S: Final = 0.1
 DECODING: Final[Mapping[str, Any]] = MappingProxyType(
     {
         "best_of": 5,
-        "compression_ratio_threshold": 2.4,
-        "logprob_threshold": -1.0,
+        "compression_ratio_threshold": results.MAX_COMPRESSION_RATIO,
+        "logprob_threshold": results.MIN_LOGPROB,
         "no_speech_threshold": 0.6,
     }
 )
-UNCERTAIN_LANGUAGE: Final = 0.5  # probability: any other language together is as likely
 SPOKEN_SIGNS: Final = "%$£€"
-
-
-@dataclass(frozen=True, slots=True)
-class DecodedSegment:
-    """A segment as Whisper cuts a stretch: times in seconds from the first sample; ``text`` as
-    it is decoded, with its leading space."""
-
-    start_s: float
-    end_s: float
-    text: str
-    avg_logprob: float
-    no_speech_prob: float
-    temperature: float
-    num_tokens: int
-    words: tuple[Word, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +61,7 @@ class TorchWhisper(ABC):
     """Whisper on PyTorch, one stretch after another, each in Whisper's own window of 30 s.
 
     Args:
-        name: the backend's name, as in ``TRANSCRIBERS``.
+        name: the backend's name, as in ``TRANSCRIBERS``, which is also its library's.
         version: of the backend's own code that shapes text.
         model: where the weights are.
         engine: what runs them.
@@ -112,21 +97,9 @@ class TorchWhisper(ABC):
                 f"initial_prompt and hotwords must be plain text, without Whisper's own tokens: "
                 f"there is a '<|' in {prompt!r}"
             )
-        told = options.language
-        self._language = None if told is None else language_code(told, known, model.name)
-        self._allowed = tuple(
-            sorted({language_code(c, known, model.name) for c in options.languages})
+        self._language, self._allowed = chosen_languages(
+            options, known, model.name, multilingual=multilingual
         )
-        if self._language and self._allowed and self._language not in self._allowed:
-            raise JobError(
-                f"the language {self._language!r} is not one of those allowed: "
-                f"{', '.join(self._allowed)}; give one or the other"
-            )
-        if options.task == "translate" and not multilingual:
-            raise JobError(
-                f"the model {model.name!r} cannot translate: it is an English-only model; "
-                f"take {model.name.removesuffix('.en')!r}"
-            )
 
     @abstractmethod
     def _probabilities(self, samples: NDArray[np.float32]) -> dict[str, float]:
@@ -137,9 +110,9 @@ class TorchWhisper(ABC):
         """Decode a stretch of speech (float32 [num_samples] at 16 kHz, at most 30 s)."""
 
     @property
-    @abstractmethod
     def provenance(self) -> Mapping[str, str]:
         """What does not shape the text but made it."""
+        return torch_provenance(self._name, self._weights, self._engine)
 
     @property
     def recipe(self) -> Mapping[str, object]:
@@ -183,10 +156,8 @@ class TorchWhisper(ABC):
         for one in speech:
             samples = self._samples(one)
             with self._engine.running(self._weights.name, samples):
-                heard.append(self._among_allowed(self._probabilities(samples)))
-        means = {code: float(np.mean([p[code] for p in heard])) for code in heard[0]}
-        best = max(means, key=lambda code: means[code])
-        return best, means[best]
+                heard.append(among(self._allowed, self._probabilities(samples)))
+        return best({code: results.mean([p[code] for p in heard]) for code in heard[0]})
 
     def _prompt(self) -> str | None:
         """Make the text that a stretch continues: hotwords, then the initial prompt.
@@ -200,26 +171,17 @@ class TorchWhisper(ABC):
     def _transcribe(self, speech: Speech) -> Transcript:
         samples = self._samples(speech)
         if len(samples) < MIN_SPEECH_S * SAMPLE_RATE:
-            return Transcript(
-                "", language=self._language, no_speech_prob=1.0, window_s=0.0, flags=("no_words",)
-            )
+            return results.no_words(self._language, 1.0, 0.0)
         with self._engine.running(self._weights.name, samples):
-            language, probability = self._language_of(speech, samples)
-            decoded = self._decode_speech(samples, language)
+            spoken = self._language_of(speech, samples)
+            decoded = self._decode_speech(samples, spoken.language)
         window_s = WINDOW_S * len(decoded.no_speech_probs)
         if not "".join(piece.text for piece in decoded.pieces).strip():
-            return Transcript(
-                "",
-                language=self._language,
-                no_speech_prob=float(np.mean(decoded.no_speech_probs)),
-                window_s=window_s,
-                flags=("no_words",),
-            )
-        return _transcript(
+            return results.no_words(self._language, results.mean(decoded.no_speech_probs), window_s)
+        return results.transcript(
             [piece for piece in decoded.pieces if piece.text.strip()],
-            duration_s=len(samples) / SAMPLE_RATE,
-            language=language,
-            language_probability=probability,
+            len(samples) / SAMPLE_RATE,
+            spoken,
             window_s=window_s,
             words=self._options.words,
         )
@@ -233,25 +195,13 @@ class TorchWhisper(ABC):
             )
         return np.array(speech.samples, np.float32)
 
-    def _language_of(
-        self, speech: Speech, samples: NDArray[np.float32]
-    ) -> tuple[str, float | None]:
-        """Determine a stretch's language (given, its recording's or detected) and its
-        probability."""
+    def _language_of(self, speech: Speech, samples: NDArray[np.float32]) -> SpokenLanguage:
+        """Determine a stretch's language: the given one, its recording's, or the detected one."""
         if self._language or not self._multilingual:
-            return self._language or "en", None
+            return SpokenLanguage(self._language or "en", None)
         if speech.language:
-            return speech.language, speech.language_probability
-        probabilities = self._among_allowed(self._probabilities(samples))
-        code = max(probabilities, key=lambda code: probabilities[code])
-        return code, probabilities[code]
-
-    def _among_allowed(self, probabilities: dict[str, float]) -> dict[str, float]:
-        """Normalise probabilities over the languages that are allowed."""
-        if not self._allowed:
-            return probabilities
-        total = sum(probabilities[code] for code in self._allowed) or 1.0
-        return {code: probabilities[code] / total for code in self._allowed}
+            return SpokenLanguage(speech.language, speech.language_probability)
+        return SpokenLanguage(*best(among(self._allowed, self._probabilities(samples))))
 
     @staticmethod
     def _is_numeral(text: str) -> bool:
@@ -269,53 +219,14 @@ def refuse_batches(name: str, options: TranscriberOptions) -> None:
         )
 
 
-def _transcript(
-    pieces: Sequence[DecodedSegment],
-    *,
-    duration_s: float,
-    language: str,
-    language_probability: float | None,
-    window_s: float,
-    words: bool,
-) -> Transcript:
-    """Pieces (at least one, each with text) as a transcript; times within it and in order."""
-    segments: list[Segment] = []
-    all_words: list[Word] = []
-    segment_s = word_s = 0.0
-    for piece in pieces:
-        start_s = min(max(piece.start_s, segment_s), duration_s)
-        segment_s = min(max(piece.end_s, start_s), duration_s)
-        segments.append(
-            Segment(start_s, segment_s, piece.text.strip(), piece.avg_logprob, piece.no_speech_prob)
-        )
-        for word in piece.words:
-            start_s = min(max(word.start_s, word_s), duration_s)
-            word_s = min(max(word.end_s, start_s), duration_s)
-            all_words.append(Word(word.word.strip(), start_s, word_s, word.probability))
-    text = "".join(piece.text for piece in pieces).strip()
-    num_tokens = [max(piece.num_tokens, 1) for piece in pieces]
-    avg_logprob = float(np.average([piece.avg_logprob for piece in pieces], weights=num_tokens))
-    ratio = compression_ratio(text)
-    temperature = max(piece.temperature for piece in pieces)
-    signs = {
-        "temperature_fallback": temperature > 0,
-        "repetitive": ratio > DECODING["compression_ratio_threshold"],
-        "low_confidence": avg_logprob < DECODING["logprob_threshold"],
-        "uncertain_language": language_probability is not None
-        and language_probability < UNCERTAIN_LANGUAGE,
+def torch_provenance(library: str, weights: Model, engine: TorchEngine) -> dict[str, str]:
+    """What made a text, but did not shape it: a model, a library of that name, and PyTorch."""
+    return {
+        "model": weights.name,
+        "model_origin": weights.origin,
+        "transcriber_engine": f"{library} on PyTorch",
+        library: metadata.version(library),
+        "torch": metadata.version("torch"),
+        "device": engine.device,
+        "cpu_threads": str(engine.cpu_threads),
     }
-    return Transcript(
-        text,
-        language=language,
-        language_probability=language_probability,
-        avg_logprob=avg_logprob,
-        no_speech_prob=float(
-            np.average([piece.no_speech_prob for piece in pieces], weights=num_tokens)
-        ),
-        compression_ratio=ratio,
-        segments=tuple(segments),
-        words=tuple(all_words) if words else None,
-        temperature=temperature,
-        window_s=window_s,
-        flags=tuple(flag for flag, seen in signs.items() if seen),
-    )

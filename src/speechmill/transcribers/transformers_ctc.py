@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from itertools import pairwise
 from typing import Any, Final
 
@@ -21,9 +20,10 @@ from speechmill.models.torch import TorchEngine
 from speechmill.models.weights import Model
 from speechmill.records import Segment, Speech, Transcript, Word
 from speechmill.text.figures import compression_ratio
+from speechmill.transcribers import results
 from speechmill.transcribers.base import TranscriberOptions
 from speechmill.transcribers.languages import LANGUAGES, language_code
-from speechmill.transcribers.torch_whisper import refuse_batches
+from speechmill.transcribers.torch_whisper import refuse_batches, torch_provenance
 
 __all__ = ["Emission", "TransformersCTC", "emissions", "token_texts", "words_of"]
 
@@ -32,10 +32,6 @@ VERSION: Final = 1
 
 MIN_SPEECH_S: Final = 0.1
 """No word is shorter, and the models' convolutions need some samples."""
-
-MAX_COMPRESSION_RATIO: Final = 2.4
-MIN_LOGPROB: Final = -1.0
-"""Limits of the flags: Whisper's own."""
 
 # Options that a CTC model does not have: only the default is accepted, or an equivalent of none.
 _UNSUPPORTED: Final[Mapping[str, tuple[object, ...]]] = {
@@ -118,15 +114,7 @@ class TransformersCTC:
     @property
     def provenance(self) -> Mapping[str, str]:
         """What does not shape the text but made it."""
-        return {
-            "model": self._weights.name,
-            "model_origin": self._weights.origin,
-            "transcriber_engine": "transformers on PyTorch",
-            "transformers": version("transformers"),
-            "torch": version("torch"),
-            "device": self._engine.device,
-            "cpu_threads": str(self._engine.cpu_threads),
-        }
+        return torch_provenance(self._name, self._weights, self._engine)
 
     def transcribe(self, speech: Sequence[Speech]) -> list[Transcript]:
         """Transcribe each stretch of speech, none longer than 30 s.
@@ -148,9 +136,7 @@ class TransformersCTC:
                 f"{duration_s:.1f} s: cut it into pieces"
             )
         if duration_s < MIN_SPEECH_S:
-            return Transcript(
-                "", language=self._language, no_speech_prob=1.0, window_s=0.0, flags=("no_words",)
-            )
+            return results.no_words(self._language, 1.0, 0.0)
         with self._engine.running(self._weights.name, samples):
             logprobs = self._logprobs(samples)
         # The lowest probability of a blank: most frames of clear speech are blanks, so a mean says
@@ -164,21 +150,11 @@ class TransformersCTC:
             for w in words
         )
         text = " ".join(word.word for word in words)
-        nothing = Transcript(
-            "",
-            language=self._language,
-            no_speech_prob=no_speech_prob,
-            window_s=duration_s,
-            flags=("no_words",),
-        )
+        nothing = results.no_words(self._language, no_speech_prob, duration_s)
         if not text:
             return nothing
         avg_logprob = float(np.mean([p for e in emitted for p in e.logprobs]))
         ratio = compression_ratio(text)
-        signs = {
-            "repetitive": ratio > MAX_COMPRESSION_RATIO,
-            "low_confidence": avg_logprob < MIN_LOGPROB,
-        }
         segment = Segment(words[0].start_s, words[-1].end_s, text, avg_logprob, no_speech_prob)
         return replace(
             nothing,
@@ -187,7 +163,11 @@ class TransformersCTC:
             compression_ratio=ratio,
             segments=(segment,),
             words=words if self._words else None,
-            flags=tuple(flag for flag, seen in signs.items() if seen),
+            flags=results.flags(
+                None,
+                repetitive=ratio > results.MAX_COMPRESSION_RATIO,
+                low_confidence=avg_logprob < results.MIN_LOGPROB,
+            ),
         )
 
     def _logprobs(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -116,19 +116,12 @@ class TokenSearch:
         """Compute each sequence's mean log probability, its end included, at temperature 1."""
         means = []
         for i, tokens in enumerate(found):
-            steps = output.scores[: len(tokens) + 1]
-            means.append(
-                float(
-                    np.mean(
-                        [
-                            (scores[i].float() * temperature).log_softmax(-1)[token].item()
-                            for scores, token in zip(
-                                steps, (*tokens, self._tokens.end), strict=False
-                            )
-                        ]
-                    )
-                )
-            )
+            ended = (*tokens, self._tokens.end)
+            logprobs = [
+                (scores[i].float() * temperature).log_softmax(-1)[token].item()
+                for scores, token in zip(output.scores, ended, strict=False)
+            ]
+            means.append(float(np.mean(logprobs)))
         return means
 
     def _logits_processors(self, begin: int) -> Any:

@@ -3,9 +3,8 @@ have them, with transformers' own beam search and sampling for the tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any, Final
 
 import numpy as np
@@ -23,12 +22,8 @@ from speechmill.records import Word
 from speechmill.text.figures import compression_ratio
 from speechmill.transcribers.alignment import UNSPACED, first_frames, smoothed, split_words
 from speechmill.transcribers.base import TranscriberOptions
-from speechmill.transcribers.torch_whisper import (
-    DECODING,
-    DecodedSegment,
-    DecodedSpeech,
-    TorchWhisper,
-)
+from speechmill.transcribers.results import DecodedSegment
+from speechmill.transcribers.torch_whisper import DECODING, DecodedSpeech, TorchWhisper
 from speechmill.transcribers.transformers_search import (
     TIMESTAMP_S,
     TokenSearch,
@@ -99,19 +94,6 @@ class TransformersWhisper(TorchWhisper):
         )
         self._search = TokenSearch(self._model, self._tokens, self._generation, self._numerals())
 
-    @property
-    def provenance(self) -> Mapping[str, str]:
-        """What does not shape the text but made it."""
-        return {
-            "model": self._weights.name,
-            "model_origin": self._weights.origin,
-            "transcriber_engine": "transformers on PyTorch",
-            "transformers": version("transformers"),
-            "torch": version("torch"),
-            "device": self._engine.device,
-            "cpu_threads": str(self._engine.cpu_threads),
-        }
-
     def _probabilities(self, samples: NDArray[np.float32]) -> dict[str, float]:
         logits = self._model(
             encoder_outputs=self._encode(samples),
@@ -158,15 +140,19 @@ class TransformersWhisper(TorchWhisper):
 
     def _prompt_tokens(self, language: str) -> list[int]:
         """Make the decoder's prompt: the text to continue, if any, language and task."""
-        tokens = self._tokens
-        head = [tokens.start]
-        if self._multilingual:
-            head += [tokens.languages[language], tokens.tasks[self._options.task]]
+        head = self._head(language)
         if (text := self._prompt()) is None:
             return head
         room = self._model.config.max_target_positions // 2 - 1
         before = self._tokenizer.encode(f" {text}", add_special_tokens=False)
-        return [tokens.previous, *before[-room:], *head]
+        return [self._tokens.previous, *before[-room:], *head]
+
+    def _head(self, language: str) -> list[int]:
+        """Make the tokens that begin a text; English-only models have no language and task."""
+        tokens = self._tokens
+        if not self._multilingual:
+            return [tokens.start]
+        return [tokens.start, tokens.languages[language], tokens.tasks[self._options.task]]
 
     def _no_speech_prob(self, encoded: Any, prompt: list[int]) -> float:
         """Compute the probability, at the start token, that a window holds no speech."""
@@ -264,10 +250,7 @@ class TransformersWhisper(TorchWhisper):
         self, encoded: Any, text: list[int], num_frames: int, start_s: float, language: str
     ) -> list[tuple[Word, int]]:
         """Find the times of the words of a window's text. Also returns each word's tokens."""
-        tokens = self._tokens
-        head = [tokens.start]
-        if self._multilingual:
-            head += [tokens.languages[language], tokens.tasks[self._options.task]]
+        tokens, head = self._tokens, self._head(language)
         ids = [*head, tokens.no_timestamps, *text, tokens.end]
         output = self._model(
             encoder_outputs=encoded, decoder_input_ids=self._ids(ids), output_attentions=True

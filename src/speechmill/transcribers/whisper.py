@@ -17,19 +17,19 @@ from functools import cached_property
 from importlib.metadata import version
 from typing import Any, Final
 
-from speechmill.errors import JobError, ModelError
+from speechmill.errors import ModelError
 from speechmill.models.weights import resolve_whisper
 from speechmill.records import Speech, Transcript
 from speechmill.transcribers import ctranslate, results
 from speechmill.transcribers.adaptive import AdaptiveWindows
 from speechmill.transcribers.base import OnEncoded, TranscriberOptions
-from speechmill.transcribers.encoder import SAMPLE_RATE, SpeechEncoder, best
+from speechmill.transcribers.encoder import SAMPLE_RATE, SpeechEncoder
 from speechmill.transcribers.full_window import FullWindow
-from speechmill.transcribers.languages import LANGUAGES, language_code
+from speechmill.transcribers.languages import LANGUAGES, best, chosen_languages
 from speechmill.transcribers.whisper_tokens import WhisperTokens
 from speechmill.transcribers.windows import FULL_WINDOW_S, WindowOptions
 
-__all__ = ["WhisperTranscriber", "resolve_compute_type"]
+__all__ = ["WhisperTranscriber"]
 
 VERSION: Final = 8
 """Raised by hand whenever this code gives other text or figures: it is part of the recipe."""
@@ -56,23 +56,12 @@ class WhisperTranscriber:
         self._windows = WindowOptions()
         self._whisper = ctranslate.load(self._model, self._placement)
         self._ctranslate2: Any = self._whisper.model
-        spoken = self._known_languages()
-        self._language = (
-            None if options.language is None else language_code(options.language, spoken, model)
+        self._language, self._allowed = chosen_languages(
+            options,
+            self._known_languages(),
+            model,
+            multilingual=self._ctranslate2.is_multilingual,
         )
-        self._allowed = tuple(
-            sorted({language_code(language, spoken, model) for language in options.languages})
-        )
-        if self._language and self._allowed and self._language not in self._allowed:
-            raise JobError(
-                f"the language {self._language!r} is not one of those allowed: "
-                f"{', '.join(self._allowed)}; give one or the other"
-            )
-        if options.task == "translate" and not self._ctranslate2.is_multilingual:
-            raise JobError(
-                f"the model {model!r} cannot translate: it is an English-only model; "
-                f"take {model.removesuffix('.en')!r}"
-            )
         # Sampling from the start: no batch of it would be the same alone.
         self._is_full = options.window == "full" or options.temperature[0] > 0
         self._encoder = SpeechEncoder(
@@ -267,16 +256,6 @@ class WhisperTranscriber:
             return self._batch_size
         most = 2.0 if self._placement.kind == "cpu" else 4.0
         return int(self._batch_size * min(most, FULL_WINDOW_S / decoder_s))
-
-
-def resolve_compute_type(device: str, compute_type: str) -> tuple[str, str]:
-    """Resolve ``auto`` on this machine: the device, and the number format on it.
-
-    Raises:
-        JobError: there is no such device here, or it does not support the format.
-    """
-    placement = ctranslate.place(device, compute_type)
-    return placement.device, placement.compute_type
 
 
 def _collected(

@@ -32,11 +32,8 @@ class StreamedEncoder:
         layers = list(encoder.layers)
         self._hop_length = hop_length
         place = next(i for i, layer in enumerate(layers) if type(layer).__name__ == "EncodecLSTM")
-        self._front, self._lstm, self._tail = (
-            layers[:place],
-            layers[place].lstm,
-            layers[place + 1 :],
-        )
+        self._front, self._tail = layers[:place], layers[place + 1 :]
+        self._lstm = layers[place].lstm
         # PyTorch computes small inputs in another way, so each layer gets more than those. And a
         # window ends with a whole number of vectors, as the same place does within the whole.
         enough = SHARED // _fewest(self._front, hop_length) + 1
@@ -163,21 +160,24 @@ def _through(layers: Sequence[Any], hidden: Any) -> Any:
 def _fewest(layers: Sequence[Any], hop_length: int) -> int:
     """The least number of values that a convolution gets for a frame."""
     fewest, stride = hop_length, 1
-    for layer in layers:
-        for module in layer.modules():
-            if hasattr(module, "conv") and hasattr(module, "padding_total"):
-                fewest = min(fewest, module.conv.in_channels * hop_length // stride)
-                stride *= module.conv.stride[0]
+    for conv in _convolutions(layers):
+        fewest = min(fewest, conv.in_channels * hop_length // stride)
+        stride *= conv.stride[0]
     return max(1, fewest)
 
 
 def _reach(layers: Sequence[Any]) -> int:
     """The most input samples before its own that a frame may depend on."""
     reach, stride = 0, 1
+    for conv in _convolutions(layers):
+        reach += (conv.kernel_size[0] - 1) * conv.dilation[0] * stride
+        stride *= conv.stride[0]
+    return reach + stride
+
+
+def _convolutions(layers: Sequence[Any]) -> Iterator[Any]:
+    """The convolutions in EnCodec's own, in order."""
     for layer in layers:
         for module in layer.modules():
             if hasattr(module, "conv") and hasattr(module, "padding_total"):
-                conv = module.conv
-                reach += (conv.kernel_size[0] - 1) * conv.dilation[0] * stride
-                stride *= conv.stride[0]
-    return reach + stride
+                yield module.conv
