@@ -30,6 +30,7 @@ __all__ = [
     "Utterance",
     "Waveform",
     "Word",
+    "hashed",
     "key_of",
     "pack",
     "printable",
@@ -65,6 +66,11 @@ def key_of(file_name: str) -> str:
         file_name.encode(),
     )
     return raw.decode("utf-8", "surrogateescape")
+
+
+def hashed(text: str) -> int:
+    """A number from 0 to 2⁶⁴ − 1 that stands for a text, on every machine the same."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,14 +133,12 @@ class Part:
     def belongs_to(self, shard_index: int, shard_count: int) -> bool:
         """Whether this is a part for the process ``shard_index`` out of ``shard_count``."""
         text = f"{self.index}/{self.count}/{self.folder_name}"
-        digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-        return int.from_bytes(digest, "big") % shard_count == shard_index
+        return hashed(text) % shard_count == shard_index
 
     @staticmethod
     def of(folder_name: str, file_name: str, count: int) -> Part:
         """The part, out of ``count``, that the recording belongs to."""
-        digest = hashlib.blake2b(file_name.encode(), digest_size=8).digest()
-        return Part(folder_name, int.from_bytes(digest, "big") % count, count)
+        return Part(folder_name, hashed(file_name) % count, count)
 
 
 @dataclass(frozen=True, slots=True, init=False)

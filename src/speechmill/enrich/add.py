@@ -7,7 +7,6 @@ anywhere, the same command goes on.
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,11 +25,7 @@ from speechmill.dataset.run_log import RunLog, new_run_id
 from speechmill.dataset.schema import to_parquet
 from speechmill.dataset.state import current_recipe, read_recipe, sink_state
 from speechmill.dataset.swap import update
-from speechmill.enrich.additions import (
-    open_measure_additions,
-    open_token_addition,
-    refuse_another,
-)
+from speechmill.enrich.additions import open_measure_additions, open_token_addition, refuse_another
 from speechmill.enrich.audio import keeps_damaged
 from speechmill.enrich.base import Addition, EnrichObserver, EnrichReport
 from speechmill.enrich.lookup import Lookup, look_up
@@ -38,6 +33,7 @@ from speechmill.enrich.maker import Maker, Outcome
 from speechmill.enrich.shards import EnrichedShard, Enrichment, PartsShard, given_up_of, in_shards
 from speechmill.errors import DatasetError
 from speechmill.recipe import Recipe
+from speechmill.records import hashed
 from speechmill.storage import Store, StoreOptions, open_store
 
 __all__ = ["Elsewhere", "EnrichObserver", "EnrichReport", "RunShards", "add_tokens", "measure"]
@@ -102,11 +98,12 @@ def add_tokens(
         StorageError: a store cannot be reached, read or written.
     """
     started = time.monotonic()
+    options = dict(options or {})
     source, recipe = _source_and_recipe(sink, source_url, source_options)
-    addition = open_token_addition(sink, recipe, (spec, dict(options or {})), device)
+    addition = open_token_addition(sink, recipe, spec, options, device)
     refuse_another(sink, recipe, addition.column)
     _refuse_empty(sink)
-    told = {"tokenizer": spec, "tokenizer_option": dict(options or {}), "device": device}
+    told = {"tokenizer": spec, "tokenizer_option": options, "device": device}
     run = _Run(sink, source, recipe, [addition], addition.target.id, observer, stop)
     did = run.run("tokens add", _told(elsewhere, run, told))
     if not did and run.is_whole and current_recipe(sink) != addition.target.id:
@@ -130,33 +127,21 @@ def measure(
     """Measure those rows of a sink that are not measured yet; see ``MEASURES`` for the names.
 
     Each recording is fetched and decoded once for all measures. Rows whose recording is gone from
-    the source, or has changed, or that cannot be measured, have null. Once ``stop()`` is true, what
-    is made is kept, and the report says ``stopped``.
-
-    Args:
-        sink: the dataset.
-        names: of measures.
-        remake: measure all rows again where the sink has a measure in another version.
-        source_url: where the recordings are, if not where the sink says.
-        source_options: how to reach them.
-        elsewhere: the engine that measures, or which share of the parts; None for all, here.
-        observer: who watches.
-        stop: asked between groups of recordings.
+    the source, or has changed, or that cannot be measured, have null. ``remake`` measures all rows
+    again where the sink has a measure in another version. All else is as in ``add_tokens``.
 
     Raises:
         DatasetError: there are no rows; the sink has one of the measures in another version; or
             none of the recordings can be found.
         JobError: there is no such measure.
-        ModelError: weights cannot be found, or the engine cannot run them.
-        StorageError: a store cannot be reached, read or written.
+        ModelError, StorageError: as ``add_tokens``.
     """
     started = time.monotonic()
     source, recipe = _source_and_recipe(sink, source_url, source_options)
     additions = open_measure_additions(sink, recipe, names)
     _refuse_empty(sink)
-    described = tuple(one.described for one in additions)
     if not remake:
-        check_measures(sink, described)
+        check_measures(sink, tuple(one.described for one in additions))
     run = _Run(sink, source, recipe, additions, recipe.id, observer, stop)
     run.run("measure", _told(elsewhere, run, {"measures": tuple(names)}))
     run.report.wall_s = time.monotonic() - started
@@ -225,7 +210,7 @@ class _Run:
         found = self._look_up()
         report = self.report
         report.already, report.other, report.resumed = found.there, found.other, found.staged
-        if not (found.pending or self._staged()):
+        if not (found.rows or found.staged or self._staged()):
             return False
         next(iter(self.source.list()), None)  # an error, if there is no source
         self.sink.check()
@@ -286,8 +271,7 @@ class _Run:
     def _is_ours(self, part_key: str) -> bool:
         """Whether this process does a part, of those that share them by index."""
         index, count = self.share
-        digest = hashlib.blake2b(part_key.encode(), digest_size=8).digest()
-        return int.from_bytes(digest, "big") % count == index
+        return hashed(part_key) % count == index
 
     def _look_up(self) -> Lookup:
         return look_up(self.sink, self.additions, self.given_up, self._is_ours)

@@ -14,7 +14,7 @@ from speechmill.enrich.base import Addition, RowState
 from speechmill.enrich.staging import RowKey, row_keys
 from speechmill.storage import Object, Store
 
-__all__ = ["GivenUp", "Lacking", "LackingPart", "Lookup", "lacking_of", "look_up"]
+__all__ = ["GivenUp", "LackingPart", "Lookup", "columns_to_look_at", "lacking_of", "look_up"]
 
 GivenUp = Mapping[tuple[int, str], str]
 """Why an addition (its number) can make nothing of a recording (its file name)."""
@@ -55,11 +55,6 @@ class Lookup:
     staged: int = 0
     there: int = 0
     other: int = 0
-
-    @property
-    def pending(self) -> int:
-        """Rows that are not yet as they should be: to be made, or ready to be merged."""
-        return self.rows + self.staged
 
 
 def look_up(

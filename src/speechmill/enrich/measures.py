@@ -10,12 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from speechmill.dataset.measured import (
-    MeasureColumns,
-    agree_on_measures,
-    has_values,
-    with_measure,
-)
+from speechmill.dataset.measured import MeasureColumns, agree_on_measures, has_values, with_measure
 from speechmill.enrich.base import RowState
 from speechmill.enrich.staging import Staging, merged_column, staged_at
 from speechmill.measures.base import Measure

@@ -45,11 +45,11 @@ def described_column(
             f"{where} has no tokens whose tokenizer it knows (the metadata of its schema says so, "
             "under 'speechmill'); speechmill tokens add makes some"
         )
-    names = [one["column"] for one in described]
+    by_name = {one["column"]: one for one in described}
     if column is not None:
-        if column not in names:
-            raise JobError(f"{where} has no tokens {column!r}; there are: {', '.join(names)}")
-        return next(one for one in described if one["column"] == column)
+        if column not in by_name:
+            raise JobError(f"{where} has no tokens {column!r}; there are: {', '.join(by_name)}")
+        return by_name[column]
     suited = [one for one in described if suits(one)] or described
     if len(suited) > 1:
         either = " or ".join(one["column"] for one in suited)
@@ -99,9 +99,7 @@ def open_again(
 
 
 def column_of(
-    store: Store,
-    column: str | None,
-    suits: Callable[[Mapping[str, Any]], bool] = lambda _: True,
+    store: Store, column: str | None, suits: Callable[[Mapping[str, Any]], bool] = lambda _: True
 ) -> tuple[pa.Schema, dict[str, Any]]:
     """The columns of a sink, and what they tell of one of its token columns.
 

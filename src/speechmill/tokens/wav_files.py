@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import tempfile
 import time
@@ -20,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from speechmill.ahead import together
 from speechmill.dataset.arrays import tokens_to_arrays
 from speechmill.dataset.conform import conform
 from speechmill.dataset.layout import OWN_PREFIXES
@@ -36,7 +36,7 @@ from speechmill.errors import (
 )
 from speechmill.pipeline.isolate import Breaker, all_or_each
 from speechmill.pipeline.selection import extension_of
-from speechmill.records import Codes
+from speechmill.records import Codes, hashed
 from speechmill.storage import Object, Store, inside
 from speechmill.tokenizers.base import Codec
 from speechmill.tokens.column import column_of
@@ -182,16 +182,14 @@ class _Rows:
             name for name in schema.names if name in needed or (where and name in where)
         ]
         self._clashing: frozenset[int] = frozenset()
-        self._limit: int | None = None
 
     def choose(self, limit: int | None) -> _Chosen:
         """Find the rows, and the names that two recordings would share."""
-        self._limit = limit
         chosen = _Chosen()
         stems: list[NDArray[np.uint64]] = []
         for part, table in scan(self._sink, self._columns):
             names = set(table["file_name"].to_pylist())
-            stems.append(np.array([_digest(_stem(name)) for name in names], np.uint64))
+            stems.append(np.array([hashed(_stem(name)) for name in names], np.uint64))
             some = self._filtered(conform(table, self._wanted(self._columns)))
             if limit is not None:
                 some = some.slice(0, limit - chosen.rows)
@@ -217,16 +215,8 @@ class _Rows:
             counts = Counter(table["file_name"].to_pylist())
             table = self._filtered(table).slice(0, left)
             left -= table.num_rows
-            batch: list[_Row] = []
-            seconds = 0.0
-            for row in self._rows(table, counts):
-                if batch and (seconds + row.duration_s > CALL_S or len(batch) == CALL_ROWS):
-                    yield batch
-                    batch, seconds = [], 0.0
-                batch.append(row)
-                seconds += row.duration_s
-            if batch:
-                yield batch
+            rows = self._rows(table, counts)
+            yield from together(rows, lambda row: row.duration_s, CALL_S, CALL_ROWS)
 
     def _rows(self, table: pa.Table, counts: Mapping[str, int]) -> Iterator[_Row]:
         spans = (table[c].to_pylist() for c in ("file_name", "start_s", "end_s", "duration_s"))
@@ -235,7 +225,7 @@ class _Rows:
             zip(*spans, strict=True), codes, strict=True
         ):
             stem = _stem(name)
-            path = name if _digest(stem) in self._clashing else stem
+            path = name if hashed(stem) in self._clashing else stem
             span = f"_{start_s:.3f}-{end_s:.3f}" if counts[name] > 1 else ""
             yield _Row(_harmless(f"{path}{span}.wav"), values, duration_s)
 
@@ -243,19 +233,13 @@ class _Rows:
         return pa.schema([self._schema.field(name) for name in columns])
 
     def _filtered(self, table: pa.Table) -> pa.Table:
-        if self._filter is None:
-            return table
-        return table.filter(self._filter)
+        return table if self._filter is None else table.filter(self._filter)
 
 
 def _stem(file_name: str) -> str:
     """The path without its extension."""
     extension = extension_of(file_name)
     return file_name[: -len(extension) - 1] if extension else file_name
-
-
-def _digest(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
 def _harmless(path: str) -> str:

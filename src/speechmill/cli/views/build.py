@@ -58,10 +58,8 @@ def print_report(console: Console, report: BuildReport) -> None:
         ("real-time factor", f"{report.real_time_factor:.3f} ({rate})"),
         (
             "seconds a recording",
-            (
-                f"mean {report.seconds_mean:.3f}, p50 {report.seconds_p50:.3f}, "
-                f"p95 {report.seconds_p95:.3f}"
-            ),
+            f"mean {report.seconds_mean:.3f}, p50 {report.seconds_p50:.3f}, "
+            f"p95 {report.seconds_p95:.3f}",
         ),
         (
             "by stage, all threads",
@@ -76,18 +74,10 @@ def print_report(console: Console, report: BuildReport) -> None:
     if differing := {name: rate for name, rate in report.token_mismatch.items() if rate}:
         shares = ", ".join(f"{name} {rate:.4%} of codes" for name, rate in differing.items())
         rows.append(("differ if made anew", f"{shares}: speechmill tokens verify {report.sink}"))
-    errors = f" ({format_counts(report.errors)})" if report.errors else ""
+    failed = "0"
     if report.failed or report.failed_before:
-        rows.append(
-            (
-                "failed",
-                (
-                    f"{report.failed:,} now{errors}, {report.failed_before:,} before: "
-                    f"speechmill failures {report.sink}"
-                ),
-            )
-        )
-    else:
-        rows.append(("failed", "0"))
-    rows += [("dataset", f"{report.sink}/data"), ("run", report.run_id)]
+        errors = f" ({format_counts(report.errors)})" if report.errors else ""
+        before = f"{report.failed_before:,} before: speechmill failures {report.sink}"
+        failed = f"{report.failed:,} now{errors}, {before}"
+    rows += [("failed", failed), ("dataset", f"{report.sink}/data"), ("run", report.run_id)]
     print_facts(console, "", rows)

@@ -79,18 +79,13 @@ def print_plan(console: Console, plan: Plan, *, brief: bool = False) -> None:
             ("folders", f"{len(plan.parts):,}, {format_plural(sum(plan.parts.values()), 'part')}")
         )
     print_facts(console, "", rows)
+    notes = [
+        f"note: {one!r} and {other!r} are one folder, {name!r}; "
+        "if they are not one speaker, use --folder path"
+        for name, (one, other) in list(plan.same_name.items())[:SAME_NAME_SHOWN]
+    ]
     if plan.unmatched:
-        console.print(
-            Text(
-                f"note: {plan.unmatched:,} recordings do not match --folder; they go to _root",
-                style="yellow",
-            )
-        )
-    for name, (one, other) in list(plan.same_name.items())[:SAME_NAME_SHOWN]:
-        console.print(
-            Text(
-                f"note: {one!r} and {other!r} are one folder, {name!r}; "
-                "if they are not one speaker, use --folder path",
-                style="yellow",
-            )
-        )
+        unmatched = f"note: {plan.unmatched:,} recordings do not match --folder; they go to _root"
+        notes.insert(0, unmatched)
+    for note in notes:
+        console.print(Text(note, style="yellow"))

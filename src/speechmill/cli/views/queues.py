@@ -74,15 +74,10 @@ class WorkDisplay(ProgressDisplay, tally.Observer):
         self._rate_from = (now, tally.done.recordings)
         self._told = told
         lag = "" if tally.lag is None else f"  {tally.lag:,} waiting"
-        left = ""
-        if tally.lag and rate > 0:
-            left = f"  {format_duration(tally.lag / rate)} left"
+        left = f"  {format_duration(tally.lag / rate)} left" if tally.lag and rate > 0 else ""
         bad = "".join(
             f"  {count:,} {what}"
-            for count, what in (
-                (tally.done.failed, "failed"),
-                (tally.dead_letters, "dead letters"),
-            )
+            for count, what in ((tally.done.failed, "failed"), (tally.dead_letters, "dead letters"))
             if count
         )
         self.say(
