@@ -16,15 +16,6 @@ __all__ = ["BuildDisplay", "print_report"]
 class BuildDisplay(PlanDisplay, Observer):
     """The display of a build."""
 
-    def __init__(self, console: Console) -> None:
-        super().__init__(console)
-        self._recordings = 0
-
-    def planned(self, plan: Plan) -> None:
-        """See ``Observer``."""
-        self._recordings = plan.num_recordings
-        super().planned(plan)
-
     def _size(self, plan: Plan) -> int:
         return plan.num_bytes
 

@@ -21,6 +21,7 @@ class PlanDisplay(ProgressDisplay):
     def __init__(self, console: Console) -> None:
         super().__init__(console)
         self._status: Status | None = None
+        self._recordings = 0
 
     def listed(self, count: int) -> None:
         """So many objects of the source have been listed; 0 when planning begins."""
@@ -37,6 +38,7 @@ class PlanDisplay(ProgressDisplay):
         if self._status:
             self._status.stop()
         print_plan(self._console, plan, brief=True)
+        self._recordings = plan.num_recordings
         self.begin(self._size(plan))
 
     def _size(self, plan: Plan) -> int:

@@ -60,9 +60,6 @@ class WorkDisplay(ProgressDisplay, tally.Observer):
         """See ``tally.Observer``."""
         self._console.print(Text(text, style="yellow"), soft_wrap=True)
 
-    def batch(self, count: int, seconds: float) -> None:
-        """See ``tally.Observer``."""
-
     def progress(self, tally: WorkTally) -> None:
         """See ``tally.Observer``."""
         now = time.monotonic()
