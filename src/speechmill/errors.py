@@ -29,6 +29,31 @@ An error's text says what was wrong, where, and what to do. Foreign errors (obst
 FFmpeg, pydantic) are mapped to these once, where they enter.
 """
 
+__all__ = [
+    "AccessDeniedError",
+    "AudioError",
+    "BrokerError",
+    "ConflictError",
+    "DamagedError",
+    "DatasetError",
+    "EmptyAudioError",
+    "EngineError",
+    "JobError",
+    "MissingExtraError",
+    "ModelError",
+    "NotAudioError",
+    "NotFoundError",
+    "RecipeChangedError",
+    "ReplacedError",
+    "SourceChangedError",
+    "SpeechmillError",
+    "StorageError",
+    "TruncatedError",
+    "UnavailableError",
+    "UnsupportedError",
+    "WorkerDiedError",
+]
+
 
 class SpeechmillError(Exception):
     """Base of all errors that Speechmill raises on purpose."""

@@ -30,14 +30,19 @@ __all__ = [
     "Utterance",
     "Waveform",
     "Word",
-    "hashed",
     "key_of",
+    "number_of",
     "pack",
     "printable",
     "unpack",
 ]
 
 Stage = Literal["list", "fetch", "decode", "transcribe", "tokenize", "commit", "worker"]
+
+
+def number_of(text: str) -> int:
+    """A number of 64 bits that stands for a text, in every process the same."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
 def printable(key: str) -> str:
@@ -66,11 +71,6 @@ def key_of(file_name: str) -> str:
         file_name.encode(),
     )
     return raw.decode("utf-8", "surrogateescape")
-
-
-def hashed(text: str) -> int:
-    """A number from 0 to 2⁶⁴ − 1 that stands for a text, on every machine the same."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,13 +132,13 @@ class Part:
 
     def belongs_to(self, shard_index: int, shard_count: int) -> bool:
         """Whether this is a part for the process ``shard_index`` out of ``shard_count``."""
-        text = f"{self.index}/{self.count}/{self.folder_name}"
-        return hashed(text) % shard_count == shard_index
+        number = number_of(f"{self.index}/{self.count}/{self.folder_name}")
+        return number % shard_count == shard_index
 
     @staticmethod
     def of(folder_name: str, file_name: str, count: int) -> Part:
         """The part, out of ``count``, that the recording belongs to."""
-        return Part(folder_name, hashed(file_name) % count, count)
+        return Part(folder_name, number_of(file_name) % count, count)
 
 
 @dataclass(frozen=True, slots=True, init=False)

@@ -33,7 +33,7 @@ from speechmill.enrich.maker import Maker, Outcome
 from speechmill.enrich.shards import EnrichedShard, Enrichment, PartsShard, given_up_of, in_shards
 from speechmill.errors import DatasetError
 from speechmill.recipe import Recipe
-from speechmill.records import hashed
+from speechmill.records import number_of
 from speechmill.storage import Store, StoreOptions, open_store
 
 __all__ = ["Elsewhere", "EnrichObserver", "EnrichReport", "RunShards", "add_tokens", "measure"]
@@ -271,7 +271,7 @@ class _Run:
     def _is_ours(self, part_key: str) -> bool:
         """Whether this process does a part, of those that share them by index."""
         index, count = self.share
-        return hashed(part_key) % count == index
+        return number_of(part_key) % count == index
 
     def _look_up(self) -> Lookup:
         return look_up(self.sink, self.additions, self.given_up, self._is_ours)

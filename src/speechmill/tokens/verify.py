@@ -28,7 +28,7 @@ from speechmill.enrich.audio import (
 )
 from speechmill.enrich.staging import RowKey, row_keys
 from speechmill.errors import DatasetError
-from speechmill.records import hashed
+from speechmill.records import number_of
 from speechmill.storage import Store, StoreOptions, open_store
 from speechmill.tokenizers.base import Tokenizer
 from speechmill.tokenizers.compare import mismatch
@@ -159,9 +159,12 @@ class _Sample:
         drawn: list[tuple[int, str, RowKey]] = []
         for part, table in scan(sink, SPAN_COLUMNS):
             rows = zip(row_keys(table), table["recipe"].to_pylist(), strict=True)
-            mine = (row for row, made in rows if made == recipe)
-            lots = ((hashed(f"{seed} {row[3]!r} {row[0]}"), part.key, row) for row in mine)
-            drawn = heapq.nsmallest(count, [*drawn, *lots])
+            mine = (
+                (number_of(f"{seed} {row[3]!r} {row[0]}"), part.key, row)
+                for row, made in rows
+                if made == recipe
+            )
+            drawn = heapq.nsmallest(count, [*drawn, *mine])
         self._wanted: defaultdict[str, set[RowKey]] = defaultdict(set)
         for _, part_key, row in drawn:
             self._wanted[part_key].add(row)

@@ -36,7 +36,7 @@ from speechmill.errors import (
 )
 from speechmill.pipeline.isolate import Breaker, all_or_each
 from speechmill.pipeline.selection import extension_of
-from speechmill.records import Codes, hashed
+from speechmill.records import Codes, number_of
 from speechmill.storage import Object, Store, inside
 from speechmill.tokenizers.base import Codec
 from speechmill.tokens.column import column_of
@@ -180,7 +180,7 @@ class _Rows:
         stems: list[NDArray[np.uint64]] = []
         for part, table in scan(self._sink, self._columns):
             names = set(table["file_name"].to_pylist())
-            stems.append(np.array([hashed(_stem(name)) for name in names], np.uint64))
+            stems.append(np.array([number_of(_stem(name)) for name in names], np.uint64))
             some = self._filtered(conform(table, self._wanted(self._columns)))
             if limit is not None:
                 some = some.slice(0, limit - self.count)
@@ -215,7 +215,7 @@ class _Rows:
             zip(*spans, strict=True), codes, strict=True
         ):
             stem = _stem(name)
-            path = name if hashed(stem) in self._clashing else stem
+            path = name if number_of(stem) in self._clashing else stem
             span = f"_{start_s:.3f}-{end_s:.3f}" if counts[name] > 1 else ""
             yield _Row(_harmless(f"{path}{span}.wav"), values, duration_s)
 
