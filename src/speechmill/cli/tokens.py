@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from contextlib import closing
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
@@ -120,7 +121,7 @@ def stats(
 
     found = token_stats(storage.open(sink), column=column, progress=RowsDisplay(err).parts)
     if as_json:
-        typer.echo(json.dumps([one.to_dict() for one in found], indent=2))
+        typer.echo(json.dumps([asdict(one) for one in found], indent=2))
     else:
         print_stats(out, found)
 

@@ -31,7 +31,7 @@ def open_measure_additions(
     Raises:
         JobError, MissingExtraError, ModelError: see ``open_measures``.
     """
-    return tuple(MeasureAddition.of(one, sink, recipe) for one in open_measures(names))
+    return tuple(MeasureAddition(one, sink, recipe) for one in open_measures(names))
 
 
 def open_token_addition(

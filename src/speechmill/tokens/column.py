@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from speechmill.dataset.reader import stored_schema
 from speechmill.dataset.schema import described_tokenizers
-from speechmill.errors import DatasetError, JobError, MissingExtraError, ModelError
+from speechmill.errors import DatasetError, JobError, ModelError
 from speechmill.recipe import Recipe
 from speechmill.storage import Store
 from speechmill.tokenizers import open_tokenizer
@@ -80,8 +80,6 @@ def open_again(
     spec = described.get("spec", name) if model is None else f"{name}:{model}"
     try:
         tokenizer = open_tokenizer(spec, described.get("options", {}), device=device)
-    except MissingExtraError:
-        raise
     except ModelError as error:
         raise ModelError(
             f"the weights that made {column!r} are not to be had: {error}. --model says where "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -72,10 +72,6 @@ class ColumnStats:
     entropy_bits_per_s: float | None
     codebooks: tuple[CodebookStats, ...] = ()
     features: tuple[FeatureStats, ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """The figures as JSON values."""
-        return asdict(self)
 
 
 def token_stats(
