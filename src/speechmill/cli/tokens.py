@@ -177,11 +177,7 @@ def verify(
 
 
 def _options(tokenizer: str, given: list[str]) -> dict[str, Any]:
-    """The tokenizer's options, given as NAME.OPTION=VALUE.
-
-    Raises:
-        JobError: they are written in another way, or are another tokenizer's.
-    """
+    """The tokenizer's options, given as NAME.OPTION=VALUE."""
     parsed = parse_tokenizer_options(given)
     name = tokenizer.partition(":")[0]
     if others := sorted(parsed.keys() - {name}):

@@ -151,12 +151,7 @@ def measure(
 def _source_and_recipe(
     sink: Store, source_url: str | None, source_options: StoreOptions
 ) -> tuple[Store, Recipe]:
-    """Where a sink's recordings are, and the recipe of its rows.
-
-    Raises:
-        DatasetError: there is no dataset, or its recipe is lost.
-        StorageError: the source cannot be opened.
-    """
+    """Where a sink's recordings are, and the recipe of its rows."""
     state = sink_state(sink)
     recipe = read_recipe(sink, str(state["recipe"]))
     if recipe is None:

@@ -101,12 +101,8 @@ def lacking_of(
 ) -> Lacking:
     """What the rows of a part lack.
 
-    Args:
-        part_key: the part's key in the sink.
-        table: its ``columns_to_look_at``.
-        additions: what is to be added.
-        staged_keys: the objects of each addition's staging; None for a look at this part's.
-        given_up: what is not tried again.
+    ``table`` has its ``columns_to_look_at``. ``staged_keys`` are the objects of each addition's
+    staging; None for a look at this part's. What is ``given_up`` is not tried again.
     """
     keys = row_keys(table)
     missing: list[frozenset[RowKey]] = []

@@ -78,11 +78,7 @@ class _PartMade:
 class Maker:
     """Makes what the rows of some parts lack, and stages it.
 
-    Args:
-        sink: the dataset.
-        source: where its recordings are.
-        additions: what is to be made.
-        keep_damaged: whether damaged recordings became rows.
+    ``keep_damaged``: whether damaged recordings became rows.
     """
 
     def __init__(

@@ -43,11 +43,9 @@ def row_keys(table: pa.Table) -> list[RowKey]:
 
 
 class Staging:
-    """What one addition has made that is not in the parts yet. Thread-safe.
+    """What one addition has made that is not in the parts of a sink yet. Thread-safe.
 
-    Args:
-        store: the sink.
-        staging: names what is made, of which audio and how.
+    ``staging`` names what is made, of which audio and how.
     """
 
     def __init__(self, store: Store, staging: str) -> None:

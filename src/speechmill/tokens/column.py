@@ -27,13 +27,10 @@ def described_column(
     where: str,
     suits: Callable[[Mapping[str, Any]], bool] = lambda _: True,
 ) -> dict[str, Any]:
-    """What a schema's metadata tells of one of its token columns.
+    """What the metadata of a schema, of a part or of its rows, tells of one of its token columns.
 
-    Args:
-        schema: of a part, or of rows that come of one.
-        column: its name; None for the only one, or the only one that ``suits``.
-        where: whose schema it is, for errors.
-        suits: whether a column is good for what is to be done.
+    ``column`` is its name; None for the only one, or the only one that ``suits`` what is to be
+    done. ``where`` says in errors whose schema it is.
 
     Raises:
         DatasetError: there are no tokens.
