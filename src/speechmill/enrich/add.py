@@ -105,7 +105,7 @@ def add_tokens(
     _refuse_empty(sink)
     told = {"tokenizer": spec, "tokenizer_option": options, "device": device}
     run = _Run(sink, source, recipe, [addition], addition.target.id, observer, stop)
-    did = run.run("tokens add", _told(elsewhere, run, told))
+    did = run.run("tokens add", elsewhere, told)
     if not did and run.is_whole and current_recipe(sink) != addition.target.id:
         raise DatasetError(f"there are no rows of its recipe in {sink.url}")
     run.report.mismatch = run.report.mismatch or addition.mismatch
@@ -143,7 +143,7 @@ def measure(
     if not remake:
         check_measures(sink, tuple(one.described for one in additions))
     run = _Run(sink, source, recipe, additions, recipe.id, observer, stop)
-    run.run("measure", _told(elsewhere, run, {"measures": tuple(names)}))
+    run.run("measure", elsewhere, {"measures": tuple(names)})
     run.report.wall_s = time.monotonic() - started
     return run.report
 
@@ -160,15 +160,6 @@ def _source_and_recipe(
             "made its rows; restore _speechmill/recipes from a backup"
         )
     return open_store(source_url or state["source"], source_options), recipe
-
-
-def _told(elsewhere: Elsewhere | None, run: _Run, more: Mapping[str, Any]) -> Elsewhere | None:
-    """An engine that knows what its workers are to make."""
-    if elsewhere is None:
-        return None
-    stagings = tuple(addition.staging.id for addition in run.additions)
-    told = {**more, "source": run.source.url, "recipe": run.recipe.to_json(), "stagings": stagings}
-    return replace(elsewhere, job=elsewhere.job.model_copy(update=told))
 
 
 def _refuse_empty(sink: Store) -> None:
@@ -196,12 +187,16 @@ class _Run:
         columns = tuple(field.name for addition in additions for field in addition.fields)
         self.report = EnrichReport(sink.url, columns, target)
 
-    def run(self, what: str, elsewhere: Elsewhere | None) -> bool:
+    def run(self, what: str, elsewhere: Elsewhere | None, told: Mapping[str, Any]) -> bool:
         """Look what is to be done, and do it. Whether there was anything to do: nothing is written
-        where there was not."""
+        where there was not. ``told`` says what workers elsewhere are to make."""
         keep_damaged = keeps_damaged(self.recipe, self.sink.url)
         if elsewhere is not None:
-            self.share = elsewhere.job.shard_index, elsewhere.job.shard_count
+            stagings = tuple(addition.staging.id for addition in self.additions)
+            kept = {"source": self.source.url, "recipe": self.recipe.to_json()}
+            job = elsewhere.job.model_copy(update={**told, **kept, "stagings": stagings})
+            elsewhere = replace(elsewhere, job=job)
+            self.share = job.shard_index, job.shard_count
         found = self._look_up()
         report = self.report
         report.already, report.other, report.resumed = found.there, found.other, found.staged
