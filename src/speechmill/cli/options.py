@@ -126,6 +126,10 @@ def _named(
     return run
 
 
+Flags = tuple[list[inspect.Parameter], Callable[[Mapping[str, Any]], Any]]
+"""Flags, and what makes a value of what was given for them."""
+
+
 def with_flags(command: Callable[..., None]) -> Callable[..., None]:
     """A command whose parameters that are option models have become a flag for each field.
 
@@ -139,10 +143,6 @@ def with_flags(command: Callable[..., None]) -> Callable[..., None]:
         command, {name: _flags_of(name, hints[name], p.default) for name, p in given_as.items()}
     )
     return _named(lambda **given: run(given), flags, command)
-
-
-Flags = tuple[list[inspect.Parameter], Callable[[Mapping[str, Any]], Any]]
-"""Flags, and what makes a value of what was given for them."""
 
 
 def _flags_of(name: str, hint: Any, default: Any) -> Flags:
