@@ -1,14 +1,14 @@
-"""Bounded look-ahead: work on the next items begins while the caller uses the ones before."""
+"""Items in order: looked ahead, so that work on the next ones begins early; or put together."""
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future
 from typing import TypeVar
 
-__all__ = ["ahead"]
+__all__ = ["ahead", "together"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -57,3 +57,20 @@ def ahead(
     finally:
         for _, _, future in flying:
             future.cancel()
+
+
+def together(
+    items: Iterable[T], cost: Callable[[T], float], most_cost: float, most: float = math.inf
+) -> Iterator[list[T]]:
+    """Groups of up to ``most`` items, in order, that cost ``most_cost`` at most or are one item."""
+    group: list[T] = []
+    total = 0.0
+    for item in items:
+        price = cost(item)
+        if group and (total + price > most_cost or len(group) == most):
+            yield group
+            group, total = [], 0.0
+        group.append(item)
+        total += price
+    if group:
+        yield group

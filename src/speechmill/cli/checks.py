@@ -19,7 +19,6 @@ from speechmill.transcribers import resolve_compute_type
 __all__ = ["Check", "examine"]
 
 LISTED = 1000  # objects that are listed of a source
-READ_BYTES = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +94,7 @@ def _source(url: str, options: StoreOptions) -> str:
     first = next((o for o in listed if o.size), None)
     if first is None:
         return f"{store.url}: can be listed; nothing in it to read"
-    store.read(first.key, 0, min(READ_BYTES, first.size), etag=first.etag)
+    store.read(first.key, 0, min(64, first.size), etag=first.etag)
     more = "or more " if len(listed) == LISTED else ""
     audible = sum(o.key.rpartition(".")[2].lower() in EXTENSIONS for o in listed)
     files = f"{len(listed):,} {more}files, {audible:,} of them audio by their names"

@@ -2,72 +2,92 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from contextlib import closing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from speechmill.cli.console import err, out
+from speechmill.cli.exits import leave, resumable
 from speechmill.cli.options import Differing, Storage
 from speechmill.job import EngineOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from speechmill.enrich.add import Elsewhere
+    from speechmill.enrich.add import Elsewhere, EnrichReport
     from speechmill.enrich.shards import EnrichedShard, Enrichment, PartsShard
     from speechmill.storage import Store
 
-__all__ = ["SingleWriterFlag", "Source", "SourceStorage", "elsewhere", "open_writable"]
+__all__ = ["Enriching", "Source", "SourceStorage"]
 
 Source = Annotated[
     str | None,
     typer.Option(help="Where the recordings are, if not where the dataset says that they are."),
 ]
 SourceStorage = Annotated[Storage, Differing("source", "the source", "SINK")]
-SingleWriterFlag = Annotated[
-    bool,
-    typer.Option(
-        "--single-writer",
-        help="Vouch that nothing else writes to SINK: allows stores without conditional puts.",
-    ),
-]
 
 
-def open_writable(storage: Storage, sink: str, *, single_writer: bool) -> Store:
-    """The sink, to be written to."""
-    store = storage.open(sink)
-    if not single_writer:
-        return store
-    from speechmill.storage.single import SingleWriter
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Enriching:
+    """Where the dataset and its recordings are, who writes, and which engine."""
 
-    return SingleWriter(store)
+    storage: Storage
+    source: Source = None
+    source_storage: SourceStorage
+    single_writer: Annotated[
+        bool,
+        typer.Option(
+            "--single-writer",
+            help="Vouch that nothing else writes to SINK: allows stores without conditional puts.",
+        ),
+    ] = False
+    engine: EngineOptions
 
+    def run(self, add: Callable[..., EnrichReport], url: str, *what: Any, **how: Any) -> NoReturn:
+        """Add columns to the dataset at ``url``, show what comes of it, and end the command."""
+        from speechmill.cli.views.tokens import AddDisplay, print_added
+        from speechmill.storage.single import SingleWriter
 
-def elsewhere(
-    sink: Store,
-    storage: Storage,
-    source_storage: Storage,
-    engine: EngineOptions,
-) -> Elsewhere | None:
-    """The engine, or the share of the parts, that flags ask for; None for all of it, here."""
-    if engine.engine == "local" and engine.shard_count == 1:
-        return None
-    from speechmill.enrich.add import Elsewhere
-    from speechmill.enrich.shards import Enrichment
-    from speechmill.storage.single import SingleWriter
+        store = self.storage.open(url)
+        sink = SingleWriter(store) if self.single_writer else store
+        with resumable() as stop, closing(AddDisplay(err)) as display:
+            report = add(
+                sink,
+                *what,
+                source_url=self.source,
+                source_options=self.source_storage.options(self.storage),
+                elsewhere=self._elsewhere(sink),
+                observer=display,
+                stop=stop,
+                **how,
+            )
+        print_added(out, report)
+        leave(report.complete, stop)
 
-    job = Enrichment(
-        source=sink.url,  # until the dataset has said where its recordings are
-        sink=sink.url,
-        profile=source_storage.profile or storage.profile,
-        endpoint_url=source_storage.endpoint_url or storage.endpoint_url,
-        region=source_storage.region or storage.region,
-        sink_profile=storage.profile,
-        sink_endpoint_url=storage.endpoint_url,
-        sink_region=storage.region,
-        single_writer=isinstance(sink, SingleWriter),
-        **engine.model_dump(),
-    )
-    return Elsewhere(job, None if engine.engine == "local" else _run_shards)
+    def _elsewhere(self, sink: Store) -> Elsewhere | None:
+        """The engine, or the share of the parts, that is asked for; None for all of it, here."""
+        engine = self.engine
+        if engine.engine == "local" and engine.shard_count == 1:
+            return None
+        from speechmill.enrich.add import Elsewhere
+        from speechmill.enrich.shards import Enrichment
+
+        source, storage = self.source_storage.options(self.storage), self.storage
+        job = Enrichment(
+            source=sink.url,  # until the dataset has said where its recordings are
+            sink=sink.url,
+            profile=source.profile,
+            endpoint_url=source.endpoint_url,
+            region=source.region,
+            sink_profile=storage.profile,
+            sink_endpoint_url=storage.endpoint_url,
+            sink_region=storage.region,
+            single_writer=self.single_writer,
+            **engine.model_dump(),
+        )
+        return Elsewhere(job, None if engine.engine == "local" else _run_shards)
 
 
 def _run_shards(

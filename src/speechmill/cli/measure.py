@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import closing
 from typing import Annotated
 
 import typer
 
-from speechmill.cli.console import err, out
-from speechmill.cli.enrich import (
-    SingleWriterFlag,
-    Source,
-    SourceStorage,
-    elsewhere,
-    open_writable,
-)
-from speechmill.cli.exits import leave, resumable
-from speechmill.cli.options import Storage, with_flags
+from speechmill.cli.console import out
+from speechmill.cli.enrich import Enriching
+from speechmill.cli.options import with_flags
 from speechmill.errors import JobError
-from speechmill.job import EngineOptions
 
 __all__ = ["measure"]
 
@@ -39,11 +30,7 @@ def measure(
         bool,
         typer.Option("--remake", help="Measure all rows again that have another version of it."),
     ] = False,
-    storage: Storage,
-    source: Source = None,
-    source_storage: SourceStorage,
-    single_writer: SingleWriterFlag = False,
-    engine: EngineOptions,
+    enriching: Enriching,
 ) -> None:
     """Measure those rows of SINK that are not measured yet, in columns of their own.
 
@@ -53,9 +40,6 @@ def measure(
     measured, 1 could not run, 2 wrong usage, 3 done but some rows could not be measured (their
     recordings are gone, changed or failed), 130 or 143 stopped by a signal.
     """
-    from speechmill.cli.views.tokens import AddDisplay, print_added
-    from speechmill.enrich.add import measure as run
-
     if not names:
         if sink != "list":
             raise JobError(
@@ -66,17 +50,6 @@ def measure(
 
         print_measures(out)
         return
-    store = open_writable(storage, sink, single_writer=single_writer)
-    with resumable() as stop, closing(AddDisplay(err)) as display:
-        report = run(
-            store,
-            names,
-            remake=remake,
-            source_url=source,
-            source_options=source_storage.options(storage),
-            elsewhere=elsewhere(store, storage, source_storage, engine),
-            observer=display,
-            stop=stop,
-        )
-    print_added(out, report)
-    leave(report.complete, stop)
+    from speechmill.enrich.add import measure as run
+
+    enriching.run(run, sink, names, remake=remake)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -125,51 +126,51 @@ def _named(
     return run
 
 
+Flags = tuple[list[inspect.Parameter], Callable[[Mapping[str, Any]], Any]]
+"""Flags, and what makes a value of what was given for them."""
+
+
 def with_flags(command: Callable[..., None]) -> Callable[..., None]:
     """A command whose parameters that are option models have become a flag for each field.
 
-    An option model is a dataclass whose fields are annotated as typer has it, or one of a job's
-    (``Options``), of which only what was given is handed on. Other parameters stay as they are.
+    An option model is a dataclass whose fields are annotated as typer has it, or are option models
+    themselves; or one of a job's (``Options``), of which only what was given is handed on. Other
+    parameters stay as they are.
     """
     hints = get_type_hints(command, include_extras=True)
-    models: dict[str, tuple[type[Any], dict[str, str]]] = {}
-    parameters: list[inspect.Parameter] = []
-    for name, parameter in inspect.signature(command).parameters.items():
-        hint = hints[name]
-        model, *marks = get_args(hint) if get_origin(hint) is Annotated else (hint,)
-        if isinstance(model, type) and issubclass(model, Options):
-            models[name] = model, {field: field for field in model.model_fields}
-            parameters += [_flag_of(model, field) for field in model.model_fields]
-        elif is_dataclass(model) and isinstance(model, type):
-            flags = _flags_of(model, next((m for m in marks if isinstance(m, Differing)), None))
-            models[name] = model, {flag.name: field for field, flag in flags.items()}
-            parameters += flags.values()
-        else:
-            default = parameter.default
-            parameters.append(_keyword(name, default, hint))
-
-    def run(**given: Any) -> None:
-        for name, (model, flags) in models.items():
-            values = {field: given.pop(flag) for flag, field in flags.items()}
-            if issubclass(model, Options):
-                values = {field: value for field, value in values.items() if value is not None}
-            given[name] = model(**values)
-        command(**given)
-
-    return _named(run, parameters, command)
+    given_as = inspect.signature(command).parameters
+    flags, run = _together(
+        command, {name: _flags_of(name, hints[name], p.default) for name, p in given_as.items()}
+    )
+    return _named(lambda **given: run(given), flags, command)
 
 
-def _flags_of(model: type[Any], differing: Differing | None) -> dict[str, inspect.Parameter]:
-    """A parameter for each field of a dataclass."""
-    if differing is not None:
-        return {name: differing.flag(name) for name in differing.names}
-    hints = get_type_hints(model, include_extras=True)
-    return {
-        f.name: _keyword(
-            f.name, inspect.Parameter.empty if f.default is MISSING else f.default, hints[f.name]
+def _flags_of(name: str, hint: Any, default: Any) -> Flags:
+    """What stands for a parameter."""
+    model, *marks = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+    if isinstance(model, type) and issubclass(model, Options):
+        return _together(
+            lambda **values: model(**{n: v for n, v in values.items() if v is not None}),
+            {field: _alone(_flag_of(model, field)) for field in model.model_fields},
         )
-        for f in fields(model)
-    }
+    if not (isinstance(model, type) and is_dataclass(model)):
+        return _alone(_keyword(name, default, hint))
+    if differing := next((mark for mark in marks if isinstance(mark, Differing)), None):
+        return _together(model, {f: _alone(differing.flag(f)) for f in differing.names})
+    hints = get_type_hints(model, include_extras=True)
+    needed = inspect.Parameter.empty
+    defaults = {f.name: needed if f.default is MISSING else f.default for f in fields(model)}
+    return _together(model, {f: _flags_of(f, hints[f], defaults[f]) for f in defaults})
+
+
+def _alone(flag: inspect.Parameter) -> Flags:
+    return [flag], itemgetter(flag.name)
+
+
+def _together(make: Callable[..., Any], parts: Mapping[str, Flags]) -> Flags:
+    """The flags of all parts, and ``make`` of their values, by name."""
+    flags = [flag for some, _ in parts.values() for flag in some]
+    return flags, lambda given: make(**{n: value_of(given) for n, (_, value_of) in parts.items()})
 
 
 def with_config(

@@ -41,23 +41,17 @@ BrokerOption = Annotated[
 class _Places(Options):
     """Where things are, as ``enqueue`` and ``work`` have it besides ``Job``."""
 
-    source: Annotated[
-        str | None,
-        Field(
-            description="Where the recordings are [default: where the sink's are from, or else "
-            "what the messages say]."
-        ),
-    ] = None
-    sink: Annotated[
-        str | None, Field(description="The dataset: what is done there is left out.")
-    ] = None
-    partitions: Annotated[
-        int,
-        Field(
-            description="Partitions of a new topic: so many workers at most share it.",
-            json_schema_extra={"panel": "Queue"},
-        ),
-    ] = 12
+    source: str | None = Field(
+        None,
+        description="Where the recordings are [default: where the sink's are from, or else "
+        "what the messages say].",
+    )
+    sink: str | None = Field(None, description="The dataset: what is done there is left out.")
+    partitions: int = Field(
+        12,
+        description="Partitions of a new topic: so many workers at most share it.",
+        json_schema_extra={"panel": "Queue"},
+    )
 
 
 def _enqueue(config: Path | None, given: dict[str, Any]) -> None:

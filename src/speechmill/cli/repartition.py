@@ -80,8 +80,7 @@ def repartition(
     out_storage: Annotated[Storage, Differing("out", "OUT", "SINK")],
     writers: Writers,
     part_minutes: Annotated[
-        float,
-        typer.Option(min=0.001, help="Without OUT: minutes of audio that a part is to hold."),
+        float, typer.Option(min=0.001, help="Without OUT: minutes of audio that a part is to hold.")
     ] = 30.0,
 ) -> None:
     """Write the rows of SINK into OUT/data anew, grouped by columns, so many rows a file.

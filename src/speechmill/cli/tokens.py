@@ -5,22 +5,17 @@ from __future__ import annotations
 
 import json
 from contextlib import closing
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
 
 from speechmill.cli.console import err, out
-from speechmill.cli.enrich import (
-    SingleWriterFlag,
-    Source,
-    SourceStorage,
-    elsewhere,
-    open_writable,
-)
+from speechmill.cli.enrich import Enriching, Source, SourceStorage
 from speechmill.cli.exits import ExitCode, leave, resumable
 from speechmill.cli.options import Destination, OutStorage, Sink, Storage, with_flags
 from speechmill.errors import JobError
-from speechmill.job import EngineOptions, parse_tokenizer_options
+from speechmill.job import parse_tokenizer_options
 
 __all__ = ["decode", "tokens_app"]
 
@@ -30,12 +25,10 @@ tokens_app = typer.Typer(
 
 Device = Annotated[str, typer.Option(help="Where the tokenizer runs: auto, cpu or cuda.")]
 Column = Annotated[
-    str | None,
-    typer.Option(help="Which tokens, where there are several: token, token_mimi, …"),
+    str | None, typer.Option(help="Which tokens, where there are several: token, token_mimi, …")
 ]
 Model = Annotated[
-    str | None,
-    typer.Option(help="Where the tokenizer's weights are, if not where they were."),
+    str | None, typer.Option(help="Where the tokenizer's weights are, if not where they were.")
 ]
 
 
@@ -46,8 +39,7 @@ def decode(
     *,
     column: Column = None,
     where: Annotated[
-        str | None,
-        typer.Option(help="Which rows: \"folder_name = 'p225' AND duration_s < 10\"."),
+        str | None, typer.Option(help="Which rows: \"folder_name = 'p225' AND duration_s < 10\".")
     ] = None,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Take at most so many of these rows.")
@@ -94,18 +86,13 @@ def add(
     sink: Sink,
     *,
     tokenizer: Annotated[
-        str,
-        typer.Option(help="What makes the tokens: mfcc, encodec, mimi, …, or NAME:MODEL."),
+        str, typer.Option(help="What makes the tokens: mfcc, encodec, mimi, …, or NAME:MODEL.")
     ],
     tokenizer_option: Annotated[
         list[str] | None, typer.Option(help="An option of it, such as encodec.bandwidth=3.")
     ] = None,
     device: Device = "auto",
-    storage: Storage,
-    source: Source = None,
-    source_storage: SourceStorage,
-    single_writer: SingleWriterFlag = False,
-    engine: EngineOptions,
+    enriching: Enriching,
 ) -> None:
     """Add a column of tokens to the rows of SINK, without transcribing again.
 
@@ -113,25 +100,10 @@ def add(
     short. Exit codes: 0 every row has them, 1 could not run, 2 wrong usage, 3 done but some rows
     have none (their recordings are gone, changed or failed), 130 or 143 stopped by a signal.
     """
-    from speechmill.cli.views.tokens import AddDisplay, print_added
     from speechmill.enrich.add import add_tokens
 
-    store = open_writable(storage, sink, single_writer=single_writer)
     options = _options(tokenizer, tokenizer_option or [])
-    with resumable() as stop, closing(AddDisplay(err)) as display:
-        report = add_tokens(
-            store,
-            tokenizer,
-            options,
-            device=device,
-            source_url=source,
-            source_options=source_storage.options(storage),
-            elsewhere=elsewhere(store, storage, source_storage, engine),
-            observer=display,
-            stop=stop,
-        )
-    print_added(out, report)
-    leave(report.complete, stop)
+    enriching.run(add_tokens, sink, tokenizer, options, device=device)
 
 
 @tokens_app.command("stats", epilog="Example: `speechmill tokens stats s3://voices/output`")
@@ -149,7 +121,7 @@ def stats(
 
     found = token_stats(storage.open(sink), column=column, progress=RowsDisplay(err).parts)
     if as_json:
-        typer.echo(json.dumps([one.to_dict() for one in found], indent=2))
+        typer.echo(json.dumps([asdict(one) for one in found], indent=2))
     else:
         print_stats(out, found)
 
@@ -205,11 +177,7 @@ def verify(
 
 
 def _options(tokenizer: str, given: list[str]) -> dict[str, Any]:
-    """The tokenizer's options, given as NAME.OPTION=VALUE.
-
-    Raises:
-        JobError: they are written in another way, or are another tokenizer's.
-    """
+    """The tokenizer's options, given as NAME.OPTION=VALUE."""
     parsed = parse_tokenizer_options(given)
     name = tokenizer.partition(":")[0]
     if others := sorted(parsed.keys() - {name}):

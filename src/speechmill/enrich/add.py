@@ -25,11 +25,7 @@ from speechmill.dataset.run_log import RunLog, new_run_id
 from speechmill.dataset.schema import to_parquet
 from speechmill.dataset.state import current_recipe, read_recipe, sink_state
 from speechmill.dataset.swap import update
-from speechmill.enrich.additions import (
-    open_measure_additions,
-    open_token_addition,
-    refuse_another,
-)
+from speechmill.enrich.additions import open_measure_additions, open_token_addition, refuse_another
 from speechmill.enrich.audio import keeps_damaged
 from speechmill.enrich.base import Addition, EnrichObserver, EnrichReport
 from speechmill.enrich.lookup import Lookup, look_up
@@ -102,13 +98,14 @@ def add_tokens(
         StorageError: a store cannot be reached, read or written.
     """
     started = time.monotonic()
+    options = dict(options or {})
     source, recipe = _source_and_recipe(sink, source_url, source_options)
-    addition = open_token_addition(sink, recipe, (spec, dict(options or {})), device)
+    addition = open_token_addition(sink, recipe, spec, options, device)
     refuse_another(sink, recipe, addition.column)
     _refuse_empty(sink)
-    told = {"tokenizer": spec, "tokenizer_option": dict(options or {}), "device": device}
+    told = {"tokenizer": spec, "tokenizer_option": options, "device": device}
     run = _Run(sink, source, recipe, [addition], addition.target.id, observer, stop)
-    did = run.run("tokens add", _told(elsewhere, run, told))
+    did = run.run("tokens add", elsewhere, told)
     if not did and run.is_whole and current_recipe(sink) != addition.target.id:
         raise DatasetError(f"there are no rows of its recipe in {sink.url}")
     run.report.mismatch = run.report.mismatch or addition.mismatch
@@ -130,35 +127,23 @@ def measure(
     """Measure those rows of a sink that are not measured yet; see ``MEASURES`` for the names.
 
     Each recording is fetched and decoded once for all measures. Rows whose recording is gone from
-    the source, or has changed, or that cannot be measured, have null. Once ``stop()`` is true, what
-    is made is kept, and the report says ``stopped``.
-
-    Args:
-        sink: the dataset.
-        names: of measures.
-        remake: measure all rows again where the sink has a measure in another version.
-        source_url: where the recordings are, if not where the sink says.
-        source_options: how to reach them.
-        elsewhere: the engine that measures, or which share of the parts; None for all, here.
-        observer: who watches.
-        stop: asked between groups of recordings.
+    the source, or has changed, or that cannot be measured, have null. ``remake`` measures all rows
+    again where the sink has a measure in another version. All else is as in ``add_tokens``.
 
     Raises:
         DatasetError: there are no rows; the sink has one of the measures in another version; or
             none of the recordings can be found.
         JobError: there is no such measure.
-        ModelError: weights cannot be found, or the engine cannot run them.
-        StorageError: a store cannot be reached, read or written.
+        ModelError, StorageError: as ``add_tokens``.
     """
     started = time.monotonic()
     source, recipe = _source_and_recipe(sink, source_url, source_options)
     additions = open_measure_additions(sink, recipe, names)
     _refuse_empty(sink)
-    described = tuple(one.described for one in additions)
     if not remake:
-        check_measures(sink, described)
+        check_measures(sink, tuple(one.described for one in additions))
     run = _Run(sink, source, recipe, additions, recipe.id, observer, stop)
-    run.run("measure", _told(elsewhere, run, {"measures": tuple(names)}))
+    run.run("measure", elsewhere, {"measures": tuple(names)})
     run.report.wall_s = time.monotonic() - started
     return run.report
 
@@ -166,12 +151,7 @@ def measure(
 def _source_and_recipe(
     sink: Store, source_url: str | None, source_options: StoreOptions
 ) -> tuple[Store, Recipe]:
-    """Where a sink's recordings are, and the recipe of its rows.
-
-    Raises:
-        DatasetError: there is no dataset, or its recipe is lost.
-        StorageError: the source cannot be opened.
-    """
+    """Where a sink's recordings are, and the recipe of its rows."""
     state = sink_state(sink)
     recipe = read_recipe(sink, str(state["recipe"]))
     if recipe is None:
@@ -180,15 +160,6 @@ def _source_and_recipe(
             "made its rows; restore _speechmill/recipes from a backup"
         )
     return open_store(source_url or state["source"], source_options), recipe
-
-
-def _told(elsewhere: Elsewhere | None, run: _Run, more: Mapping[str, Any]) -> Elsewhere | None:
-    """An engine that knows what its workers are to make."""
-    if elsewhere is None:
-        return None
-    stagings = tuple(addition.staging.id for addition in run.additions)
-    told = {**more, "source": run.source.url, "recipe": run.recipe.to_json(), "stagings": stagings}
-    return replace(elsewhere, job=elsewhere.job.model_copy(update=told))
 
 
 def _refuse_empty(sink: Store) -> None:
@@ -216,16 +187,20 @@ class _Run:
         columns = tuple(field.name for addition in additions for field in addition.fields)
         self.report = EnrichReport(sink.url, columns, target)
 
-    def run(self, what: str, elsewhere: Elsewhere | None) -> bool:
+    def run(self, what: str, elsewhere: Elsewhere | None, told: Mapping[str, Any]) -> bool:
         """Look what is to be done, and do it. Whether there was anything to do: nothing is written
-        where there was not."""
+        where there was not. ``told`` says what workers elsewhere are to make."""
         keep_damaged = keeps_damaged(self.recipe, self.sink.url)
         if elsewhere is not None:
-            self.share = elsewhere.job.shard_index, elsewhere.job.shard_count
+            stagings = tuple(addition.staging.id for addition in self.additions)
+            kept = {"source": self.source.url, "recipe": self.recipe.to_json()}
+            job = elsewhere.job.model_copy(update={**told, **kept, "stagings": stagings})
+            elsewhere = replace(elsewhere, job=job)
+            self.share = job.shard_index, job.shard_count
         found = self._look_up()
         report = self.report
         report.already, report.other, report.resumed = found.there, found.other, found.staged
-        if not (found.pending or self._staged()):
+        if not (found.rows or found.staged or self._staged()):
             return False
         next(iter(self.source.list()), None)  # an error, if there is no source
         self.sink.check()

@@ -20,25 +20,7 @@ from speechmill.tokenizers import open_tokenizer
 from speechmill.tokenizers.base import Codec
 from speechmill.tokenizers.columns import column_of
 
-__all__ = ["open_additions", "open_measure_additions", "open_token_addition", "refuse_another"]
-
-TokenizerChoice = tuple[str, Mapping[str, Any]]
-"""NAME or NAME:MODEL, and the tokenizer's options by name."""
-
-
-def open_additions(
-    sink: Store,
-    recipe: Recipe,
-    *,
-    tokenizer: TokenizerChoice | None,
-    measures: Sequence[str],
-    device: str,
-) -> tuple[TokenAddition | MeasureAddition, ...]:
-    """The additions that a worker is told of; see the two functions below for the errors."""
-    found: list[TokenAddition | MeasureAddition] = []
-    if tokenizer is not None:
-        found.append(open_token_addition(sink, recipe, tokenizer, device))
-    return (*found, *open_measure_additions(sink, recipe, measures))
+__all__ = ["open_measure_additions", "open_token_addition", "refuse_another"]
 
 
 def open_measure_additions(
@@ -49,28 +31,28 @@ def open_measure_additions(
     Raises:
         JobError, MissingExtraError, ModelError: see ``open_measures``.
     """
-    return tuple(MeasureAddition.of(one, sink, recipe) for one in open_measures(names))
+    return tuple(MeasureAddition(one, sink, recipe) for one in open_measures(names))
 
 
 def open_token_addition(
-    sink: Store, recipe: Recipe, choice: TokenizerChoice, device: str
+    sink: Store, recipe: Recipe, spec: str, options: Mapping[str, Any], device: str
 ) -> TokenAddition:
-    """The addition of a tokenizer to a sink whose rows are made by ``recipe``.
+    """The addition of a tokenizer, NAME or NAME:MODEL, to a sink whose rows are made by ``recipe``.
 
     Raises:
         DatasetError: the sink has other tokens of this name.
         JobError: there is no such tokenizer or option, or its codes would have to be judged.
         ModelError: its weights cannot be found.
     """
-    tokenizer = open_tokenizer(*choice, device=device)
-    there: dict[str, Any] = dict(recipe.choices.get("tokenizers", {}))
+    tokenizer = open_tokenizer(spec, options, device=device)
+    there: Mapping[str, Any] = recipe.choices.get("tokenizers", {})
     mine = json.loads(json.dumps({"name": tokenizer.name, **tokenizer.recipe}))
     column = next((c for c, made in there.items() if made["name"] == tokenizer.name), None)
     if column is None:
         if "round_trip" in recipe.choices and isinstance(tokenizer, Codec):
             raise JobError(
                 f"{sink.url} holds round_trip_cer, for which decoded codes have to be transcribed: "
-                f"speechmill build --rebuild with --tokenizer {choice[0]} added makes both"
+                f"speechmill build --rebuild with --tokenizer {spec} added makes both"
             )
         column = token_column(len(there), tokenizer.name)
         base, target = recipe, _with_tokenizers(recipe, {**there, column: mine})
@@ -86,7 +68,7 @@ def open_token_addition(
         base, target = _with_tokenizers(recipe, without), recipe
     return TokenAddition(
         tokenizer,
-        column_of(tokenizer, *choice),
+        column_of(tokenizer, spec, options),
         column,
         base.id,
         target,

@@ -97,10 +97,8 @@ def recordings_of(
 ) -> Iterator[RecordingSpans]:
     """The recordings of some rows of a part, in order.
 
-    Args:
-        part_key: the part's key in the sink.
-        rows: the rows, with ``SPAN_COLUMNS``.
-        columns: others whose values are handed on; None where the part lacks one.
+    The rows have ``SPAN_COLUMNS``; the values of other ``columns`` are handed on, None where the
+    part lacks one.
     """
     spans: dict[str, list[tuple[float, float]]] = {}
     values: dict[str, list[Mapping[str, Any]]] = {}

@@ -14,7 +14,7 @@ from speechmill.enrich.base import Addition, RowState
 from speechmill.enrich.staging import RowKey, row_keys
 from speechmill.storage import Object, Store
 
-__all__ = ["GivenUp", "Lacking", "LackingPart", "Lookup", "lacking_of", "look_up"]
+__all__ = ["GivenUp", "LackingPart", "Lookup", "columns_to_look_at", "lacking_of", "look_up"]
 
 GivenUp = Mapping[tuple[int, str], str]
 """Why an addition (its number) can make nothing of a recording (its file name)."""
@@ -55,11 +55,6 @@ class Lookup:
     staged: int = 0
     there: int = 0
     other: int = 0
-
-    @property
-    def pending(self) -> int:
-        """Rows that are not yet as they should be: to be made, or ready to be merged."""
-        return self.rows + self.staged
 
 
 def look_up(
@@ -106,12 +101,8 @@ def lacking_of(
 ) -> Lacking:
     """What the rows of a part lack.
 
-    Args:
-        part_key: the part's key in the sink.
-        table: its ``columns_to_look_at``.
-        additions: what is to be added.
-        staged_keys: the objects of each addition's staging; None for a look at this part's.
-        given_up: what is not tried again.
+    ``table`` has its ``columns_to_look_at``. ``staged_keys`` are the objects of each addition's
+    staging; None for a look at this part's. What is ``given_up`` is not tried again.
     """
     keys = row_keys(table)
     missing: list[frozenset[RowKey]] = []

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from speechmill.ahead import ahead
+from speechmill.ahead import ahead, together
 from speechmill.dataset.reader import read_columns
 from speechmill.enrich.audio import FetchedSpans, RecordingSpans, fetch_spans, recordings_of
 from speechmill.enrich.base import Addition
@@ -78,11 +78,7 @@ class _PartMade:
 class Maker:
     """Makes what the rows of some parts lack, and stages it.
 
-    Args:
-        sink: the dataset.
-        source: where its recordings are.
-        additions: what is to be made.
-        keep_damaged: whether damaged recordings became rows.
+    ``keep_damaged``: whether damaged recordings became rows.
     """
 
     def __init__(
@@ -172,21 +168,16 @@ class Maker:
 
     def _calls(self, number: int, computed: Sequence[_Computed]) -> Iterator[list[_Row]]:
         """The rows that an addition is to be made for, together until it is enough for a call."""
-        call: list[_Row] = []
-        seconds = 0.0
+        wanted: list[_Row] = []
         for one in computed:
             asked = one.fetched.asked
             keys = self._parts[asked.part_key].keys[number]
-            for i, row in enumerate([] if one.fetched.lost else one.fetched.ready.rows):
-                if asked.row_key(i) not in keys:
-                    continue
-                if call and seconds + row.duration_s > CALL_S:
-                    yield call
-                    call, seconds = [], 0.0
-                call.append(_Row(one, row, asked.row_key(i), asked.columns[i]))
-                seconds += row.duration_s
-        if call:
-            yield call
+            wanted += (
+                _Row(one, row, asked.row_key(i), asked.columns[i])
+                for i, row in enumerate([] if one.fetched.lost else one.fetched.ready.rows)
+                if asked.row_key(i) in keys
+            )
+        return together(wanted, lambda row: row.ready.duration_s, CALL_S)
 
     def _compute_call(self, number: int, call: list[_Row]) -> None:
         addition, breaker = self.additions[number], self._breakers[number]

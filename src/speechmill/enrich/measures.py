@@ -5,17 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
-from speechmill.dataset.measured import (
-    MeasureColumns,
-    agree_on_measures,
-    has_values,
-    with_measure,
-)
+from speechmill.dataset.measured import agree_on_measures, has_values, with_measure
 from speechmill.enrich.base import RowState
 from speechmill.enrich.staging import Staging, merged_column, staged_at
 from speechmill.measures.base import Measure
@@ -28,43 +22,24 @@ from speechmill.storage import Store
 __all__ = ["MeasureAddition"]
 
 
-@dataclass(frozen=True)
 class MeasureAddition:
-    """The columns of one measure, for rows that lack it."""
+    """The columns of one measure, for rows that lack it.
 
-    measure: Measure
-    described: MeasureColumns
-    staging: Staging
+    A row is measured that has a value in one of them. ``recipe`` says how the audio of the sink's
+    rows was decoded.
+    """
 
-    @staticmethod
-    def of(measure: Measure, sink: Store, recipe: Recipe) -> MeasureAddition:
-        """The addition of a measure to a sink whose audio was decoded as ``recipe`` says."""
-        described = columns_of(measure)
+    mismatch = ()
+
+    def __init__(self, measure: Measure, sink: Store, recipe: Recipe) -> None:
+        self.measure, self.described = measure, columns_of(measure)
+        self.name, self.fields = measure.name, measure.fields
+        self.row_columns = measure.needs.columns
+        self.looked_at = tuple(field.name for field in self.fields)
         # What looks at other columns is of the rows that one recipe made.
-        made_of = recipe.id if measure.needs.columns else recipe.choices.get("audio")
-        shaping = json.dumps([made_of, described.described()], sort_keys=True)
-        staging = Staging(sink, hashlib.sha256(shaping.encode()).hexdigest()[:16])
-        return MeasureAddition(measure, described, staging)
-
-    @property
-    def name(self) -> str:
-        """The measure's."""
-        return self.measure.name
-
-    @property
-    def fields(self) -> tuple[pa.Field, ...]:
-        """The measure's columns."""
-        return self.measure.fields
-
-    @property
-    def row_columns(self) -> tuple[str, ...]:
-        """The columns of a row that the measure needs."""
-        return self.measure.needs.columns
-
-    @property
-    def looked_at(self) -> tuple[str, ...]:
-        """The measure's columns: a row that has a value in one of them is measured."""
-        return tuple(field.name for field in self.measure.fields)
+        made_of = recipe.id if self.row_columns else recipe.choices.get("audio")
+        shaping = json.dumps([made_of, self.described.described()], sort_keys=True)
+        self.staging = Staging(sink, hashlib.sha256(shaping.encode()).hexdigest()[:16])
 
     def states(self, part: pa.Table) -> list[RowState]:
         """See ``Addition``: told by the values that are there, and what they are of."""
@@ -79,8 +54,7 @@ class MeasureAddition:
     def arrays(self, values: Sequence[tuple[Any, ...]]) -> list[pa.Array]:
         """Values of rows as the columns' arrays."""
         return [
-            pa.array([row[i] for row in values], field.type)
-            for i, field in enumerate(self.measure.fields)
+            pa.array([row[i] for row in values], field.type) for i, field in enumerate(self.fields)
         ]
 
     def notes(self) -> Mapping[str, Any]:
@@ -99,19 +73,16 @@ class MeasureAddition:
         there = has_values(part, self.described)
         at = [None if t else i for t, i in zip(there, staged_at(part, staged), strict=True)]
         schema = with_measure(part.schema, self.described)
-        if schema.equals(part.schema, check_metadata=True) and not any(
-            place is not None for place in at
-        ):
+        is_new = any(place is not None for place in at)
+        if schema.equals(part.schema, check_metadata=True) and not is_new:
             return None
         if not there.any():
             stale = [name for name in self.looked_at if name in part.column_names]
             part = part.drop_columns(stale)
         columns = {name: part[name] for name in part.column_names}
-        for field in self.measure.fields:
+        for field in self.fields:
             columns[field.name] = merged_column(part, staged, field, at)
         return pa.table([columns[name] for name in schema.names], schema=schema)
-
-    mismatch = ()
 
     def after_merging(self, failures: pa.Table) -> pa.Table | None:  # noqa: ARG002 - see Addition
         """Failures stay as they are."""

@@ -6,13 +6,14 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Final
 
 from pydantic import Field
 
+from speechmill.ahead import together
 from speechmill.dataset.reader import read_columns
-from speechmill.enrich.additions import open_additions
+from speechmill.enrich.additions import open_measure_additions, open_token_addition
 from speechmill.enrich.audio import keeps_damaged
 from speechmill.enrich.base import Addition
 from speechmill.enrich.lookup import GivenUp, LackingPart, columns_to_look_at, lacking_of
@@ -83,52 +84,34 @@ class EnrichedShard(ShardReport):
 
 def in_shards(parts: Sequence[LackingPart]) -> list[PartsShard]:
     """Share out parts, several small ones together."""
-    shards: list[PartsShard] = []
-    waiting: list[Object] = []
-    seconds = 0.0
-    for one in parts:
-        if waiting and seconds + one.audio_s > SHARD_S:
-            shards.append(PartsShard(len(shards), tuple(waiting)))
-            waiting, seconds = [], 0.0
-        waiting.append(one.part)
-        seconds += one.audio_s
-    if waiting:
-        shards.append(PartsShard(len(shards), tuple(waiting)))
-    return shards
-
-
-@dataclass(frozen=True, slots=True)
-class _Opened:
-    """What a worker needs for an enrichment, opened once and kept."""
-
-    sink: Store
-    source: Store
-    additions: tuple[Addition, ...]
-    keep_damaged: bool
+    return [
+        PartsShard(index, tuple(one.part for one in some))
+        for index, some in enumerate(together(parts, lambda one: one.audio_s, SHARD_S))
+    ]
 
 
 _opening: Final = threading.Lock()
 
 
 @lru_cache(maxsize=2)
-def _open(job_json: str) -> _Opened:
+def _open(job_json: str) -> Callable[[], Maker]:
+    """What makes a worker's ``Maker``, with all that it needs; opened once and kept."""
     job = Enrichment.model_validate_json(job_json)
     source, sink = open_stores(job)
     recipe = Recipe.from_json(job.recipe)
-    additions = open_additions(
-        sink,
-        recipe,
-        tokenizer=(job.tokenizer, job.tokenizer_option) if job.tokenizer else None,
-        measures=job.measures,
-        device=job.device,
-    )
+    additions: list[Addition] = []
+    if job.tokenizer is not None:
+        options = job.tokenizer_option
+        additions.append(open_token_addition(sink, recipe, job.tokenizer, options, job.device))
+    additions += open_measure_additions(sink, recipe, job.measures)
     made = tuple(addition.staging.id for addition in additions)
     if made != job.stagings:
         raise DatasetError(
             "a worker would make other values than this command: its Speechmill or its weights are "
             "others than here; make them the same"
         )
-    return _Opened(sink, source, additions, keeps_damaged(recipe, sink.url))
+    keep_damaged = keeps_damaged(recipe, sink.url)
+    return partial(Maker, sink, source, additions, keep_damaged=keep_damaged)
 
 
 def enrich_shard(
@@ -142,12 +125,12 @@ def enrich_shard(
         SpeechmillError: the job itself cannot be done (model, credentials, dataset).
     """
     with _opening:
-        opened = _open(job.model_dump_json())
-    maker = Maker(opened.sink, opened.source, opened.additions, keep_damaged=opened.keep_damaged)
+        open_maker = _open(job.model_dump_json())
+    maker = open_maker()
     outcomes = tuple(maker.make(shard.parts, {}, stop))
     return EnrichedShard(
         shard.index,
-        mismatch={a.name: a.mismatch for a in opened.additions if a.mismatch},
+        mismatch={a.name: a.mismatch for a in maker.additions if a.mismatch},
         outcomes=outcomes,
         compute_s=tuple(maker.compute_s),
     )

@@ -1,7 +1,7 @@
 """Columns for rows that are there: what is made lies beside the data until all of it is there.
 
-It lies under ``_speechmill/adding/``, an object a part, until all of it is there: a
-command that is cut short goes on from it, and readers see nothing of it.
+It lies under ``_speechmill/adding/``, an object a part: a command that is cut short goes on from
+it, and readers see nothing of it.
 """
 
 from __future__ import annotations
@@ -15,16 +15,12 @@ import pyarrow as pa
 
 from speechmill.dataset.commit import read_part
 from speechmill.dataset.layout import ADDING
-from speechmill.dataset.schema import (
-    METADATA_KEY,
-    to_parquet,
-)
+from speechmill.dataset.schema import METADATA_KEY, to_parquet
 from speechmill.dataset.swap import update
 from speechmill.errors import NotFoundError
 from speechmill.storage import Store
 
 __all__ = [
-    "KEY_COLUMNS",
     "RowKey",
     "Staging",
     "merged_column",
@@ -38,7 +34,7 @@ RowKey = tuple[str, int, str, float, float]
 """A row: file_name, source_size, source_etag, start_s, end_s."""
 
 KEY_COLUMNS = ("file_name", "source_size", "source_etag", "start_s", "end_s")
-_KEY_FIELDS = (pa.string(), pa.int64(), pa.string(), pa.float64(), pa.float64())
+_KEY_TYPES = (pa.string(), pa.int64(), pa.string(), pa.float64(), pa.float64())
 
 
 def row_keys(table: pa.Table) -> list[RowKey]:
@@ -47,11 +43,9 @@ def row_keys(table: pa.Table) -> list[RowKey]:
 
 
 class Staging:
-    """What one addition has made that is not in the parts yet. Thread-safe.
+    """What one addition has made that is not in the parts of a sink yet. Thread-safe.
 
-    Args:
-        store: the sink.
-        staging: names what is made, of which audio and how.
+    ``staging`` names what is made, of which audio and how.
     """
 
     def __init__(self, store: Store, staging: str) -> None:
@@ -106,10 +100,8 @@ def staged_table(
     notes: Mapping[str, Any],
 ) -> pa.Table:
     """Rows of ``Staging``: which they are, and their new columns; ``notes`` are kept as JSON."""
-    identity = [
-        pa.array([key[i] for key in keys], type=of_type) for i, of_type in enumerate(_KEY_FIELDS)
-    ]
-    named = [pa.field(n, t) for n, t in zip(KEY_COLUMNS, _KEY_FIELDS, strict=True)]
+    identity = map(pa.array, zip(*keys, strict=True), _KEY_TYPES)
+    named = map(pa.field, KEY_COLUMNS, _KEY_TYPES)
     metadata = {METADATA_KEY: json.dumps(dict(notes)).encode()}
     return pa.table([*identity, *arrays], schema=pa.schema([*named, *fields], metadata=metadata))
 

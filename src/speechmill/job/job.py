@@ -33,18 +33,13 @@ TokenizerOptions = dict[str, dict[str, bool | int | float | str]]
 WorkerOptions = dict[str, int | float | str]
 
 
-class PlaceOptions(Options):
-    """Where recordings come from, and where the dataset goes."""
-
-    source: Name = Field(description="Where the recordings are: s3://…, a folder, …")
-    sink: Name = Field(description="Where the dataset goes: s3://…, a folder, …")
-
-
-class StorageOptions(Options):
-    """How the stores are reached."""
+class StoresOptions(Options):
+    """Where the source and the sink are, and how they are reached."""
 
     panel: ClassVar[str] = "Storage"
 
+    source: Name = Field(description="Where the recordings are: s3://…, a folder, …")
+    sink: Name = Field(description="Where the dataset goes: s3://…, a folder, …")
     profile: str | None = Field(
         None, description="Profile of ~/.aws to read credentials from, such as r2."
     )
@@ -69,10 +64,6 @@ class StorageOptions(Options):
         description="Vouch that nothing else writes to the sink: "
         "allows stores without conditional puts.",
     )
-
-
-class StoresOptions(StorageOptions, PlaceOptions):
-    """Where the source and the sink are, and how they are reached."""
 
 
 class TokenOptions(Options):

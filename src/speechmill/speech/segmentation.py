@@ -204,7 +204,8 @@ def _join_runs(
             spans.append((first, end))
     if len(spans) < 2:
         return spans
-    speakers = [_voice_sums(first, end, voice, voice_options) for first, end in spans]
+    is_voice = voice.probabilities >= voice_options.threshold
+    speakers = [CepstralSums.of(voice.cepstra[a:b][is_voice[a:b]]) for a, b in spans]
     before, after = list(range(-1, len(spans) - 1)), list(range(1, len(spans) + 1))
     pairs: list[tuple[int, int, int, int]] = []  # pause, length together, both indices
 
@@ -237,12 +238,6 @@ def _join_runs(
         weigh(before[left], left)
         weigh(left, after[left])
     return [spans[i] for i in range(len(spans)) if after[i] >= 0]
-
-
-def _voice_sums(first: int, end: int, voice: Voice, options: VoiceOptions) -> CepstralSums:
-    """Sum the cepstra of the voiced ones among some frames."""
-    is_voice = voice.probabilities[first:end] >= options.threshold
-    return CepstralSums.of(voice.cepstra[first:end][is_voice])
 
 
 def _split_long(span: Span, longest_s: float, voice: Voice, options: SegmentOptions) -> list[Span]:

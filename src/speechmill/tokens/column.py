@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from speechmill.dataset.reader import stored_schema
 from speechmill.dataset.schema import described_tokenizers
-from speechmill.errors import DatasetError, JobError, MissingExtraError, ModelError
+from speechmill.errors import DatasetError, JobError, ModelError
 from speechmill.recipe import Recipe
 from speechmill.storage import Store
 from speechmill.tokenizers import open_tokenizer
@@ -27,13 +27,10 @@ def described_column(
     where: str,
     suits: Callable[[Mapping[str, Any]], bool] = lambda _: True,
 ) -> dict[str, Any]:
-    """What a schema's metadata tells of one of its token columns.
+    """What the metadata of a schema, of a part or of its rows, tells of one of its token columns.
 
-    Args:
-        schema: of a part, or of rows that come of one.
-        column: its name; None for the only one, or the only one that ``suits``.
-        where: whose schema it is, for errors.
-        suits: whether a column is good for what is to be done.
+    ``column`` is its name; None for the only one, or the only one that ``suits`` what is to be
+    done. ``where`` says in errors whose schema it is.
 
     Raises:
         DatasetError: there are no tokens.
@@ -45,11 +42,11 @@ def described_column(
             f"{where} has no tokens whose tokenizer it knows (the metadata of its schema says so, "
             "under 'speechmill'); speechmill tokens add makes some"
         )
-    names = [one["column"] for one in described]
+    by_name = {one["column"]: one for one in described}
     if column is not None:
-        if column not in names:
-            raise JobError(f"{where} has no tokens {column!r}; there are: {', '.join(names)}")
-        return next(one for one in described if one["column"] == column)
+        if column not in by_name:
+            raise JobError(f"{where} has no tokens {column!r}; there are: {', '.join(by_name)}")
+        return by_name[column]
     suited = [one for one in described if suits(one)] or described
     if len(suited) > 1:
         either = " or ".join(one["column"] for one in suited)
@@ -80,8 +77,6 @@ def open_again(
     spec = described.get("spec", name) if model is None else f"{name}:{model}"
     try:
         tokenizer = open_tokenizer(spec, described.get("options", {}), device=device)
-    except MissingExtraError:
-        raise
     except ModelError as error:
         raise ModelError(
             f"the weights that made {column!r} are not to be had: {error}. --model says where "
@@ -99,9 +94,7 @@ def open_again(
 
 
 def column_of(
-    store: Store,
-    column: str | None,
-    suits: Callable[[Mapping[str, Any]], bool] = lambda _: True,
+    store: Store, column: str | None, suits: Callable[[Mapping[str, Any]], bool] = lambda _: True
 ) -> tuple[pa.Schema, dict[str, Any]]:
     """The columns of a sink, and what they tell of one of its token columns.
 

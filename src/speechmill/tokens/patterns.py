@@ -35,8 +35,7 @@ def parallel(codes: NDArray[Any], *, start: int | None = None, end: int | None =
         JobError: the codes are not integers [num_codebooks, num_frames], or a special token is
             also a code.
     """
-    codes = _checked(codes, start, end)
-    return _with_ends(codes, start, end)
+    return _with_ends(_checked(codes, start, end), start, end)
 
 
 def unparallel(
@@ -47,8 +46,7 @@ def unparallel(
     Raises:
         JobError: the tokens are not integers [num_codebooks, num_steps], or too few.
     """
-    tokens = _matrix(tokens)
-    return _without_ends(tokens, 0, start, end)
+    return _without_ends(_matrix(tokens), 0, start, end)
 
 
 def delay(

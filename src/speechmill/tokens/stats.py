@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from speechmill.dataset.state import sink_state
 from speechmill.errors import DatasetError, JobError, NotFoundError
 from speechmill.storage import Store
 
-__all__ = ["CodebookStats", "ColumnStats", "FeatureStats", "token_stats"]
+__all__ = ["CodebookStats", "ColumnStats", "token_stats"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +72,6 @@ class ColumnStats:
     entropy_bits_per_s: float | None
     codebooks: tuple[CodebookStats, ...] = ()
     features: tuple[FeatureStats, ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """The figures as JSON values."""
-        return asdict(self)
 
 
 def token_stats(
@@ -215,6 +211,8 @@ class _Column:
         )
         features = tuple(k.stats(i) for i, k in enumerate(self.kinds) if isinstance(k, _Feature))
         tokens = self.frames if features else sum(c.codes for c in codebooks)
+        bits = sum(c.codes * float(np.log2(c.size)) for c in codebooks) / seconds
+        entropy_bits = sum(c.codes * c.entropy_bits for c in codebooks) / seconds
         return ColumnStats(
             column=self.column,
             name=self.described["name"],
@@ -224,14 +222,8 @@ class _Column:
             frames=self.frames,
             frame_rate=self.described["frame_rate"],
             tokens_per_s=tokens / seconds,
-            bits_per_s=None if size is None else _bits(codebooks, seconds),
-            entropy_bits_per_s=None
-            if size is None
-            else sum(c.codes * c.entropy_bits for c in codebooks) / seconds,
+            bits_per_s=None if size is None else bits,
+            entropy_bits_per_s=None if size is None else entropy_bits,
             codebooks=codebooks,
             features=features,
         )
-
-
-def _bits(codebooks: Sequence[CodebookStats], seconds: float) -> float:
-    return sum(c.codes * float(np.log2(c.size)) for c in codebooks) / seconds

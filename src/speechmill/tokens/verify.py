@@ -126,8 +126,8 @@ def verify_tokens(
     tokenizer = open_again(described, model=model, device=device)
     source = open_store(source_url or state["source"], source_options)
     chosen = _Sample(sink, described["column"], recipe.id, sample, seed)
-    compared = _Compared(tokenizer)
     report = VerifyReport(sink.url, described["column"], tokenizer.name, device)
+    comparing = _Comparing(tokenizer, report)
     observer = observer or VerifyObserver()
     observer.planned(chosen.rows, chosen.audio_s)
     with ThreadPoolExecutor(AHEAD, thread_name_prefix="fetch") as pool:
@@ -140,15 +140,13 @@ def verify_tokens(
                 report.lost[fetched.lost] += len(fetched.asked.spans)
                 report.reasons[fetched.asked.recording.file_name] = fetched.reason
             else:
-                compared.add(fetched, chosen.stored)
-            compared.tell(report)
+                comparing.add(fetched, chosen.stored)
             observer.progress(report)
     if not report.rows:
-        reasons = "; ".join(f"{name}: {why}" for name, why in list(report.reasons.items())[:1])
-        raise DatasetError(
-            f"none of the sampled rows of {sink.url} could be compared"
-            + (f" ({reasons}); --source says where the recordings are" if reasons else "")
-        )
+        why = ""
+        for name, reason in list(report.reasons.items())[:1]:
+            why = f" ({name}: {reason}); --source says where the recordings are"
+        raise DatasetError(f"none of the sampled rows of {sink.url} could be compared{why}")
     report.wall_s = time.monotonic() - started
     return report
 
@@ -192,23 +190,21 @@ class _Sample:
             yield from recordings_of(part.key, some)
 
 
-class _Compared:
-    """Counts of what differs."""
+class _Comparing:
+    """Counts what differs, into a report."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._rows = self._frames = 0
+    def __init__(self, tokenizer: Tokenizer, report: VerifyReport) -> None:
+        self._tokenizer, self._report = tokenizer, report
         self._differing: NDArray[np.float64] = np.zeros(0)
-        self._largest = 0.0
-        self._worst: list[tuple[float, str]] = []
-        self._null = 0
+        if tokenizer.codebook_size is None:
+            report.largest = 0.0
 
     def add(self, fetched: FetchedSpans, stored: Mapping[RowKey, NDArray[Any] | None]) -> None:
         """Encode the rows of a recording, each alone, and compare."""
         for i, row in enumerate(fetched.ready.rows):
             old = stored[fetched.asked.row_key(i)]
             if old is None:
-                self._null += 1
+                self._report.lost["no tokens"] += 1
                 continue
             (new,) = self._tokenizer.encode([row.samples(self._tokenizer.sample_rate)])
             row.release()
@@ -216,29 +212,21 @@ class _Compared:
         fetched.ready.release()
 
     def _compare(self, name: str, old: NDArray[Any], new: NDArray[Any]) -> None:
+        report = self._report
         rates = np.array(mismatch(old, new))
         frames = max(old.shape[1], new.shape[1])
         count = max(len(rates), len(self._differing))
         self._differing = _longer(self._differing, count) + _longer(rates * frames, count)
-        self._rows += 1
-        self._frames += frames
-        if old.shape != new.shape:
-            self._largest = float("inf")
-        elif old.size:
+        report.rows += 1
+        report.frames += frames
+        report.differing = tuple((self._differing / max(1, report.frames)).tolist())
+        if report.largest is not None and old.shape != new.shape:
+            report.largest = float("inf")
+        elif report.largest is not None and old.size:
             difference = np.abs(old.astype(np.float64) - new.astype(np.float64))
-            self._largest = max(self._largest, float(difference.max()))
+            report.largest = max(report.largest, float(difference.max()))
         if rates.any():
-            self._worst = heapq.nlargest(5, [*self._worst, (float(rates.mean()), name)])
-
-    def tell(self, report: VerifyReport) -> None:
-        """Put the counts into the report."""
-        report.rows, report.frames = self._rows, self._frames
-        report.differing = tuple((self._differing / max(1, self._frames)).tolist())
-        if self._tokenizer.codebook_size is None:
-            report.largest = self._largest
-        report.worst = self._worst
-        if self._null:
-            report.lost["no tokens"] = self._null
+            report.worst = heapq.nlargest(5, [*report.worst, (float(rates.mean()), name)])
 
 
 def _longer(values: NDArray[np.float64], count: int) -> NDArray[np.float64]:

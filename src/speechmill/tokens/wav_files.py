@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from speechmill.ahead import together
 from speechmill.dataset.arrays import tokens_to_arrays
 from speechmill.dataset.conform import conform
 from speechmill.dataset.layout import OWN_PREFIXES
@@ -122,16 +123,15 @@ def decode_dataset(
     schema, described = column_of(sink, column, can_decode)
     rows = _Rows(sink, schema, described["column"], where)
     codec = codec_of(described, model, device)
-    report = DecodeReport(out.url, described["column"])
-    chosen = rows.choose(limit)
-    report.rows = chosen.rows
-    if not chosen.rows:
+    rows.choose(limit)
+    if not rows.count:
         raise DatasetError(f"no row of {sink.url} is chosen by {where!r}")
+    report = DecodeReport(out.url, described["column"], rows.count)
     observer = observer or DecodeObserver()
-    observer.planned(chosen.rows, chosen.audio_s)
+    observer.planned(rows.count, rows.audio_s)
     with ThreadPoolExecutor(WRITERS, thread_name_prefix="write") as pool:
-        writing = _Writing(codec, out, report, pool, overwrite=overwrite)
-        for batch in rows.batches(chosen):
+        writing = _Writing(codec, out, report, pool, overwrite)
+        for batch in rows.batches():
             if stop():
                 report.stopped = True
                 break
@@ -161,15 +161,6 @@ class _Row:
     duration_s: float
 
 
-@dataclass
-class _Chosen:
-    """The parts that have chosen rows; how many rows there are, and seconds of audio."""
-
-    parts: list[Object] = field(default_factory=list)
-    rows: int = 0
-    audio_s: float = 0.0
-
-
 class _Rows:
     """The rows of a sink that a condition chooses, part by part."""
 
@@ -181,34 +172,32 @@ class _Rows:
             name for name in schema.names if name in needed or (where and name in where)
         ]
         self._clashing: frozenset[int] = frozenset()
-        self._limit: int | None = None
+        self._parts: list[Object] = []
+        self.count, self.audio_s = 0, 0.0
 
-    def choose(self, limit: int | None) -> _Chosen:
-        """Find the rows, and the names that two recordings would share."""
-        self._limit = limit
-        chosen = _Chosen()
+    def choose(self, limit: int | None) -> None:
+        """Find and count the rows, and the names that two recordings would share."""
         stems: list[NDArray[np.uint64]] = []
         for part, table in scan(self._sink, self._columns):
             names = set(table["file_name"].to_pylist())
             stems.append(np.array([number_of(_stem(name)) for name in names], np.uint64))
             some = self._filtered(conform(table, self._wanted(self._columns)))
             if limit is not None:
-                some = some.slice(0, limit - chosen.rows)
+                some = some.slice(0, limit - self.count)
             if some.num_rows:
-                chosen.parts.append(part)
-                chosen.rows += some.num_rows
-                chosen.audio_s += pc.sum(some["duration_s"]).as_py()
+                self._parts.append(part)
+                self.count += some.num_rows
+                self.audio_s += pc.sum(some["duration_s"]).as_py()
         values, counts = np.unique(
             np.concatenate(stems or [np.empty(0, np.uint64)]), return_counts=True
         )
         self._clashing = frozenset(values[counts > 1].tolist())
-        return chosen
 
-    def batches(self, chosen: _Chosen) -> Iterator[list[_Row]]:
+    def batches(self) -> Iterator[list[_Row]]:
         """The rows with their codes, together as the codec is given them."""
-        left = chosen.rows
+        left = self.count
         columns = list(dict.fromkeys([*self._columns, self._column]))
-        for part in chosen.parts:
+        for part in self._parts:
             try:
                 table = conform(read_columns(self._sink, part, columns), self._wanted(columns))
             except NotFoundError:
@@ -216,16 +205,8 @@ class _Rows:
             counts = Counter(table["file_name"].to_pylist())
             table = self._filtered(table).slice(0, left)
             left -= table.num_rows
-            batch: list[_Row] = []
-            seconds = 0.0
-            for row in self._rows(table, counts):
-                if batch and (seconds + row.duration_s > CALL_S or len(batch) == CALL_ROWS):
-                    yield batch
-                    batch, seconds = [], 0.0
-                batch.append(row)
-                seconds += row.duration_s
-            if batch:
-                yield batch
+            rows = self._rows(table, counts)
+            yield from together(rows, lambda row: row.duration_s, CALL_S, CALL_ROWS)
 
     def _rows(self, table: pa.Table, counts: Mapping[str, int]) -> Iterator[_Row]:
         spans = (table[c].to_pylist() for c in ("file_name", "start_s", "end_s", "duration_s"))
@@ -242,9 +223,7 @@ class _Rows:
         return pa.schema([self._schema.field(name) for name in columns])
 
     def _filtered(self, table: pa.Table) -> pa.Table:
-        if self._filter is None:
-            return table
-        return table.filter(self._filter)
+        return table if self._filter is None else table.filter(self._filter)
 
 
 def _stem(file_name: str) -> str:
@@ -265,33 +244,28 @@ def _component(name: str) -> str:
     return CONTROL.sub(lambda found: quote(found[0]), name)
 
 
+@dataclass
 class _Writing:
     """Decodes rows and writes them, several at a time."""
 
-    def __init__(
-        self,
-        codec: Codec,
-        out: Store,
-        report: DecodeReport,
-        pool: ThreadPoolExecutor,
-        *,
-        overwrite: bool,
-    ) -> None:
-        self._codec, self._out, self._report, self._pool = codec, out, report, pool
-        self._overwrite = overwrite
-        self._breaker = Breaker()
+    codec: Codec
+    out: Store
+    report: DecodeReport
+    pool: ThreadPoolExecutor
+    overwrite: bool
+    breaker: Breaker = field(default_factory=Breaker)
 
     def write(self, batch: list[_Row]) -> None:
         """Decode and write these rows, but for those that are there already."""
-        report = self._report
+        report = self.report
         rows = [row for row in batch if row.codes is not None]
         report.null += len(batch) - len(rows)
-        if not self._overwrite:
-            there = list(self._pool.map(self._is_there, [row.key for row in rows]))
+        if not self.overwrite:
+            there = list(self.pool.map(self._is_there, [row.key for row in rows]))
             report.existing += sum(there)
             rows = [row for row, is_there in zip(rows, there, strict=True) if not is_there]
         decoded = self._decoded(rows)
-        errors = self._pool.map(self._put, [row.key for row, _ in decoded], [w for _, w in decoded])
+        errors = self.pool.map(self._put, [row.key for row, _ in decoded], [w for _, w in decoded])
         for (row, _), error in zip(decoded, errors, strict=True):
             if error is not None:
                 report.failed[row.key] = error
@@ -301,7 +275,7 @@ class _Writing:
 
     def _is_there(self, key: str) -> bool:
         try:
-            self._out.head(key)
+            self.out.head(key)
         except NotFoundError:
             return False
         return True
@@ -312,9 +286,9 @@ class _Writing:
 
         def decode(some: Sequence[_Row]) -> None:
             codes = [Codes(cast("NDArray[Any]", row.codes)) for row in some]
-            waveforms = self._codec.decode(codes)
-            self._breaker.worked()
-            rate = self._codec.sample_rate
+            waveforms = self.codec.decode(codes)
+            self.breaker.worked()
+            rate = self.codec.sample_rate
             decoded.extend(
                 (row, trimmed(samples, rate, row.duration_s))
                 for row, samples in zip(some, waveforms, strict=True)
@@ -323,8 +297,8 @@ class _Writing:
         def failed(row: _Row, error: Exception) -> None:
             if not isinstance(error, SpeechmillError):
                 raise error
-            self._report.failed[row.key] = str(error)
-            if isinstance(error, ModelError) and self._breaker.failed():
+            self.report.failed[row.key] = str(error)
+            if isinstance(error, ModelError) and self.breaker.failed():
                 raise error
 
         all_or_each(rows, decode, failed)
@@ -333,9 +307,9 @@ class _Writing:
     def _put(self, key: str, samples: NDArray[np.float32]) -> str | None:
         """Write one file. Returns what is wrong with its name, if anything is."""
         with tempfile.NamedTemporaryFile(prefix="speechmill-", suffix=".wav") as file:
-            _write_wav(Path(file.name), samples, self._codec.sample_rate)
+            _write_wav(Path(file.name), samples, self.codec.sample_rate)
             try:
-                self._out.put_file(key, Path(file.name))
+                self.out.put_file(key, Path(file.name))
             except UnsupportedError as error:
                 return str(error)
         return None

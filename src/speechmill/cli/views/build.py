@@ -16,15 +16,6 @@ __all__ = ["BuildDisplay", "print_report"]
 class BuildDisplay(PlanDisplay, Observer):
     """The display of a build."""
 
-    def __init__(self, console: Console) -> None:
-        super().__init__(console)
-        self._recordings = 0
-
-    def planned(self, plan: Plan) -> None:
-        """See ``Observer``."""
-        self._recordings = plan.num_recordings
-        super().planned(plan)
-
     def _size(self, plan: Plan) -> int:
         return plan.num_bytes
 
@@ -58,10 +49,8 @@ def print_report(console: Console, report: BuildReport) -> None:
         ("real-time factor", f"{report.real_time_factor:.3f} ({rate})"),
         (
             "seconds a recording",
-            (
-                f"mean {report.seconds_mean:.3f}, p50 {report.seconds_p50:.3f}, "
-                f"p95 {report.seconds_p95:.3f}"
-            ),
+            f"mean {report.seconds_mean:.3f}, p50 {report.seconds_p50:.3f}, "
+            f"p95 {report.seconds_p95:.3f}",
         ),
         (
             "by stage, all threads",
@@ -76,18 +65,10 @@ def print_report(console: Console, report: BuildReport) -> None:
     if differing := {name: rate for name, rate in report.token_mismatch.items() if rate}:
         shares = ", ".join(f"{name} {rate:.4%} of codes" for name, rate in differing.items())
         rows.append(("differ if made anew", f"{shares}: speechmill tokens verify {report.sink}"))
-    errors = f" ({format_counts(report.errors)})" if report.errors else ""
+    failed = "0"
     if report.failed or report.failed_before:
-        rows.append(
-            (
-                "failed",
-                (
-                    f"{report.failed:,} now{errors}, {report.failed_before:,} before: "
-                    f"speechmill failures {report.sink}"
-                ),
-            )
-        )
-    else:
-        rows.append(("failed", "0"))
-    rows += [("dataset", f"{report.sink}/data"), ("run", report.run_id)]
+        errors = f" ({format_counts(report.errors)})" if report.errors else ""
+        before = f"{report.failed_before:,} before: speechmill failures {report.sink}"
+        failed = f"{report.failed:,} now{errors}, {before}"
+    rows += [("failed", failed), ("dataset", f"{report.sink}/data"), ("run", report.run_id)]
     print_facts(console, "", rows)

@@ -21,6 +21,7 @@ class PlanDisplay(ProgressDisplay):
     def __init__(self, console: Console) -> None:
         super().__init__(console)
         self._status: Status | None = None
+        self._recordings = 0
 
     def listed(self, count: int) -> None:
         """So many objects of the source have been listed; 0 when planning begins."""
@@ -37,6 +38,7 @@ class PlanDisplay(ProgressDisplay):
         if self._status:
             self._status.stop()
         print_plan(self._console, plan, brief=True)
+        self._recordings = plan.num_recordings
         self.begin(self._size(plan))
 
     def _size(self, plan: Plan) -> int:
@@ -79,18 +81,13 @@ def print_plan(console: Console, plan: Plan, *, brief: bool = False) -> None:
             ("folders", f"{len(plan.parts):,}, {format_plural(sum(plan.parts.values()), 'part')}")
         )
     print_facts(console, "", rows)
+    notes = [
+        f"note: {one!r} and {other!r} are one folder, {name!r}; "
+        "if they are not one speaker, use --folder path"
+        for name, (one, other) in list(plan.same_name.items())[:SAME_NAME_SHOWN]
+    ]
     if plan.unmatched:
-        console.print(
-            Text(
-                f"note: {plan.unmatched:,} recordings do not match --folder; they go to _root",
-                style="yellow",
-            )
-        )
-    for name, (one, other) in list(plan.same_name.items())[:SAME_NAME_SHOWN]:
-        console.print(
-            Text(
-                f"note: {one!r} and {other!r} are one folder, {name!r}; "
-                "if they are not one speaker, use --folder path",
-                style="yellow",
-            )
-        )
+        unmatched = f"note: {plan.unmatched:,} recordings do not match --folder; they go to _root"
+        notes.insert(0, unmatched)
+    for note in notes:
+        console.print(Text(note, style="yellow"))

@@ -60,9 +60,6 @@ class WorkDisplay(ProgressDisplay, tally.Observer):
         """See ``tally.Observer``."""
         self._console.print(Text(text, style="yellow"), soft_wrap=True)
 
-    def batch(self, count: int, seconds: float) -> None:
-        """See ``tally.Observer``."""
-
     def progress(self, tally: WorkTally) -> None:
         """See ``tally.Observer``."""
         now = time.monotonic()
@@ -74,15 +71,10 @@ class WorkDisplay(ProgressDisplay, tally.Observer):
         self._rate_from = (now, tally.done.recordings)
         self._told = told
         lag = "" if tally.lag is None else f"  {tally.lag:,} waiting"
-        left = ""
-        if tally.lag and rate > 0:
-            left = f"  {format_duration(tally.lag / rate)} left"
+        left = f"  {format_duration(tally.lag / rate)} left" if tally.lag and rate > 0 else ""
         bad = "".join(
             f"  {count:,} {what}"
-            for count, what in (
-                (tally.done.failed, "failed"),
-                (tally.dead_letters, "dead letters"),
-            )
+            for count, what in ((tally.done.failed, "failed"), (tally.dead_letters, "dead letters"))
             if count
         )
         self.say(

@@ -25,11 +25,7 @@ MOST = 12  # folders, languages and flags that a summary names
 
 
 def print_summary(
-    console: Console,
-    url: str,
-    state: Mapping[str, str],
-    recipe: Recipe | None,
-    summary: Summary,
+    console: Console, url: str, state: Mapping[str, str], recipe: Recipe | None, summary: Summary
 ) -> None:
     """Print what is in a sink."""
     choices = recipe.choices if recipe else {}

@@ -98,17 +98,13 @@ def print_added(console: Console, report: EnrichReport) -> None:
             highlight=False, markup=False, soft_wrap=True,
         )  # fmt: skip
         return
-    facts = [("columns" if len(report.columns) > 1 else "column", columns)]
-    facts.append(("rows", f"{report.rows:,}"))
+    name = "columns" if len(report.columns) > 1 else "column"
+    facts = [(name, columns), ("rows", f"{report.rows:,}")]
     if report.resumed:
         facts.append(("ready from before", f"{report.resumed:,}"))
     if report.already:
         facts.append(("already there", f"{report.already:,}"))
-    speed = f" ({report.audio_s / report.wall_s:.1f} × real time)" if report.audio_s else ""
-    facts += [
-        ("audio", format_duration(report.audio_s)),
-        ("wall time", f"{format_duration(report.wall_s)}{speed}"),
-    ]
+    facts += _times(report)
     if report.mismatch and any(report.mismatch):
         rate = sum(report.mismatch) / len(report.mismatch)
         facts.append(
@@ -130,15 +126,15 @@ def print_decoded(console: Console, report: DecodeReport) -> None:
         facts.append(("there already", f"{report.existing:,} (--overwrite replaces them)"))
     if report.null:
         facts.append(("without tokens", f"{report.null:,}"))
-    speed = f" ({report.audio_s / report.wall_s:.1f} × real time)" if report.audio_s else ""
-    facts += [
-        ("failed", f"{len(report.failed):,}"),
-        ("audio", format_duration(report.audio_s)),
-        ("wall time", f"{format_duration(report.wall_s)}{speed}"),
-        ("files", report.out),
-    ]
+    facts += [("failed", f"{len(report.failed):,}"), *_times(report), ("files", report.out)]
     print_facts(console, "", facts)
     _print_reasons(console, report.failed)
+
+
+def _times(report: EnrichReport | DecodeReport) -> list[tuple[str, str]]:
+    speed = f" ({report.audio_s / report.wall_s:.1f} × real time)" if report.audio_s else ""
+    wall_time = f"{format_duration(report.wall_s)}{speed}"
+    return [("audio", format_duration(report.audio_s)), ("wall time", wall_time)]
 
 
 def print_verified(console: Console, report: VerifyReport) -> None:
