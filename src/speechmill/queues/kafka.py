@@ -65,6 +65,7 @@ class KafkaBroker:
             import confluent_kafka  # noqa: F401
         except ImportError:
             raise MissingExtraError("a queue on Kafka", "kafka") from None
+        self.url = url.url
         self._url, self._given = url, options
         self._options = resolved(options)
         if taken := sorted(self._options.keys() & {*_OURS, "group.id", "bootstrap.servers"}):
@@ -73,11 +74,6 @@ class KafkaBroker:
                 "say what can be said)"
             )
         self._producer: Producer | None = None
-
-    @property
-    def url(self) -> str:
-        """See ``Broker``."""
-        return self._url.url
 
     def _settings(self, *defaults: Mapping[str, str]) -> dict[str, str]:
         settings = {"client.id": "speechmill", "bootstrap.servers": self._url.address}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from speechmill.errors import BrokerError
 from speechmill.queues.base import Delivery, Message, QueueUrl
@@ -77,9 +77,8 @@ class KafkaConsumer:
             known = list(partitions)
         for one in known:
             begun, end = begun_before(getattr(one, "metadata", None))
-            self._parts[one.partition] = Partition(
-                one.offset if one.offset >= 0 else None, begun, end
-            )
+            base = one.offset if one.offset >= 0 else None
+            self._parts[one.partition] = Partition(base, begun, end)
             self._ended.discard(one.partition)
         return known
 
@@ -95,14 +94,8 @@ class KafkaConsumer:
         with map_errors(f"{self._url} cannot be read"):
             numbers = self._partition_numbers()
             known = self._add([TopicPartition(self._topic, n) for n in numbers])
-            self._consumer.assign(
-                [
-                    TopicPartition(
-                        self._topic, k.partition, k.offset if k.offset >= 0 else OFFSET_BEGINNING
-                    )
-                    for k in known
-                ]
-            )
+            begin = [(k.partition, k.offset if k.offset >= 0 else OFFSET_BEGINNING) for k in known]
+            self._consumer.assign([TopicPartition(self._topic, n, offset) for n, offset in begin])
         self._joined = True
 
     def _partition_numbers(self) -> list[int]:
@@ -239,11 +232,8 @@ class KafkaConsumer:
             return self._others_empty
         self._group_checked_at, self._others_empty = time.monotonic(), False
         try:
-            others = [
-                TopicPartition(self._topic, n)
-                for n in self._partition_numbers()
-                if n not in self._parts
-            ]
+            numbers = set(self._partition_numbers()) - self._parts.keys()
+            others = [TopicPartition(self._topic, n) for n in numbers]
             known = self._consumer.committed(others, timeout=ANSWER_S) if others else []
             for one in known:
                 low, high = self._consumer.get_watermark_offsets(one, timeout=ANSWER_S)
@@ -271,8 +261,7 @@ class KafkaConsumer:
 
 
 def _tag(delivery: Delivery) -> tuple[Partition, int, int]:
-    tag: Any = delivery.tag
-    return tag  # type: ignore[no-any-return]
+    return cast("tuple[Partition, int, int]", delivery.tag)
 
 
 def _text(value: object) -> str:

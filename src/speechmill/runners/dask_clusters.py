@@ -9,17 +9,17 @@ from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 from speechmill.errors import EngineError, JobError
+from speechmill.runners.cluster import GOES_ON, first_line
 
 if TYPE_CHECKING:
     from distributed import Client
 
-__all__ = ["GOES_ON", "connect", "current_client", "line", "silence", "start_here", "workers_of"]
+__all__ = ["connect", "current_client", "silence", "start_here", "workers_of"]
 
 CONNECT_S = 10.0
 ANSWER_S = 20.0  # for the scheduler to say what workers there are
 CLOSE_S = 5.0
 NEVER = "10000 days"
-GOES_ON = "once there is a cluster again, the same command goes on from here"
 
 
 def workers_of(client: Client) -> Mapping[str, Mapping[str, Any]]:
@@ -33,7 +33,7 @@ def workers_of(client: Client) -> Mapping[str, Mapping[str, Any]]:
             raise OSError("the connection has ended")  # noqa: TRY301 - as when it ends now
         told = client.sync(client.scheduler.identity, n_workers=-1, callback_timeout=ANSWER_S)
     except (OSError, TimeoutError, CancelledError, RuntimeError) as error:
-        raise EngineError(f"the Dask scheduler has gone ({line(error)}); {GOES_ON}") from None
+        raise EngineError(f"the Dask scheduler has gone ({first_line(error)}); {GOES_ON}") from None
     workers: Mapping[str, Mapping[str, Any]] = told["workers"]
     return workers
 
@@ -68,13 +68,13 @@ def connect(address: str, stack: ExitStack) -> Client:
         client = Client(address, timeout=CONNECT_S, set_as_default=False, name="speechmill")
     except (ValueError, TypeError, KeyError) as error:
         raise JobError(
-            f"address: {address!r} is no Dask scheduler's ({line(error)}); they look like "
+            f"address: {address!r} is no Dask scheduler's ({first_line(error)}); they look like "
             "tcp://scheduler:8786"
         ) from None
     except Exception as error:  # noqa: BLE001 - whatever answers there, it is no scheduler of ours
         raise EngineError(
-            f"no Dask scheduler answers at {address}: {line(error)}; is it running, and of about "
-            "the same version as here?"
+            f"no Dask scheduler answers at {address}: {first_line(error)}; is it running, and of "
+            "about the same version as here?"
         ) from None
     stack.callback(client.close, timeout=CLOSE_S)
     return client
@@ -107,7 +107,9 @@ def start_here(workers: int, resources: Mapping[str, float], stack: ExitStack) -
         stack.callback(cluster.close, timeout=CLOSE_S)
         client = Client(cluster, timeout=CONNECT_S, set_as_default=False)
     except Exception as error:  # noqa: BLE001 - of sockets, processes, settings
-        raise EngineError(f"Dask could not be started on this machine: {line(error)}") from None
+        raise EngineError(
+            f"Dask could not be started on this machine: {first_line(error)}"
+        ) from None
     stack.callback(client.close, timeout=CLOSE_S)
     return client
 
@@ -117,9 +119,3 @@ def silence(stack: ExitStack) -> None:
     for handler in logging.getLogger("distributed").handlers:
         stack.callback(handler.setLevel, handler.level)
         handler.setLevel(logging.CRITICAL + 1)
-
-
-def line(error: BaseException) -> str:
-    """The first line of an error's text."""
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:200]
