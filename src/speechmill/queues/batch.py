@@ -194,14 +194,14 @@ class BatchProcessor:
 
     def _parts(self, requests: Sequence[Request]) -> dict[Request, Part]:
         """Find the part of each request's recording."""
+        folders = {r: self._folder(r) for r in requests}
         wanted: dict[str, int] = {}
-        for request in requests:
-            folder = self._folder(request)
+        for request, folder in folders.items():
             wanted[folder] = max(wanted.get(folder, 1), request.notice.parts)
         new = {name: n for name, n in wanted.items() if name not in self._layout.folders}
         if new:
             self._layout = agree_on_parts(self._tools.sink, new)
-        layout, folders = self._layout, {r: self._folder(r) for r in requests}
+        layout = self._layout
         known = self._versions_of(
             part for r in requests for part in layout.earlier_parts(folders[r], r.file_name)
         )

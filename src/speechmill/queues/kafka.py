@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Final
 from speechmill.errors import BrokerError, JobError, MissingExtraError
 from speechmill.queues.base import DEAD_LETTERS, BrokerOptions, Message, QueueUrl, resolved
 from speechmill.queues.kafka_client import CONNECT_S, create_client, map_errors, why
-from speechmill.queues.kafka_consumer import KafkaConsumer
 
 if TYPE_CHECKING:
     from confluent_kafka import KafkaError, Producer
+
+    from speechmill.queues.kafka_consumer import KafkaConsumer
 
 __all__ = ["KafkaBroker"]
 
@@ -155,6 +156,8 @@ class KafkaBroker:
 
     def consume(self, group: str, *, whole: bool = False) -> KafkaConsumer:
         """See ``Broker``."""
+        from speechmill.queues.kafka_consumer import KafkaConsumer
+
         settings = self._settings(_CONSUMER, _OURS, {"group.id": group})
         return KafkaConsumer(self._url, settings, whole=whole)
 

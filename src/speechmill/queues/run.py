@@ -125,9 +125,8 @@ def _with_source(
     consumer: Consumer,
     stop: Callable[[], bool],
 ) -> tuple[Job, Sequence[Delivery]]:
-    """The job with its source: what it says, or where the sink's rows are from, or else what the
-    first message says; then with the messages that were taken to know. ``ANY_SOURCE`` where there
-    was no message."""
+    """The job with its source: its own, its sink's, or that of the first message (``ANY_SOURCE``
+    where there was none); and the messages that were taken to know."""
     if job.source != ANY_SOURCE:
         return job, ()
     if state is not None:

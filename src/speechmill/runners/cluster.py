@@ -74,8 +74,7 @@ class Engine(Protocol[H]):
         """
 
     def cancel(self, handles: Sequence[H]) -> None:
-        """Give up tasks, also those that run; what they have done may be committed first. Must not
-        raise."""
+        """Give up tasks. Those that run may commit first what they have done. Must not raise."""
 
     def close(self) -> None:
         """End what was started for this run. Must not raise."""

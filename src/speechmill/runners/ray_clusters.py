@@ -9,7 +9,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -69,7 +68,7 @@ class Head:
         while True:
             try:
                 return answer.result(HEAD_EVERY_S)
-            except FutureTimeoutError:
+            except TimeoutError:
                 if answer.done():
                     raise
                 self.check()
