@@ -20,13 +20,7 @@ from speechmill.errors import EngineError, MissingExtraError, SpeechmillError
 from speechmill.export.files import LOOK_AROUND_S, Unit, write_unit
 from speechmill.machine import num_cores
 from speechmill.runners.cluster import GOES_ON, NO_WORKERS_S, first_line
-from speechmill.runners.dask_clusters import (
-    connect,
-    current_client,
-    silence,
-    start_here,
-    workers_of,
-)
+from speechmill.runners.dask_clusters import connect, start_here, workers_of
 from speechmill.runners.work import keep_memory
 
 if TYPE_CHECKING:
@@ -61,13 +55,11 @@ def on_dask(
         if not units:
             return
         with ExitStack() as stack:
-            there = client or (current_client() if address == "auto" else None)
-            if there is None:
-                silence(stack)
-                if address is not None:
-                    there = connect(address, stack)
-                else:
-                    there = start_here(min(workers or num_cores(), len(units)), {}, stack)
+            there = client
+            if there is None and address is not None:
+                there = connect(address, stack)
+            elif there is None:
+                there = start_here(min(workers or num_cores(), len(units)), {}, stack)
             yield from _run(there, units, stop, workers)
 
     return run

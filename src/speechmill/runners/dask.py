@@ -23,13 +23,7 @@ from speechmill.machine import num_cores
 from speechmill.records import ShardReport
 from speechmill.runners.base import AnyJob
 from speechmill.runners.cluster import GOES_ON, NO_WORKERS_S, ClusterRunner, first_line
-from speechmill.runners.dask_clusters import (
-    connect,
-    current_client,
-    silence,
-    start_here,
-    workers_of,
-)
+from speechmill.runners.dask_clusters import connect, start_here, workers_of
 from speechmill.runners.wire import perform, report_from_text, task_to_text
 from speechmill.runners.work import Task, run_task
 
@@ -257,16 +251,12 @@ def _start(
     needs = _resources(job)
     cores = None
     with ExitStack() as stack:
-        if client is None and job.address == "auto":
-            client = current_client()
-        if client is None:
-            silence(stack)
-            if job.address is not None:
-                client = connect(job.address, stack)
-            else:
-                workers = min(job.workers or num_cores(), most)
-                client = start_here(workers, needs, stack)
-                cores = max(1, num_cores() // workers)
+        if client is None and job.address is not None:
+            client = connect(job.address, stack)
+        elif client is None:
+            workers = min(job.workers or num_cores(), most)
+            client = start_here(workers, needs, stack)
+            cores = max(1, num_cores() // workers)
         return _Dask(client, job, needs=needs, cores=cores, ours=stack.pop_all(), work=work)
 
 

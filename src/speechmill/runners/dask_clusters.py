@@ -14,7 +14,7 @@ from speechmill.runners.cluster import GOES_ON, first_line
 if TYPE_CHECKING:
     from distributed import Client
 
-__all__ = ["connect", "current_client", "silence", "start_here", "workers_of"]
+__all__ = ["connect", "start_here", "workers_of"]
 
 CONNECT_S = 10.0
 ANSWER_S = 20.0  # for the scheduler to say what workers there are
@@ -38,32 +38,27 @@ def workers_of(client: Client) -> Mapping[str, Mapping[str, Any]]:
     return workers
 
 
-def current_client() -> Client | None:
-    """This process's own client, where it has one."""
-    from distributed import default_client
-
-    with suppress(ValueError):
-        return default_client()
-    return None
-
-
 def connect(address: str, stack: ExitStack) -> Client:
-    """A client of a cluster; ``stack`` is what closes it.
+    """A client of a cluster: for ``auto`` this process's own, where it has one; ``stack`` closes
+    any other.
 
     Raises:
         JobError: the address makes no sense.
         EngineError: no scheduler answers there.
     """
     from dask import config
-    from distributed import Client
+    from distributed import Client, default_client
 
     if address == "auto":
+        with suppress(ValueError):
+            return default_client()
         address = config.get("scheduler-address", None)
         if address is None:
             raise JobError(
                 "address: auto needs a Dask client in this process, or the scheduler's address in "
                 "DASK_SCHEDULER_ADDRESS or in Dask's settings (scheduler-address)"
             )
+    _silence(stack)
     try:
         client = Client(address, timeout=CONNECT_S, set_as_default=False, name="speechmill")
     except (ValueError, TypeError, KeyError) as error:
@@ -89,6 +84,7 @@ def start_here(workers: int, resources: Mapping[str, float], stack: ExitStack) -
     from dask import config
     from distributed import Client, LocalCluster
 
+    _silence(stack)
     # One that has died is started anew. On a busy machine that takes longer than the time after
     # which Dask's cluster else forgets it for good, until none are left.
     stack.enter_context(config.set({"distributed.deploy.lost-worker-timeout": NEVER}))
@@ -114,7 +110,7 @@ def start_here(workers: int, resources: Mapping[str, float], stack: ExitStack) -
     return client
 
 
-def silence(stack: ExitStack) -> None:
+def _silence(stack: ExitStack) -> None:
     """Keep off the terminal what Dask's loggers say of deaths and ends; they become our errors."""
     for handler in logging.getLogger("distributed").handlers:
         stack.callback(handler.setLevel, handler.level)
