@@ -127,7 +127,7 @@ def parts(sink: str) -> list[str]:
 
 def test_the_rows_and_parts_are_those_of_a_local_build(job: Job) -> None:
     engine = Processes(2)
-    report = speechmill.build(job, runner=ClusterRunner(lambda _: engine))
+    report = speechmill.build(job, runner=ClusterRunner(lambda *_: engine))
     assert (report.rows, report.failed, report.stopped) == (12, 0, False)
     assert len(engine.submitted) == 4
     assert rows(job.sink).equals(local(job))
@@ -139,7 +139,7 @@ def test_the_rows_and_parts_are_those_of_a_local_build(job: Job) -> None:
 
 def test_a_shard_that_keeps_killing_workers_is_set_aside(job: Job) -> None:
     engine = Processes(2, die)
-    runner = ClusterRunner(lambda _: engine)
+    runner = ClusterRunner(lambda *_: engine)
     report = speechmill.build(job, runner=runner)
     assert report.failed > 0
     assert report.recordings == 12
@@ -158,7 +158,7 @@ def test_a_shard_that_keeps_killing_workers_is_set_aside(job: Job) -> None:
 
 def test_what_a_dead_worker_had_committed_is_not_done_again(job: Job) -> None:
     engine = Processes(2, die_once)
-    report = speechmill.build(job, runner=ClusterRunner(lambda _: engine))
+    report = speechmill.build(job, runner=ClusterRunner(lambda *_: engine))
     assert (report.rows, report.failed, report.stopped) == (12, 0, False)
     assert report.audio_s == pytest.approx(3 * (1 + 2 + 3 + 4) / 4)
     assert rows(job.sink).equals(local(job))
@@ -183,7 +183,7 @@ def test_a_stop_gives_up_what_the_workers_have_in_hand(job: Job) -> None:
     started = time.monotonic()
     asked = itertools.count()
     report = speechmill.build(
-        job, runner=ClusterRunner(lambda _: engine), stop=lambda: next(asked) > 2
+        job, runner=ClusterRunner(lambda *_: engine), stop=lambda: next(asked) > 2
     )
     assert report.stopped
     assert time.monotonic() - started < 20
@@ -198,4 +198,4 @@ def test_a_worker_that_would_make_other_rows_says_so(job: Job) -> None:
 def test_a_single_writer_has_no_engine(job: Job) -> None:
     only = job.model_copy(update={"single_writer": True})
     with pytest.raises(JobError, match="single_writer"):
-        speechmill.build(only, runner=ClusterRunner(lambda _: Processes(1)))
+        speechmill.build(only, runner=ClusterRunner(lambda *_: Processes(1)))

@@ -19,23 +19,14 @@ from typing import TYPE_CHECKING
 from speechmill.errors import EngineError, MissingExtraError, SpeechmillError
 from speechmill.export.files import LOOK_AROUND_S, Unit, write_unit
 from speechmill.machine import num_cores
-from speechmill.runners.dask_clusters import (
-    GOES_ON,
-    connect,
-    current_client,
-    line,
-    silence,
-    start_here,
-    workers_of,
-)
+from speechmill.runners.cluster import GOES_ON, NO_WORKERS_S, first_line
+from speechmill.runners.dask_clusters import connect, start_here, workers_of
 from speechmill.runners.work import keep_memory
 
 if TYPE_CHECKING:
     from distributed import Client, Future
 
 __all__ = ["on_dask"]
-
-NO_WORKERS_S = 300.0  # a cluster that has none for so long will not get any
 
 
 def on_dask(
@@ -64,13 +55,11 @@ def on_dask(
         if not units:
             return
         with ExitStack() as stack:
-            there = client or (current_client() if address == "auto" else None)
-            if there is None:
-                silence(stack)
-                if address is not None:
-                    there = connect(address, stack)
-                else:
-                    there = start_here(min(workers or num_cores(), len(units)), {}, stack)
+            there = client
+            if there is None and address is not None:
+                there = connect(address, stack)
+            elif there is None:
+                there = start_here(min(workers or num_cores(), len(units)), {}, stack)
             yield from _run(there, units, stop, workers)
 
     return run
@@ -133,7 +122,7 @@ def _rows(client: Client, handle: Future) -> int:
             raise
         except KilledWorker as error:
             raise EngineError(
-                f"Dask's workers die of this work again and again ({line(error)}): they were "
+                f"Dask's workers die of this work again and again ({first_line(error)}): they were "
                 f"killed, or need more memory; {GOES_ON}"
             ) from None
         except CancelledError:
@@ -141,6 +130,6 @@ def _rows(client: Client, handle: Future) -> int:
         except Exception as error:  # noqa: BLE001 - such as a worker that cannot import us
             workers_of(client)
             raise EngineError(
-                f"a Dask worker could not write files: {line(error)} (the scheduler and the "
+                f"a Dask worker could not write files: {first_line(error)} (the scheduler and the "
                 "workers need the same Speechmill and Dask as here)"
             ) from None

@@ -34,7 +34,14 @@ from speechmill.transcribers import TranscriberOptions, open_transcriber
 from speechmill.transcribers.base import Transcriber
 from speechmill.transcribers.languages import LANGUAGES, language_code
 
-__all__ = ["Resources", "forget_resources", "load_models", "open_resources", "open_stores"]
+__all__ = [
+    "Resources",
+    "forget_resources",
+    "load_models",
+    "open_resources",
+    "open_sink",
+    "open_stores",
+]
 
 FIRST_BATCH: Final = 8
 """Utterances that the model is taken to compute at once before its pace is known, where the job
@@ -179,7 +186,13 @@ def open_stores(job: StoresOptions) -> tuple[Store, Store]:
     source = open_store(
         job.source, StoreOptions(job.profile, job.endpoint_url, job.region, job.store_retry_s)
     )
-    sink = open_store(
+    sink = open_sink(job)
+    return source, SingleWriter(sink) if job.single_writer else sink
+
+
+def open_sink(job: StoresOptions) -> Store:
+    """Open the sink alone, as one that others write to, too; raises as ``open_stores``."""
+    return open_store(
         job.sink,
         StoreOptions(
             job.sink_profile or job.profile,
@@ -188,7 +201,6 @@ def open_stores(job: StoresOptions) -> tuple[Store, Store]:
             job.store_retry_s,
         ),
     )
-    return source, SingleWriter(sink) if job.single_writer else sink
 
 
 def _language(job: Job) -> str | None:

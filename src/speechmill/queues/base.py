@@ -81,8 +81,7 @@ class Consumer(Protocol):
         broker itself does not count."""
 
     def ack(self, deliveries: Sequence[Delivery]) -> None:
-        """Acknowledge deliveries, so that they are not delivered again. Those no longer ours are
-        skipped.
+        """Acknowledge deliveries; those no longer ours are skipped.
 
         A broker that goes away meanwhile is no error: it delivers them again.
         """

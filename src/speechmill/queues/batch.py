@@ -11,12 +11,13 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from typing import Literal
 
 from speechmill import audio
-from speechmill.dataset.commit import Version, commit, remove
+from speechmill.dataset.commit import Version, remove
 from speechmill.dataset.growth import OUTGROWN, grow, place, read_versions
 from speechmill.dataset.layout import (
     STATE,
@@ -26,20 +27,21 @@ from speechmill.dataset.layout import (
     partition_rule,
     read_layout,
 )
-from speechmill.dataset.schema import utterances_to_table
-from speechmill.errors import (
-    ConflictError,
-    NotFoundError,
-    StorageError,
-    UnavailableError,
-    WorkerDiedError,
-)
+from speechmill.errors import NotFoundError, StorageError, UnavailableError
 from speechmill.pipeline.listing import HEAD_BYTES
 from speechmill.pipeline.resources import Resources
 from speechmill.pipeline.selection import extension_of
-from speechmill.pipeline.shard import process_shard
+from speechmill.pipeline.shard import give_up, process_shard
 from speechmill.queues.notices import Notice
-from speechmill.records import Failure, Part, Recording, Shard, ShardReport, printable
+from speechmill.records import (
+    Failure,
+    Part,
+    Recording,
+    RecordingDone,
+    Shard,
+    ShardReport,
+    printable,
+)
 from speechmill.storage import Store
 
 __all__ = ["BatchProcessor", "Outcome", "Request", "Verdict"]
@@ -75,15 +77,12 @@ class Outcome:
     failure: Failure | None = None
 
 
-@dataclass(slots=True)
-class _BatchState:
-    """The outcomes and the remaining work of one batch."""
-
-    outcomes: list[Outcome] = field(default_factory=list)
-    todo: dict[str, tuple[Request, Recording]] = field(default_factory=dict)  # by file name
-
-    def settle(self, request: Request, verdict: Verdict, failure: Failure | None = None) -> None:
-        self.outcomes.append(Outcome(request, verdict, failure))
+def _outcome(request: Request, done: RecordingDone | None) -> Outcome:
+    if done is None:
+        return Outcome(request, "unfinished")
+    if done.gone:
+        return Outcome(request, "missing")
+    return Outcome(request, "failed" if done.failure else "row", done.failure)
 
 
 class _CrashCounts:
@@ -91,11 +90,14 @@ class _CrashCounts:
 
     They are in the sink because the process that knew is gone. The broker's own count does not
     serve: it counts messages that a worker only held, so where workers are often killed it blames
-    the wrong recordings.
+    the wrong recordings. ``message`` is what is said of one that was begun too often.
     """
 
     def __init__(self, sink: Store, most: int) -> None:
         self._sink, self._most = sink, most
+        self.message = (
+            f"{most} workers went away while they had nothing else in hand: out of memory, perhaps"
+        )
 
     def _key(self, file_name: str) -> str:
         digest = hashlib.blake2b(file_name.encode(), digest_size=16).hexdigest()
@@ -148,58 +150,62 @@ class BatchProcessor:
             UnavailableError: a store stays down. Rows already committed stay.
             SpeechmillError: see ``process_shard``.
         """
-        state = _BatchState()
+        outcomes: list[Outcome] = []
+        todo: dict[str, tuple[Request, Recording]] = {}  # by file name
         parts = self._parts(requests)
         known = self._versions_of(parts.values())
         removed = [r for r in requests if r.notice.kind == "removed"]
         # Rows were looked at before the objects: the row of a later object is not dropped.
         for request in removed:
             if (there := self._stored(request.key)) is not None:  # again
-                state.todo[request.file_name] = request, there
+                todo[request.file_name] = request, there
             else:
                 self._drop(request, parts[request], known)
-                state.settle(request, "dropped")
-        self._look_up([r for r in requests if r.notice.kind == "created"], state)
+                outcomes.append(Outcome(request, "dropped"))
+        self._look_up([r for r in requests if r.notice.kind == "created"], outcomes, todo)
         by_part: defaultdict[Part, list[Recording]] = defaultdict(list)
-        for request, recording in state.todo.values():
+        for request, recording in todo.values():
             part = parts[request]
             if (wanted := self._to_process(part, recording, known)) is None:
-                state.settle(request, "there")
+                outcomes.append(Outcome(request, "there"))
             elif request.alone and not self._crashes.begin(recording.file_name):
-                self._give_up(request, part, recording, state)
+                (failure,) = give_up(self._tools, part, [recording], self._crashes.message)
+                outcomes.append(Outcome(request, "failed", failure))
             else:
                 by_part[part].append(wanted)
-        shard = Shard(0, tuple((part, tuple(some)) for part, some in sorted(by_part.items())))
-        report = self._process(shard, stop)
-        self._settle_done(report, by_part, state)
+        report = self._process(by_part, stop)
+        done = {d.file_name: d for d in report.done}
+        for recording in chain.from_iterable(by_part.values()):
+            request, _ = todo[recording.file_name]
+            outcomes.append(_outcome(request, done.get(recording.file_name)))
         self._follow_growth(report)
         for request in requests:
             if request.alone:
                 self._crashes.clear(request.file_name)
-        return state.outcomes, report
+        return outcomes, report
 
-    def _process(self, shard: Shard, stop: Callable[[], bool]) -> ShardReport:
-        if not shard.parts:
+    def _process(
+        self, by_part: Mapping[Part, Sequence[Recording]], stop: Callable[[], bool]
+    ) -> ShardReport:
+        if not by_part:
             return ShardReport(0)
+        shard = Shard(0, sorted(by_part.items()))
         return process_shard(self._tools.job, shard, stop=stop, commit_every_s=self._commit_every_s)
 
     def _parts(self, requests: Sequence[Request]) -> dict[Request, Part]:
         """Find the part of each request's recording."""
+        folders = {r: self._folder(r) for r in requests}
         wanted: dict[str, int] = {}
-        for request in requests:
-            folder = self._folder(request)
+        for request, folder in folders.items():
             wanted[folder] = max(wanted.get(folder, 1), request.notice.parts)
         new = {name: n for name, n in wanted.items() if name not in self._layout.folders}
         if new:
             self._layout = agree_on_parts(self._tools.sink, new)
         layout = self._layout
-        grown = [r for r in requests if self._folder(r) in layout.earlier]
         known = self._versions_of(
-            part for r in grown for part in layout.earlier_parts(self._folder(r), r.file_name)
+            part for r in requests for part in layout.earlier_parts(folders[r], r.file_name)
         )
-        return {
-            r: place(layout, self._folder(r), [r.file_name], known)[r.file_name] for r in requests
-        }
+        return {r: place(layout, folders[r], [r.file_name], known)[r.file_name] for r in requests}
 
     def _versions_of(self, parts: Iterable[Part]) -> dict[Part, Mapping[str, Version]]:
         """Read the versions of the recordings in parts."""
@@ -207,19 +213,23 @@ class BatchProcessor:
         read = partial(read_versions, self._tools.sink)
         return dict(zip(distinct, self._tools.threads.fetching.map(read, distinct), strict=True))
 
-    def _look_up(self, requests: Sequence[Request], state: _BatchState) -> None:
+    def _look_up(
+        self,
+        requests: Sequence[Request],
+        outcomes: list[Outcome],
+        todo: dict[str, tuple[Request, Recording]],
+    ) -> None:
         """Look up the current version of each object; leave out what is no recording."""
-        found = self._tools.threads.fetching.map(self._current, requests)
+        found = self._tools.threads.fetching.map(
+            lambda request: request.notice.recording or self._stored(request.key), requests
+        )
         for request, recording in zip(requests, found, strict=True):
             if recording is None:
-                state.settle(request, "missing")
+                outcomes.append(Outcome(request, "missing"))
             elif not self._is_chosen(recording):
-                state.settle(request, "left out")
+                outcomes.append(Outcome(request, "left out"))
             else:
-                state.todo[request.file_name] = request, recording
-
-    def _current(self, request: Request) -> Recording | None:
-        return request.notice.recording or self._stored(request.key)
+                todo[request.file_name] = request, recording
 
     def _stored(self, key: str) -> Recording | None:
         """Look up an object's current version in the store; None where there is none."""
@@ -241,7 +251,7 @@ class BatchProcessor:
             head = self._tools.source.read(
                 recording.key, 0, min(HEAD_BYTES, recording.size), etag=recording.etag
             )
-        except (NotFoundError, ConflictError, StorageError):  # fetching it fails with the reason
+        except StorageError:  # fetching it fails with the reason
             return True
         return audio.looks_like_audio(head)
 
@@ -266,46 +276,6 @@ class BatchProcessor:
         if row is not None:
             remove(sink, data_key(part), lambda n, version: n == name and version == row)
         remove(sink, failures_key(part), lambda n, _: n == name)
-
-    def _give_up(
-        self, request: Request, part: Part, recording: Recording, state: _BatchState
-    ) -> None:
-        failure = Failure(
-            recording,
-            self._tools.folder_of(recording.file_name),
-            "worker",
-            WorkerDiedError.__name__,
-            f"{CRASHES_PER_ATTEMPT * self._tools.job.max_attempts} workers went away while they "
-            "had nothing else in hand: out of memory, perhaps",
-        )
-        recipe = self._tools.recipe.id
-        commit(
-            self._tools.sink,
-            part,
-            utterances_to_table([], self._tools.schema, recipe),
-            [failure],
-            recipe=recipe,
-            replaces={},
-            is_current=self._tools.is_current,
-        )
-        state.settle(request, "failed", failure)
-
-    def _settle_done(
-        self, report: ShardReport, by_part: Mapping[Part, Sequence[Recording]], state: _BatchState
-    ) -> None:
-        done = {d.file_name: d for d in report.done}
-        for recordings in by_part.values():
-            for recording in recordings:
-                request, _ = state.todo[recording.file_name]
-                what = done.get(recording.file_name)
-                if what is None:
-                    state.settle(request, "unfinished")
-                elif what.gone:
-                    state.settle(request, "missing")
-                elif what.failure:
-                    state.settle(request, "failed", what.failure)
-                else:
-                    state.settle(request, "row")
 
     def _follow_growth(self, report: ShardReport) -> None:
         """Reread the layout where folders have grown; grow those whose parts are full."""

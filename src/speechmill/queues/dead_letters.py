@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from speechmill.queues.base import Broker, Consumer, Delivery, Message
@@ -17,26 +17,10 @@ IDLE_S = 1.0  # without a message, until the queue counts as read
 PREFIX = "speechmill-"  # of our headers
 
 
-def dead_letter(
-    delivery: Delivery,
-    *,
-    reason: str,
-    error: str,
-    stage: str,
-    file_name: str,
-    attempts: int,
-) -> Message:
-    """Make the dead letter of a message: the message as received, with the reason in headers."""
+def dead_letter(delivery: Delivery, headers: Mapping[str, str]) -> Message:
+    """Make the dead letter of a message: the message as received, with ``headers`` that say why."""
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    headers = {
-        "reason": reason,
-        "error": error,
-        "stage": stage,
-        "file_name": file_name,
-        "attempts": str(attempts),
-        "origin": delivery.origin,
-        "time": now,
-    }
+    headers = {**headers, "origin": delivery.origin, "time": now}
     told = {f"{PREFIX}{name}": text for name, text in headers.items() if text}
     message = delivery.message
     kept = {k: v for k, v in message.headers.items() if not k.startswith(PREFIX)}
@@ -85,10 +69,13 @@ def read_dead_letters(broker: Broker) -> list[DeadLetter]:
         BrokerError: the broker cannot be reached, or refuses.
     """
     found: dict[tuple[bytes, str], DeadLetter] = {}
-    for some in _receive_all(broker, lambda *_: None):
-        for delivery in some:
+
+    def read(_: Consumer, deliveries: Sequence[Delivery]) -> None:
+        for delivery in deliveries:
             letter = DeadLetter.of(delivery.message)
             found[delivery.message.body, letter.error] = letter
+
+    _receive_all(broker, read)
     return list(found.values())
 
 
@@ -115,15 +102,12 @@ def retry_dead_letters(broker: Broker) -> int:
         sent.update(news)
         consumer.ack(deliveries)
 
-    for _ in _receive_all(broker, send):
-        pass
+    _receive_all(broker, send)
     return len(sent)
 
 
-def _receive_all(
-    broker: Broker, settle: Callable[[Consumer, Sequence[Delivery]], None]
-) -> Iterator[Sequence[Delivery]]:
-    """Receive all messages of the queue of dead letters, and settle them by ``settle``."""
+def _receive_all(broker: Broker, received: Callable[[Consumer, Sequence[Delivery]], None]) -> None:
+    """Call ``received`` with all messages of the queue of dead letters, some at a time."""
     dead = broker.dead_letters()
     dead.prepare()
     consumer = dead.consume(GROUP, whole=True)
@@ -132,8 +116,7 @@ def _receive_all(
         while time.monotonic() - quiet_since < IDLE_S:
             if some := consumer.receive(MAX_MESSAGES, 0.2):
                 quiet_since = time.monotonic()
-                settle(consumer, some)
-                yield some
+                received(consumer, some)
     finally:
         consumer.close()
         dead.close()

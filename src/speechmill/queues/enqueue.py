@@ -11,6 +11,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ from speechmill.dataset.state import read_state
 from speechmill.errors import JobError, NotFoundError, SourceChangedError
 from speechmill.job import Job
 from speechmill.pipeline.planner import Plan, make_plan
-from speechmill.queues.base import Broker, Message
+from speechmill.pipeline.resources import open_sink
+from speechmill.queues.base import Broker
 from speechmill.queues.notices import encode
 from speechmill.records import Part, Recording
 from speechmill.storage import Store, StoreOptions, open_store
@@ -64,54 +66,38 @@ class EnqueueReport:
     stopped: bool = False
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class _Position:
-    """A position in the order of publishing."""
-
-    folder_name: str
-    index: int
-    key: str
-
-
 class _Bookmark:
     """The position up to which a run has published. It is stored in the sink or, without one, in
     the user's XDG_STATE_HOME."""
 
     def __init__(self, store: Store, key: str) -> None:
         self._store, self._key = store, key
-        self.started_us = time.time_ns() // 1000
-        self._position: _Position | None = None
-        self._count = 0
-        self._before_us = 0
-        try:
+        self._started_us, self._count = time.time_ns() // 1000, 0
+        self._place: tuple[str, int, str] | None = None  # folder, index of the part, recording
+        with suppress(NotFoundError, ValueError, KeyError, TypeError):
             kept = json.loads(store.get(key).data)
-            self._position = _Position(*kept["place"])
-            self._count, self._before_us = int(kept["count"]), int(kept["started_us"])
-            self.started_us = self._before_us
-        except (NotFoundError, ValueError, KeyError, TypeError):
-            self._position = None
+            folder_name, index, last = kept["place"]
+            self._started_us, self._count = int(kept["started_us"]), int(kept["count"])
+            self._place = folder_name, index, last
 
     def is_behind(self, part: Part, recording: Recording) -> bool:
         """Whether the recording was published, and has not changed since."""
-        place = self._position
-        if place is None or recording.modified_us >= self._before_us - CLOCK_SKEW_US:
+        if self._place is None or recording.modified_us >= self._started_us - CLOCK_SKEW_US:
             return False
-        if part.folder_name == place.folder_name and part.count != self._count:
+        if part.folder_name == self._place[0] and part.count != self._count:
             return False  # the folder is cut into parts otherwise by now
-        return _Position(part.folder_name, part.index, recording.key) <= place
+        return (part.folder_name, part.index, recording.key) <= self._place
 
     def keep(self, part: Part, recording: Recording) -> None:
         """Store that all up to this recording is confirmed."""
         place = [part.folder_name, part.index, recording.key]
-        told = {"place": place, "count": part.count, "started_us": self.started_us}
+        told = {"place": place, "count": part.count, "started_us": self._started_us}
         self._store.put(self._key, json.dumps(told).encode())
 
     def close(self) -> None:
         """Remove the position: all is published, and the next run starts at the beginning."""
-        try:
+        with suppress(NotFoundError):
             self._store.delete(self._key)
-        except NotFoundError:
-            return
 
 
 def enqueue(
@@ -173,33 +159,29 @@ def _publish(
     source_url: str,
     broker: Broker,
     bookmark: _Bookmark,
-    observer: Observer | None,
+    observer: Observer,
     stop: Callable[[], bool],
 ) -> tuple[int, int, bool]:
     """Publish what the plan lacks, behind the bookmark. Returns how many messages were published,
     how many had been before, and whether ``stop`` ended it."""
     published = resumed = 0
-    chunk: list[Message] = []
-    last: tuple[Part, Recording] | None = None
+    stopped = False
+    chunk: list[tuple[Part, Recording]] = []
 
     def send() -> None:
-        nonlocal published, last
-        if not chunk or last is None:
-            return
-        broker.publish(chunk)
-        published += len(chunk)
-        chunk.clear()
-        bookmark.keep(*last)
-        if observer:
+        nonlocal published
+        if chunk:
+            broker.publish([encode(source_url, recording, part) for part, recording in chunk])
+            published += len(chunk)
+            bookmark.keep(*chunk[-1])
+            chunk.clear()
             observer.progress(published + resumed)
 
-    stopped = False
     for part, recording in _in_order(plan):
         if bookmark.is_behind(part, recording):
             resumed += 1
             continue
-        chunk.append(encode(source_url, recording, part))
-        last = part, recording
+        chunk.append((part, recording))
         if len(chunk) == CHUNK:
             send()
             if stopped := stop():
@@ -215,15 +197,7 @@ def _open_stores(job: Job) -> tuple[Job, Store, Store, str]:
     )
     if job.sink == NO_SINK:
         return job, source, open_store(f"memory://{uuid4().hex}"), ""
-    sink = open_store(
-        job.sink,
-        StoreOptions(
-            job.sink_profile or job.profile,
-            job.sink_endpoint_url or job.endpoint_url,
-            job.sink_region or job.region,
-            job.store_retry_s,
-        ),
-    )
+    sink = open_sink(job)
     state = read_state(sink)
     if state is None:
         return job, source, sink, ""

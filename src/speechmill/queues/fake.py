@@ -40,24 +40,15 @@ _queues: Final[dict[str, _Queue]] = {}
 _queues_lock: Final = threading.Lock()
 
 
-def _shared_queue(url: str) -> _Queue:
-    with _queues_lock:
-        return _queues.setdefault(url, _Queue())
-
-
 class MemoryBroker:
     """``memory://NAME/QUEUE``, the same for all of this process. It takes no options."""
 
     def __init__(self, url: QueueUrl, options: BrokerOptions) -> None:
         if options:
             raise JobError(f"broker_option: {min(options)!r}: memory:// has no options")
-        self._url = url
-        self._queue = _shared_queue(url.url)
-
-    @property
-    def url(self) -> str:
-        """See ``Broker``."""
-        return self._url.url
+        self._url, self.url = url, url.url
+        with _queues_lock:
+            self._queue = _queues.setdefault(url.url, _Queue())
 
     def prepare(self, partitions: int = 12) -> None:
         """See ``Broker``."""

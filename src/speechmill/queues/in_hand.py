@@ -12,17 +12,7 @@ from speechmill.queues.dead_letters import dead_letter
 from speechmill.queues.notices import Notice
 from speechmill.records import ShardReport
 
-__all__ = [
-    "HeldMessage",
-    "PendingDeadLetter",
-    "PendingRecording",
-    "Processed",
-    "RunningBatch",
-    "same_version",
-    "supersedes",
-]
-
-Processed = tuple[Sequence[Outcome], ShardReport]
+__all__ = ["HeldMessage", "PendingDeadLetter", "PendingRecording", "RunningBatch", "supersedes"]
 
 
 @dataclass(slots=True, eq=False)
@@ -55,7 +45,7 @@ class RunningBatch:
 
     wanted: list[PendingRecording]
     started: float
-    future: Future[Processed]
+    future: Future[tuple[Sequence[Outcome], ShardReport]]
     exclusive: bool  # of suspects: no other batch runs meanwhile
 
 
@@ -72,19 +62,14 @@ class PendingDeadLetter:
 
     def message(self) -> Message:
         """Make the dead letter of its first message."""
-        return dead_letter(
-            self.held[0].delivery,
-            reason=self.reason,
-            error=self.error,
-            stage=self.stage,
-            file_name=self.file_name,
-            attempts=self.attempts,
-        )
-
-
-def same_version(one: Notice, other: Notice) -> bool:
-    """Whether both are about the same version of an object."""
-    return one.kind == other.kind and one.recording == other.recording
+        headers = {
+            "reason": self.reason,
+            "error": self.error,
+            "stage": self.stage,
+            "file_name": self.file_name,
+            "attempts": str(self.attempts),
+        }
+        return dead_letter(self.held[0].delivery, headers)
 
 
 def supersedes(new: Notice, old: Notice) -> bool:

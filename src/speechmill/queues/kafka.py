@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Final
 from speechmill.errors import BrokerError, JobError, MissingExtraError
 from speechmill.queues.base import DEAD_LETTERS, BrokerOptions, Message, QueueUrl, resolved
 from speechmill.queues.kafka_client import CONNECT_S, create_client, map_errors, why
-from speechmill.queues.kafka_consumer import KafkaConsumer
 
 if TYPE_CHECKING:
     from confluent_kafka import KafkaError, Producer
+
+    from speechmill.queues.kafka_consumer import KafkaConsumer
 
 __all__ = ["KafkaBroker"]
 
@@ -65,6 +66,7 @@ class KafkaBroker:
             import confluent_kafka  # noqa: F401
         except ImportError:
             raise MissingExtraError("a queue on Kafka", "kafka") from None
+        self.url = url.url
         self._url, self._given = url, options
         self._options = resolved(options)
         if taken := sorted(self._options.keys() & {*_OURS, "group.id", "bootstrap.servers"}):
@@ -73,11 +75,6 @@ class KafkaBroker:
                 "say what can be said)"
             )
         self._producer: Producer | None = None
-
-    @property
-    def url(self) -> str:
-        """See ``Broker``."""
-        return self._url.url
 
     def _settings(self, *defaults: Mapping[str, str]) -> dict[str, str]:
         settings = {"client.id": "speechmill", "bootstrap.servers": self._url.address}
@@ -159,6 +156,8 @@ class KafkaBroker:
 
     def consume(self, group: str, *, whole: bool = False) -> KafkaConsumer:
         """See ``Broker``."""
+        from speechmill.queues.kafka_consumer import KafkaConsumer
+
         settings = self._settings(_CONSUMER, _OURS, {"group.id": group})
         return KafkaConsumer(self._url, settings, whole=whole)
 

@@ -5,16 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any, cast
+
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Message as Fetched
 
 from speechmill.errors import BrokerError
 from speechmill.queues.base import Delivery, Message, QueueUrl
 from speechmill.queues.kafka_client import CONNECT_S, create_client, log, map_errors
 from speechmill.queues.kafka_partitions import Partition, begun_before
-
-if TYPE_CHECKING:
-    from confluent_kafka import Consumer, KafkaError, TopicPartition
-    from confluent_kafka import Message as Fetched
 
 __all__ = ["KafkaConsumer"]
 
@@ -30,8 +29,6 @@ class KafkaConsumer:
     shares = False
 
     def __init__(self, url: QueueUrl, settings: Mapping[str, str], *, whole: bool) -> None:
-        from confluent_kafka import Consumer
-
         self._topic, self._url = url.queue, url.url
         self._parts: dict[int, Partition] = {}
         self._ended: set[int] = set()  # partitions that were read to their end
@@ -56,8 +53,6 @@ class KafkaConsumer:
     # Callbacks: within ``consume``, in its thread; errors may come in others.
 
     def _on_error(self, error: KafkaError) -> None:
-        from confluent_kafka import KafkaError
-
         if error.code() == KafkaError._ALL_BROKERS_DOWN:
             self._away_since = self._away_since or time.monotonic()
         elif error.fatal() or error.code() == KafkaError._AUTHENTICATION:
@@ -69,17 +64,14 @@ class KafkaConsumer:
             self._add(partitions)
 
     def _add(self, partitions: Sequence[TopicPartition]) -> list[TopicPartition]:
-        from confluent_kafka import KafkaException
-
         try:
             known = self._consumer.committed(list(partitions), timeout=ANSWER_S)
         except KafkaException:  # librdkafka then asks where to begin by itself
             known = list(partitions)
         for one in known:
             begun, end = begun_before(getattr(one, "metadata", None))
-            self._parts[one.partition] = Partition(
-                one.offset if one.offset >= 0 else None, begun, end
-            )
+            base = one.offset if one.offset >= 0 else None
+            self._parts[one.partition] = Partition(base, begun, end)
             self._ended.discard(one.partition)
         return known
 
@@ -90,19 +82,11 @@ class KafkaConsumer:
             self._paused.discard(one.partition)
 
     def _assign_all(self) -> None:
-        from confluent_kafka import OFFSET_BEGINNING, TopicPartition
-
         with map_errors(f"{self._url} cannot be read"):
             numbers = self._partition_numbers()
             known = self._add([TopicPartition(self._topic, n) for n in numbers])
-            self._consumer.assign(
-                [
-                    TopicPartition(
-                        self._topic, k.partition, k.offset if k.offset >= 0 else OFFSET_BEGINNING
-                    )
-                    for k in known
-                ]
-            )
+            begin = [(k.partition, k.offset if k.offset >= 0 else OFFSET_BEGINNING) for k in known]
+            self._consumer.assign([TopicPartition(self._topic, n, offset) for n, offset in begin])
         self._joined = True
 
     def _partition_numbers(self) -> list[int]:
@@ -127,10 +111,7 @@ class KafkaConsumer:
         return deliveries
 
     def _pause(self, wanted: bool) -> None:
-        """Pause or resume all partitions. A paused consumer must still poll, or it counts as
-        dead."""
-        from confluent_kafka import KafkaException, TopicPartition
-
+        """Pause or resume all partitions. A paused consumer must poll, or it counts as dead."""
         numbers = self._parts.keys() - self._paused if wanted else set(self._paused)
         if not numbers:
             return
@@ -145,8 +126,6 @@ class KafkaConsumer:
         self._paused = set(self._parts) if wanted else set()
 
     def _delivery(self, fetched: Fetched) -> Delivery | None:
-        from confluent_kafka import KafkaError
-
         number, offset, error = fetched.partition(), fetched.offset(), fetched.error()
         if error is not None:
             if error.code() == KafkaError._PARTITION_EOF and number is not None:
@@ -189,8 +168,6 @@ class KafkaConsumer:
         self._commit({number for _, number, _ in ours})
 
     def _commit(self, numbers: set[int], *, wait: bool = False) -> None:
-        from confluent_kafka import KafkaException, TopicPartition
-
         offsets = []
         for number in numbers:
             part = self._parts[number]
@@ -211,8 +188,6 @@ class KafkaConsumer:
 
     def lag(self) -> int | None:
         """See ``Consumer``: of the partitions that are ours."""
-        from confluent_kafka import KafkaException, TopicPartition
-
         waiting = 0
         for number, part in self._parts.items():
             try:
@@ -233,17 +208,12 @@ class KafkaConsumer:
         return self._parts.keys() <= self._ended and self._others_are_empty()
 
     def _others_are_empty(self) -> bool:
-        from confluent_kafka import KafkaException, TopicPartition
-
         if time.monotonic() - self._group_checked_at < GROUP_CHECK_EVERY_S:
             return self._others_empty
         self._group_checked_at, self._others_empty = time.monotonic(), False
         try:
-            others = [
-                TopicPartition(self._topic, n)
-                for n in self._partition_numbers()
-                if n not in self._parts
-            ]
+            numbers = set(self._partition_numbers()) - self._parts.keys()
+            others = [TopicPartition(self._topic, n) for n in numbers]
             known = self._consumer.committed(others, timeout=ANSWER_S) if others else []
             for one in known:
                 low, high = self._consumer.get_watermark_offsets(one, timeout=ANSWER_S)
@@ -256,8 +226,6 @@ class KafkaConsumer:
 
     def close(self) -> None:
         """See ``Consumer``."""
-        from confluent_kafka import KafkaException
-
         # Some brokers (Tansu) wait for ever for a member that leaves while it joins.
         deadline = time.monotonic() + JOIN_S
         with suppress(BrokerError):
@@ -271,8 +239,7 @@ class KafkaConsumer:
 
 
 def _tag(delivery: Delivery) -> tuple[Partition, int, int]:
-    tag: Any = delivery.tag
-    return tag  # type: ignore[no-any-return]
+    return cast("tuple[Partition, int, int]", delivery.tag)
 
 
 def _text(value: object) -> str:

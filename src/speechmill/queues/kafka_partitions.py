@@ -9,10 +9,8 @@ __all__ = ["Partition", "Watermark", "begun_before"]
 
 
 class Watermark:
-    """The offsets in hand of one partition, and the offset up to which all are settled.
-
-    They are taken in ascending order, and settled in any.
-    """
+    """The offsets in hand of one partition, taken in ascending order and settled in any, and the
+    offset up to which all are settled."""
 
     def __init__(self, base: int | None = None) -> None:
         self._out: OrderedDict[int, None] = OrderedDict()
@@ -58,8 +56,7 @@ class Partition:
         return self.begun if offset < self.begun_end else 0
 
     def metadata(self) -> str:
-        """Make the metadata of the committed offset: this consumer counts until the offset
-        moves."""
+        """Make the committed offset's metadata: this consumer counts until the offset moves."""
         stuck = self.marks.low == self.base or self.base is None
         begun = self.begun + 1 if stuck else 1
         return json.dumps({"begun": begun, "end": self.marks.end}) if self.marks.num_out else ""

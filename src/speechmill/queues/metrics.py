@@ -150,10 +150,8 @@ def serve(address: str) -> Iterator[Endpoint | None]:
             raise
         yield None
         return
-    try:
+    with contextlib.closing(endpoint):
         yield endpoint
-    finally:
-        endpoint.close()
 
 
 def _bound(host: str, ports: range, endpoint: Endpoint) -> http.server.ThreadingHTTPServer:

@@ -21,8 +21,14 @@ __all__ = ["Notice", "PoisonError", "encode", "key_below", "read_notices"]
 
 VERSION = 1  # of our own messages
 BUCKETS = "/buckets/"  # the directory of SeaweedFS' filer that holds them
-_R2_CREATED: Final = {"PutObject", "CopyObject", "CompleteMultipartUpload"}
-_R2_REMOVED: Final = {"DeleteObject", "LifecycleDeletion"}
+Kind = Literal["created", "removed"]
+_R2: Final[Mapping[str, Kind]] = {
+    "PutObject": "created",
+    "CopyObject": "created",
+    "CompleteMultipartUpload": "created",
+    "DeleteObject": "removed",
+    "LifecycleDeletion": "removed",
+}
 
 
 class PoisonError(Exception):
@@ -39,7 +45,7 @@ class Notice:
     out of order.
     """
 
-    kind: Literal["created", "removed"]
+    kind: Kind
     source: str
     key: str
     recording: Recording | None = None
@@ -111,9 +117,7 @@ def _notices(told: Mapping[str, Any]) -> Iterator[Notice]:
         yield from _of_event_bridge(told)
     elif {"action", "bucket", "object"} <= told.keys():
         yield from _of_r2(told)
-    elif told.get("Event") == "s3:TestEvent":
-        return
-    else:
+    elif told.get("Event") != "s3:TestEvent":
         raise PoisonError(
             "it is neither a recording of ours nor an event of an object store that we know"
         )
@@ -132,28 +136,20 @@ def _of_ours(told: Mapping[str, Any]) -> Notice:
 
 
 def _of_s3(record: Mapping[str, Any]) -> Iterator[Notice]:
-    name = str(record["eventName"]).removeprefix("s3:")
-    if (kind := _kind(name)) is None:
-        return
-    key = _unquoted(record["s3"]["object"]["key"])
-    yield Notice(kind, f"s3://{record['s3']['bucket']['name']}", key)
+    if kind := _kind(str(record["eventName"]).removeprefix("s3:")):
+        key = _unquoted(record["s3"]["object"]["key"])
+        yield Notice(kind, f"s3://{record['s3']['bucket']['name']}", key)
 
 
 def _of_event_bridge(told: Mapping[str, Any]) -> Iterator[Notice]:
-    if (kind := _kind(str(told["detail-type"]).replace(" ", ""))) is None:
-        return
-    detail = told["detail"]
-    yield Notice(kind, f"s3://{detail['bucket']['name']}", str(detail["object"]["key"]))
+    if kind := _kind(str(told["detail-type"]).replace(" ", "")):
+        detail = told["detail"]
+        yield Notice(kind, f"s3://{detail['bucket']['name']}", str(detail["object"]["key"]))
 
 
 def _of_r2(told: Mapping[str, Any]) -> Iterator[Notice]:
-    action = told["action"]
-    kind: Literal["created", "removed"] = "created"
-    if action in _R2_REMOVED:
-        kind = "removed"
-    elif action not in _R2_CREATED:
-        return
-    yield Notice(kind, f"s3://{told['bucket']}", str(told["object"]["key"]))
+    if kind := _R2.get(told["action"]):
+        yield Notice(kind, f"s3://{told['bucket']}", str(told["object"]["key"]))
 
 
 def _of_filer(message: Message) -> Iterator[Notice]:
@@ -161,20 +157,17 @@ def _of_filer(message: Message) -> Iterator[Notice]:
         event = read_filer_event(message.key, message.body)
     except ValueError as error:
         raise PoisonError(f"it is neither JSON nor an event of a filer: {error}") from None
-    paths: tuple[tuple[Literal["created", "removed"], str], ...] = (
-        ("created", event.created),
-        ("removed", event.removed),
-    )
-    for kind, path in paths:
+    paths: dict[Kind, str] = {"created": event.created, "removed": event.removed}
+    for kind, path in paths.items():
         bucket, _, key = path.removeprefix(BUCKETS).partition("/")
+        if not (path.startswith(BUCKETS) and bucket and key):
+            continue
         # The filer's own: its users, and pieces of uploads.
-        if path.startswith(BUCKETS) and key and not f"{bucket}/".startswith((".", "/")):
-            if key.startswith(".uploads/"):
-                continue
+        if not (bucket.startswith(".") or key.startswith(".uploads/")):
             yield Notice(kind, f"s3://{bucket}", key)
 
 
-def _kind(name: str) -> Literal["created", "removed"] | None:
+def _kind(name: str) -> Kind | None:
     """Classify an event by its name, as S3 (ObjectCreated:Put) or EventBridge write it."""
     if name.startswith("ObjectCreated") or name in (
         "ObjectRestore:Completed",

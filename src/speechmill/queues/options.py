@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 from pydantic import Field, field_validator
 
@@ -17,52 +17,38 @@ class WorkOptions(Options):
 
     panel: ClassVar[str] = "Queue"
 
-    queue: Annotated[
-        str,
-        Field(description="The queue: kafka://host:9092/TOPIC or amqp://host:5672/QUEUE."),
-    ]
-    group: Annotated[
-        str | None,
-        Field(
-            min_length=1,
-            description="Workers of one group share a topic of Kafka; on RabbitMQ all of a queue "
-            "do [default: one group a sink].",
-        ),
-    ] = None
+    queue: str = Field(description="The queue: kafka://host:9092/TOPIC or amqp://host:5672/QUEUE.")
+    group: str | None = Field(
+        None,
+        min_length=1,
+        description="Workers of one group share a topic of Kafka; on RabbitMQ all of a queue "
+        "do [default: one group a sink].",
+    )
     broker_option: WorkerOptions = Field(
         default_factory=dict,
         description="A setting of the broker's client, such as security.protocol=SASL_SSL; "
         "env:NAME and file:PATH are read.",
     )
-    batch_recordings: Annotated[
-        int,
-        Field(ge=1, description="Recordings that are processed and committed together, at most."),
-    ] = 256
-    linger_s: Annotated[
-        float,
-        Field(
-            ge=0, description="How long a batch waits to be filled: longer means fewer rewrites."
-        ),
-    ] = 30.0
-    until_empty: Annotated[
-        bool, Field(description="End once the queue is empty, instead of waiting for more.")
-    ] = False
-    grace_s: Annotated[
-        float,
-        Field(
-            ge=0, description="Time to commit what is in hand after SIGTERM; the rest goes back."
-        ),
-    ] = 30.0
-    drop_removed: Annotated[
-        bool, Field(description="Drop the rows of objects that a store says are removed.")
-    ] = False
-    metrics: Annotated[
-        str,
-        Field(
-            description="Where metrics and health are served: HOST:PORT, or none "
-            "[default: 127.0.0.1:9464, or a free port there]."
-        ),
-    ] = ""
+    batch_recordings: int = Field(
+        256, ge=1, description="Recordings that are processed and committed together, at most."
+    )
+    linger_s: float = Field(
+        30.0, ge=0, description="How long a batch waits to be filled: longer means fewer rewrites."
+    )
+    until_empty: bool = Field(
+        False, description="End once the queue is empty, instead of waiting for more."
+    )
+    grace_s: float = Field(
+        30.0, ge=0, description="Time to commit what is in hand after SIGTERM; the rest goes back."
+    )
+    drop_removed: bool = Field(
+        False, description="Drop the rows of objects that a store says are removed."
+    )
+    metrics: str = Field(
+        "",
+        description="Where metrics and health are served: HOST:PORT, or none "
+        "[default: 127.0.0.1:9464, or a free port there].",
+    )
 
     def __init__(self, **values: Any) -> None:  # also in the form of flags, which types forbid
         super().__init__(**values)
@@ -71,8 +57,3 @@ class WorkOptions(Options):
     @classmethod
     def _broker_options(cls, value: object) -> object:
         return parse_options(value, "security.protocol=SASL_SSL")
-
-    @field_validator("linger_s", "grace_s", mode="before")
-    @classmethod
-    def _seconds(cls, value: object) -> object:
-        return float(value) if type(value) is int else value

@@ -85,14 +85,10 @@ class RabbitBroker:
             import pika  # noqa: F401
         except ImportError:
             raise MissingExtraError("a queue on RabbitMQ", "rabbitmq") from None
+        self.url = url.url
         self._url, self._given = url, options
         self._parameters = parameters_of(url, resolved(options))
         self._publisher: _Publisher | None = None
-
-    @property
-    def url(self) -> str:
-        """See ``Broker``."""
-        return self._url.url
 
     def prepare(self, partitions: int = 12) -> None:  # noqa: ARG002 - there are none
         """See ``Broker``. An existing queue is used as it is."""
@@ -103,11 +99,8 @@ class RabbitBroker:
                 self._declare(connection, name, _LOOKED_AT)
                 return
             self._declare(connection, dead, _LOOKED_AT)
-            self._declare(
-                connection,
-                name,
-                {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": dead},
-            )
+            to_dead = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": dead}
+            self._declare(connection, name, to_dead)
         finally:
             close(connection)
 
@@ -257,31 +250,28 @@ class RabbitConsumer:
         self._count, self._counted_at = 0, -COUNT_EVERY_S
         self._connect()
 
-    def _connect(self) -> None:
-        self._connection = connected(self._parameters, self._url)
-        self._channel = self._connection.channel()
+    def _connect(self) -> BlockingConnection:
+        self._connection = connection = connected(self._parameters, self._url)
+        self._channel = connection.channel()
         self._channel.add_on_cancel_callback(lambda _: self._inbox.clear())
         self._subscribed, self._prefetch = "", 0
         self._away_since, self._pause_s = None, FIRST_PAUSE_S
+        return connection
 
     def receive(self, most: int, timeout_s: float) -> Sequence[Delivery]:
         """See ``Consumer``."""
-        if self._connection is None and not self._reconnected():
+        connection = self._connection or self._reconnected()
+        if connection is None:
             time.sleep(timeout_s)
             return []
         try:
             if most:
                 self._set_prefetch(len(self._held) + most)
-            self._open().process_data_events(0 if self._inbox and most else timeout_s)
+            connection.process_data_events(0 if self._inbox and most else timeout_s)
         except lost_errors() as error:
             self._lost(error)
             return []
         return [self._inbox.popleft() for _ in range(min(most, len(self._inbox)))]
-
-    def _open(self) -> BlockingConnection:
-        if self._connection is None:
-            raise BrokerError(f"{self._url}: the connection was lost")
-        return self._connection
 
     def _set_prefetch(self, most: int) -> None:
         """Let the broker send up to ``most`` unacknowledged messages. Changing it means subscribing
@@ -310,20 +300,20 @@ class RabbitConsumer:
         self._held[tag] = delivery
         self._inbox.append(delivery)
 
-    def _reconnected(self) -> bool:
+    def _reconnected(self) -> BlockingConnection | None:
         now = time.monotonic()
         if now < self._try_at:
-            return False
+            return None
         try:
-            self._connect()
+            connection = self._connect()
         except BrokerError:
             if self._away_since is not None and now - self._away_since > AWAY_S:
                 raise
             self._try_at = now + self._pause_s
             self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
-            return False
+            return None
         _log.info("%s: connected again", self._url)
-        return True
+        return connection
 
     def _lost(self, error: BaseException) -> None:
         """Give the connection up: all messages that are held will be delivered again."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from typing import Any
 
 from speechmill._version import __version__
@@ -15,15 +15,14 @@ from speechmill.dataset.state import read_state
 from speechmill.errors import JobError, SpeechmillError
 from speechmill.job import Job
 from speechmill.pipeline.agreement import agree, check, settled_resources
-from speechmill.pipeline.resources import Resources, load_models
+from speechmill.pipeline.resources import Resources, load_models, open_sink
 from speechmill.queues import open_broker
-from speechmill.queues.base import Broker, Consumer, Delivery
+from speechmill.queues.base import Consumer, Delivery
 from speechmill.queues.metrics import Endpoint, serve
 from speechmill.queues.notices import PoisonError, read_notices
 from speechmill.queues.options import WorkOptions
 from speechmill.queues.tally import Observer, WorkReport, WorkTally
 from speechmill.queues.worker import Worker
-from speechmill.storage import Store, StoreOptions, open_store
 
 __all__ = ["ANY_SOURCE", "work"]
 
@@ -38,19 +37,17 @@ EMPTY_S = 2.0  # without a message, until a queue that is to be emptied counts a
 class _WithMetrics(Observer):
     """Tells the user and the metrics."""
 
-    def __init__(self, observer: Observer, endpoint: Endpoint | None) -> None:
+    def __init__(self, observer: Observer, endpoint: Endpoint) -> None:
         self._observer, self._endpoint = observer, endpoint
         self.ready, self.said = observer.ready, observer.said  # type: ignore[method-assign]
 
     def progress(self, tally: WorkTally) -> None:
         self._observer.progress(tally)
-        if self._endpoint is not None:
-            self._endpoint.progress(tally)
+        self._endpoint.progress(tally)
 
     def batch(self, count: int, seconds: float) -> None:
         self._observer.batch(count, seconds)
-        if self._endpoint is not None:
-            self._endpoint.batch(count, seconds)
+        self._endpoint.batch(count, seconds)
 
 
 def work(
@@ -78,12 +75,17 @@ def work(
             "single_writer cannot be vouched for where workers share a queue: use a store that "
             "has conditional puts"
         )
-    with serve(options.metrics) as endpoint, _opened(options) as broker:
+    with (
+        serve(options.metrics) as endpoint,
+        closing(open_broker(options.queue, options.broker_option)) as broker,
+    ):
         broker.prepare()
-        watching = _WithMetrics(observer or Observer(), endpoint)
-        group = options.group or _group_of(job)
-        address = endpoint.address if endpoint else ""
-        state = read_state(sink := _open_sink(job))
+        observer = observer or Observer()
+        if endpoint is not None:
+            observer = _WithMetrics(observer, endpoint)
+        sink = open_sink(job)
+        group = options.group or f"speechmill-{hashlib.sha256(sink.url.encode()).hexdigest()[:8]}"
+        state = read_state(sink)
         checked = None
         if state is not None:  # in a new one nothing is written before the source is known to be
             checking = ThreadPoolExecutor(1, thread_name_prefix="check")
@@ -103,8 +105,8 @@ def work(
                 queue=broker.url,
                 group=group,
             )
-            watching.ready(broker.url, tools.sink.url, address)
-            worker = Worker(tools, options, broker, consumer, log, watching, stop=stop)
+            observer.ready(broker.url, tools.sink.url, endpoint.address if endpoint else "")
+            worker = Worker(tools, options, broker, consumer, log, observer, stop=stop)
             worker.take(first)
             with log.watching():
                 worker.run()
@@ -116,33 +118,6 @@ def work(
         return report
 
 
-@contextmanager
-def _opened(options: WorkOptions) -> Iterator[Broker]:
-    broker = open_broker(options.queue, options.broker_option)
-    try:
-        yield broker
-    finally:
-        broker.close()
-
-
-def _group_of(job: Job) -> str:
-    """The group of all workers of one sink."""
-    url = _open_sink(job).url
-    return f"speechmill-{hashlib.sha256(url.encode()).hexdigest()[:8]}"
-
-
-def _open_sink(job: Job) -> Store:
-    return open_store(
-        job.sink,
-        StoreOptions(
-            job.sink_profile or job.profile,
-            job.sink_endpoint_url or job.endpoint_url,
-            job.sink_region or job.region,
-            job.store_retry_s,
-        ),
-    )
-
-
 def _with_source(
     job: Job,
     state: Mapping[str, Any] | None,
@@ -150,20 +125,17 @@ def _with_source(
     consumer: Consumer,
     stop: Callable[[], bool],
 ) -> tuple[Job, Sequence[Delivery]]:
-    """The job with its source: what it says, or where the sink's rows are from, or else what the
-    first message says; then with the messages that were taken to know. ``ANY_SOURCE`` where there
-    was no message."""
+    """The job with its source: its own, its sink's, or that of the first message (``ANY_SOURCE``
+    where there was none); and the messages that were taken to know."""
     if job.source != ANY_SOURCE:
         return job, ()
-    source, first = None, list[Delivery]()
     if state is not None:
-        source = str(state["source"])
-    else:
-        with ThreadPoolExecutor(1, thread_name_prefix="load") as pool:
-            loaded = pool.submit(load_models, job)
-            source, first = _first_source(consumer, options, stop)
-            if source:
-                loaded.result()
+        return job.model_copy(update={"source": str(state["source"])}), ()
+    with ThreadPoolExecutor(1, thread_name_prefix="load") as pool:
+        loaded = pool.submit(load_models, job)
+        source, first = _first_source(consumer, options, stop)
+        if source:
+            loaded.result()
     return (job.model_copy(update={"source": source}) if source else job), first
 
 

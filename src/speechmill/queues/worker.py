@@ -25,7 +25,6 @@ from speechmill.queues.in_hand import (
     PendingDeadLetter,
     PendingRecording,
     RunningBatch,
-    same_version,
     supersedes,
 )
 from speechmill.queues.notices import Notice, PoisonError, key_below, read_notices
@@ -48,14 +47,7 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0  # before a retry, doubling
 class Worker:
     """Works on the messages of one queue until it is stopped, or the queue is empty.
 
-    Args:
-        tools: of the job, settled with the sink.
-        options: of the worker.
-        broker: the queue, for its dead letters.
-        consumer: of the same queue.
-        log: of the run.
-        observer: is told of progress.
-        stop: tells whether to stop.
+    ``tools`` are settled with the sink. ``broker`` is the queue that ``consumer`` receives from.
     """
 
     def __init__(
@@ -157,14 +149,9 @@ class Worker:
         for notice in notices:
             key = key_below(self.tools.source.url, notice)
             if key is None and notice.is_ours:
-                self._add_dead_letter(
-                    PendingDeadLetter(
-                        f"it is of the source {notice.source}, this dataset is of "
-                        f"{self.tools.source.url}",
-                        [held],
-                        error="SourceChangedError",
-                    )
-                )
+                here = self.tools.source.url
+                reason = f"it is of the source {notice.source}, this dataset is of {here}"
+                self._add_dead_letter(PendingDeadLetter(reason, [held], error="SourceChangedError"))
                 return
             if key is None or self._is_left_out(key, notice):
                 self.tally.verdicts["left out"] += 1
@@ -183,7 +170,7 @@ class Worker:
 
     def _add_request(self, key: str, notice: Notice, held: HeldMessage) -> None:
         working = self._working.get(key)
-        if working is not None and notice.is_ours and same_version(working.request.notice, notice):
+        if working and notice.is_ours and notice.recording == working.request.notice.recording:
             working.held.append(held)  # twice, or again after the connection was lost
             return
         waiting = self._waiting.get(key)
@@ -225,10 +212,9 @@ class Worker:
         if redeliveries >= SUSPECT_REDELIVERIES:
             if self._running:
                 return [], False
-            chosen = [w for w in ready if w.redeliveries == redeliveries][
-                : max_suspects(redeliveries)
-            ]
-            chosen[0].request.alone = max_suspects(redeliveries) == 1
+            most = max_suspects(redeliveries)
+            chosen = [w for w in ready if w.redeliveries == redeliveries][:most]
+            chosen[0].request.alone = most == 1
             return chosen, True
         size = self._size.size
         due = ready[0].since + self.options.linger_s <= now
@@ -297,7 +283,6 @@ class Worker:
 
     def _settle_outcome(self, wanted: PendingRecording, outcome: Outcome) -> None:
         """Settle a recording's messages, retry it, or give it up."""
-        failure, attempts = outcome.failure, wanted.attempts + 1
         self.tally.verdicts[outcome.verdict] += 1
         if outcome.verdict == "unfinished":
             self._put_back(wanted, 0.0)
@@ -306,6 +291,7 @@ class Worker:
             for held in wanted.held:
                 self._recording_settled(held)
             return
+        failure, attempts = outcome.failure, wanted.attempts + 1
         # A retry does not mend a recording that cannot be decoded; a missing one may still arrive.
         final = failure is not None and failure.stage in ("decode", "worker")
         if not final and attempts < self.job.max_attempts:
@@ -313,17 +299,10 @@ class Worker:
             self._put_back(wanted, _backoff_s(attempts))
             return
         name = outcome.request.file_name
-        if failure is None:
-            reason = f"there is no such object: {name}"
-            self._add_dead_letter(
-                PendingDeadLetter(reason, wanted.held, name, "fetch", "NotFoundError", attempts)
-            )
-        else:
-            self._add_dead_letter(
-                PendingDeadLetter(
-                    failure.message, wanted.held, name, failure.stage, failure.error, attempts
-                )
-            )
+        reason, stage, error = f"there is no such object: {name}", "fetch", "NotFoundError"
+        if failure is not None:
+            reason, stage, error = failure.message, failure.stage, failure.error
+        self._add_dead_letter(PendingDeadLetter(reason, wanted.held, name, stage, error, attempts))
 
     def _recording_settled(self, held: HeldMessage) -> None:
         held.waits_for -= 1

@@ -8,9 +8,13 @@ engine: its task is given to another one, and after ``max_attempts`` it is set a
 from __future__ import annotations
 
 import logging
+import os
+import socket
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from typing import Generic, Protocol, TypeVar
 
 from speechmill.enrich.shards import Enrichment
@@ -20,9 +24,20 @@ from speechmill.records import RecordingDone, ShardReport
 from speechmill.runners.base import AnyJob, AnyShard
 from speechmill.runners.work import Task, set_aside
 
-__all__ = ["ClusterRunner", "Engine"]
+__all__ = [
+    "GOES_ON",
+    "NO_WORKERS_S",
+    "ClusterRunner",
+    "Engine",
+    "first_line",
+    "listens",
+    "settings",
+]
 
 LOOK_AROUND_S = 0.5
+KNOCK_S = 5.0
+NO_WORKERS_S = 300.0  # a cluster that has none for so long will not get any
+GOES_ON = "once there is a cluster again, the same command goes on from here"
 
 _log = logging.getLogger(__name__)
 
@@ -59,21 +74,17 @@ class Engine(Protocol[H]):
         """
 
     def cancel(self, handles: Sequence[H]) -> None:
-        """Give up tasks, also those that run; what they have done may be committed first. Must not
-        raise."""
+        """Give up tasks. Those that run may commit first what they have done. Must not raise."""
 
     def close(self) -> None:
         """End what was started for this run. Must not raise."""
 
 
 class ClusterRunner(Generic[H]):
-    """Runs shards on an engine.
+    """Runs shards on the engine that ``start`` connects to, or starts, for so many tasks at most;
+    it is called when the first shard is there."""
 
-    Args:
-        start: connects to the engine, or starts a local one; called when the first shard is there.
-    """
-
-    def __init__(self, start: Callable[[AnyJob], Engine[H]]) -> None:
+    def __init__(self, start: Callable[[AnyJob, int], Engine[H]]) -> None:
         self._start = start
 
     def run(
@@ -85,68 +96,76 @@ class ClusterRunner(Generic[H]):
         on_done: Callable[[RecordingDone], None],
     ) -> Iterator[ShardReport | None]:
         """See ``Runner.run``."""
-        waiting = deque(sorted(shards, key=lambda shard: shard.num_bytes, reverse=True))
-        if not waiting:
+        ordered = sorted(shards, key=lambda shard: shard.num_bytes, reverse=True)
+        if not ordered:
             return
         if job.single_writer:
             raise JobError(
                 "single_writer is for one process, and an engine has several: use --engine local, "
                 "or a store that has conditional puts"
             )
-        engine = self._start(job)
-        try:
-            yield from _Run(job, engine, waiting, stop, on_done).run()
-        finally:
-            engine.close()
+        with closing(self._start(job, len(ordered))) as engine:
+            recipe = "" if isinstance(job, Enrichment) else open_resources(job).recipe.id
+            waiting = deque(Task(job, shard, recipe) for shard in ordered)
+            running: dict[H, Task] = {}
+            try:
+                while (waiting or running) and not stop():
+                    while waiting and len(running) < engine.slots():
+                        task = waiting.popleft()
+                        running[engine.submit(task)] = task
+                    finished = _finished(engine, list(running))
+                    for handle in finished:
+                        outcome = _outcome(engine, handle, running.pop(handle))
+                        if isinstance(outcome, Task):
+                            waiting.appendleft(outcome)
+                            yield None
+                            continue
+                        for done in outcome.done:
+                            on_done(done)
+                        yield outcome
+                    if not finished:
+                        yield None
+            finally:
+                engine.cancel(list(running))
 
 
-class _Run(Generic[H]):
-    """One run: what waits, and what the engine has."""
+def _finished(engine: Engine[H], handles: Sequence[H]) -> Sequence[H]:
+    if not handles:  # there are no workers as yet
+        time.sleep(LOOK_AROUND_S)
+        return ()
+    return engine.finished(handles, LOOK_AROUND_S)
 
-    def __init__(
-        self,
-        job: AnyJob,
-        engine: Engine[H],
-        shards: Iterable[AnyShard],
-        stop: Callable[[], bool],
-        on_done: Callable[[RecordingDone], None],
-    ) -> None:
-        self.job, self.engine, self.stop, self.on_done = job, engine, stop, on_done
-        recipe = "" if isinstance(job, Enrichment) else open_resources(job).recipe.id
-        self.waiting = deque(Task(job, shard, recipe) for shard in shards)
-        self.running: dict[H, Task] = {}
 
-    def run(self) -> Iterator[ShardReport | None]:
-        try:
-            while (self.waiting or self.running) and not self.stop():
-                while self.waiting and len(self.running) < self.engine.slots():
-                    task = self.waiting.popleft()
-                    self.running[self.engine.submit(task)] = task
-                finished = self._finished()
-                for handle in finished:
-                    yield self._collect(handle)
-                if not finished:
-                    yield None
-        finally:
-            self.engine.cancel(list(self.running))
+def _outcome(engine: Engine[H], handle: H, task: Task) -> ShardReport | Task:
+    """What came of a task: its report, or the task for another worker where its own has died."""
+    try:
+        return engine.result(handle)
+    except WorkerDiedError as error:
+        task = replace(task, attempt=task.attempt + 1)
+        _log.warning("shard %d, attempt %d: %s", task.shard.index, task.attempt, error)
+        return task if task.attempt < task.job.max_attempts else set_aside(task, error)
 
-    def _finished(self) -> Sequence[H]:
-        if not self.running:  # there are no workers as yet
-            time.sleep(LOOK_AROUND_S)
-            return ()
-        return self.engine.finished(list(self.running), LOOK_AROUND_S)
 
-    def _collect(self, handle: H) -> ShardReport | None:
-        task = self.running.pop(handle)
-        try:
-            report = self.engine.result(handle)
-        except WorkerDiedError as error:
-            task = task.again()
-            _log.warning("shard %d, attempt %d: %s", task.shard.index, task.attempt, error)
-            if task.attempt < self.job.max_attempts:
-                self.waiting.appendleft(task)
-                return None
-            report = set_aside(task, error)
-        for done in report.done:
-            self.on_done(done)
-        return report
+def first_line(error: BaseException) -> str:
+    """The first line of an error that may come with a page."""
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:200]
+
+
+def listens(host: str, port: int) -> bool:
+    """Whether something listens there."""
+    with suppress(OSError), socket.create_connection((host.strip("[]"), port), KNOCK_S):
+        return True
+    return False
+
+
+@contextmanager
+def settings(wanted: Mapping[str, str]) -> Iterator[None]:
+    """Environment variables for what is started meanwhile, where the user has not set them."""
+    added = [name for name in wanted if name not in os.environ]
+    os.environ.update({name: wanted[name] for name in added})
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)

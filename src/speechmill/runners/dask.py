@@ -11,7 +11,7 @@ import threading
 import time
 import uuid
 from asyncio import run_coroutine_threadsafe
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
@@ -20,18 +20,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from speechmill.errors import EngineError, JobError, MissingExtraError, WorkerDiedError
 from speechmill.machine import num_cores
-from speechmill.records import RecordingDone, ShardReport
-from speechmill.runners.base import AnyJob, AnyShard
-from speechmill.runners.cluster import ClusterRunner
-from speechmill.runners.dask_clusters import (
-    GOES_ON,
-    connect,
-    current_client,
-    line,
-    silence,
-    start_here,
-    workers_of,
-)
+from speechmill.records import ShardReport
+from speechmill.runners.base import AnyJob
+from speechmill.runners.cluster import GOES_ON, NO_WORKERS_S, ClusterRunner, first_line
+from speechmill.runners.dask_clusters import connect, start_here, workers_of
 from speechmill.runners.wire import perform, report_from_text, task_to_text
 from speechmill.runners.work import Task, run_task
 
@@ -41,13 +33,12 @@ if TYPE_CHECKING:
 __all__ = ["DaskRunner"]
 
 LOOK_EVERY_S = 0.25
-NO_WORKERS_S = 300.0  # a cluster that has none for so long will not get any
 STOP_S = 8.0  # for running tasks to commit what they have
 
 _given_up: Final[set[str]] = set()  # in a worker: the runs whose tasks are to stop
 
 
-class DaskRunner:
+class DaskRunner(ClusterRunner["Future"]):
     """Runs shards on Dask.
 
     Args:
@@ -59,7 +50,9 @@ class DaskRunner:
 
     Raises:
         MissingExtraError: distributed is not installed.
-        JobError: the client is an asynchronous one.
+        JobError: the client is an asynchronous one; from ``run``, the address or a resource makes
+            no sense.
+        EngineError: from ``run``, the scheduler cannot be reached, or has gone, or has no workers.
     """
 
     def __init__(
@@ -71,27 +64,7 @@ class DaskRunner:
             raise MissingExtraError("the engine dask", "dask") from None
         if client is not None and client.asynchronous:
             raise JobError("the Dask client is asynchronous: make one with asynchronous=False")
-        self._client, self._work = client, work
-
-    def run(
-        self,
-        job: AnyJob,
-        shards: Iterable[AnyShard],
-        *,
-        stop: Callable[[], bool],
-        on_done: Callable[[RecordingDone], None],
-    ) -> Iterator[ShardReport | None]:
-        """See ``Runner.run``.
-
-        Raises:
-            EngineError: the scheduler cannot be reached, or has gone, or has no workers.
-        """
-        todo = tuple(shards)
-
-        def start(job: AnyJob) -> _Dask:
-            return _start(job, len(todo), self._client, self._work)
-
-        return ClusterRunner(start).run(job, todo, stop=stop, on_done=on_done)
+        super().__init__(lambda job, most: _start(job, most, client, work))
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,13 +83,13 @@ class _Dask:
         client: Client,
         job: AnyJob,
         *,
-        cores: int | None = None,
+        needs: Mapping[str, float],
+        cores: int | None,
         ours: ExitStack,
         work: Callable[..., ShardReport],
     ) -> None:
         self._client, self._cores, self._ours, self._work = client, cores, ours, work
-        self._most = job.workers
-        self._needs = _resources(job)
+        self._most, self._needs = job.workers, needs
         self._run_id = uuid.uuid4().hex
         self._there: Mapping[_Process, Mapping[str, Any]] = {}
         self._at: dict[Future, _Process] = {}
@@ -184,7 +157,9 @@ class _Dask:
                 self._look()
                 # Else it was our own wait that ended, though an answer may have come since.
                 if answer.done() and not answer.cancelled() and answer.exception() is error:
-                    raise EngineError(f"Dask could not fetch a result: {line(error)}") from None
+                    raise EngineError(
+                        f"Dask could not fetch a result: {first_line(error)}"
+                    ) from None
             except KilledWorker:
                 raise WorkerDiedError(self._why_died(process)) from None
             except CancelledError:
@@ -195,8 +170,8 @@ class _Dask:
                 self._looked_at = -LOOK_EVERY_S
                 self._look()  # that it is no fault of a scheduler that has just gone
                 raise EngineError(
-                    f"a Dask worker could not begin a task: {line(error)} (the scheduler and the "
-                    "workers need the same Speechmill and Dask as here)"
+                    f"a Dask worker could not begin a task: {first_line(error)} (the scheduler and "
+                    "the workers need the same Speechmill and Dask as here)"
                 ) from None
 
     def cancel(self, handles: Sequence[Future]) -> None:
@@ -272,26 +247,17 @@ async def _give_up(run_id: str) -> None:
 def _start(
     job: AnyJob, most: int, client: Client | None, work: Callable[..., ShardReport]
 ) -> _Dask:
-    """Dask as the job says, for at most so many tasks.
-
-    Raises:
-        JobError: the address or a resource makes no sense.
-        EngineError: the scheduler cannot be reached.
-    """
-    _resources(job)
+    """Dask as the job says, for at most so many tasks."""
+    needs = _resources(job)
+    cores = None
     with ExitStack() as stack:
-        if client is None and job.address == "auto":
-            client = current_client()
-        if client is not None:
-            return _Dask(client, job, ours=stack.pop_all(), work=work)
-        silence(stack)
-        if job.address is not None:
+        if client is None and job.address is not None:
             client = connect(job.address, stack)
-            return _Dask(client, job, ours=stack.pop_all(), work=work)
-        workers = min(job.workers or num_cores(), most)
-        client = start_here(workers, _resources(job), stack)
-        cores = max(1, num_cores() // workers)
-        return _Dask(client, job, cores=cores, ours=stack.pop_all(), work=work)
+        elif client is None:
+            workers = min(job.workers or num_cores(), most)
+            client = start_here(workers, needs, stack)
+            cores = max(1, num_cores() // workers)
+        return _Dask(client, job, needs=needs, cores=cores, ours=stack.pop_all(), work=work)
 
 
 def _resources(job: AnyJob) -> dict[str, float]:

@@ -9,17 +9,17 @@ from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 from speechmill.errors import EngineError, JobError
+from speechmill.runners.cluster import GOES_ON, first_line
 
 if TYPE_CHECKING:
     from distributed import Client
 
-__all__ = ["GOES_ON", "connect", "current_client", "line", "silence", "start_here", "workers_of"]
+__all__ = ["connect", "start_here", "workers_of"]
 
 CONNECT_S = 10.0
 ANSWER_S = 20.0  # for the scheduler to say what workers there are
 CLOSE_S = 5.0
 NEVER = "10000 days"
-GOES_ON = "once there is a cluster again, the same command goes on from here"
 
 
 def workers_of(client: Client) -> Mapping[str, Mapping[str, Any]]:
@@ -33,48 +33,43 @@ def workers_of(client: Client) -> Mapping[str, Mapping[str, Any]]:
             raise OSError("the connection has ended")  # noqa: TRY301 - as when it ends now
         told = client.sync(client.scheduler.identity, n_workers=-1, callback_timeout=ANSWER_S)
     except (OSError, TimeoutError, CancelledError, RuntimeError) as error:
-        raise EngineError(f"the Dask scheduler has gone ({line(error)}); {GOES_ON}") from None
+        raise EngineError(f"the Dask scheduler has gone ({first_line(error)}); {GOES_ON}") from None
     workers: Mapping[str, Mapping[str, Any]] = told["workers"]
     return workers
 
 
-def current_client() -> Client | None:
-    """This process's own client, where it has one."""
-    from distributed import default_client
-
-    with suppress(ValueError):
-        return default_client()
-    return None
-
-
 def connect(address: str, stack: ExitStack) -> Client:
-    """A client of a cluster; ``stack`` is what closes it.
+    """A client of a cluster: for ``auto`` this process's own, where it has one; ``stack`` closes
+    any other.
 
     Raises:
         JobError: the address makes no sense.
         EngineError: no scheduler answers there.
     """
     from dask import config
-    from distributed import Client
+    from distributed import Client, default_client
 
     if address == "auto":
+        with suppress(ValueError):
+            return default_client()
         address = config.get("scheduler-address", None)
         if address is None:
             raise JobError(
                 "address: auto needs a Dask client in this process, or the scheduler's address in "
                 "DASK_SCHEDULER_ADDRESS or in Dask's settings (scheduler-address)"
             )
+    _silence(stack)
     try:
         client = Client(address, timeout=CONNECT_S, set_as_default=False, name="speechmill")
     except (ValueError, TypeError, KeyError) as error:
         raise JobError(
-            f"address: {address!r} is no Dask scheduler's ({line(error)}); they look like "
+            f"address: {address!r} is no Dask scheduler's ({first_line(error)}); they look like "
             "tcp://scheduler:8786"
         ) from None
     except Exception as error:  # noqa: BLE001 - whatever answers there, it is no scheduler of ours
         raise EngineError(
-            f"no Dask scheduler answers at {address}: {line(error)}; is it running, and of about "
-            "the same version as here?"
+            f"no Dask scheduler answers at {address}: {first_line(error)}; is it running, and of "
+            "about the same version as here?"
         ) from None
     stack.callback(client.close, timeout=CLOSE_S)
     return client
@@ -89,6 +84,7 @@ def start_here(workers: int, resources: Mapping[str, float], stack: ExitStack) -
     from dask import config
     from distributed import Client, LocalCluster
 
+    _silence(stack)
     # One that has died is started anew. On a busy machine that takes longer than the time after
     # which Dask's cluster else forgets it for good, until none are left.
     stack.enter_context(config.set({"distributed.deploy.lost-worker-timeout": NEVER}))
@@ -107,19 +103,15 @@ def start_here(workers: int, resources: Mapping[str, float], stack: ExitStack) -
         stack.callback(cluster.close, timeout=CLOSE_S)
         client = Client(cluster, timeout=CONNECT_S, set_as_default=False)
     except Exception as error:  # noqa: BLE001 - of sockets, processes, settings
-        raise EngineError(f"Dask could not be started on this machine: {line(error)}") from None
+        raise EngineError(
+            f"Dask could not be started on this machine: {first_line(error)}"
+        ) from None
     stack.callback(client.close, timeout=CLOSE_S)
     return client
 
 
-def silence(stack: ExitStack) -> None:
+def _silence(stack: ExitStack) -> None:
     """Keep off the terminal what Dask's loggers say of deaths and ends; they become our errors."""
     for handler in logging.getLogger("distributed").handlers:
         stack.callback(handler.setLevel, handler.level)
         handler.setLevel(logging.CRITICAL + 1)
-
-
-def line(error: BaseException) -> str:
-    """The first line of an error's text."""
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:200]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -17,18 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from speechmill.errors import EngineError, JobError, MissingExtraError, WorkerDiedError
 from speechmill.machine import num_cores
-from speechmill.records import RecordingDone, ShardReport
-from speechmill.runners.base import AnyJob, AnyShard
-from speechmill.runners.cluster import ClusterRunner
-from speechmill.runners.ray_clusters import (
-    GOES_ON,
-    QUIET,
-    Head,
-    connect,
-    first_line,
-    settings,
-    start_here,
-)
+from speechmill.records import ShardReport
+from speechmill.runners.base import AnyJob
+from speechmill.runners.cluster import GOES_ON, NO_WORKERS_S, ClusterRunner, first_line, settings
+from speechmill.runners.ray_clusters import QUIET, Head, connect, start_here
 from speechmill.runners.wire import perform, report_from_text, task_to_text
 from speechmill.runners.work import Task, run_task
 
@@ -39,12 +31,11 @@ __all__ = ["RayRunner"]
 
 LOOK_EVERY_S = 0.25
 COUNT_EVERY_S = 5.0
-NO_WORKERS_S = 300.0  # a cluster that has none for so long will not get any
 START_FAILURES = 3
 STOP_S = 8.0  # for running tasks to commit what they have
 
 
-class RayRunner:
+class RayRunner(ClusterRunner["ObjectRef"]):
     """Runs shards on Ray.
 
     Where this process has called ``ray.init`` that cluster is used, and left as it is. Else the job
@@ -56,6 +47,8 @@ class RayRunner:
 
     Raises:
         MissingExtraError: ray is not installed.
+        JobError: from ``run``, the address or an option makes no sense.
+        EngineError: from ``run``, the cluster cannot be reached, or has gone, or starts no workers.
     """
 
     def __init__(self, *, work: Callable[..., ShardReport] = run_task) -> None:
@@ -64,27 +57,7 @@ class RayRunner:
                 import ray  # noqa: F401
             except ImportError:
                 raise MissingExtraError("the engine ray", "ray") from None
-        self._work = work
-
-    def run(
-        self,
-        job: AnyJob,
-        shards: Iterable[AnyShard],
-        *,
-        stop: Callable[[], bool],
-        on_done: Callable[[RecordingDone], None],
-    ) -> Iterator[ShardReport | None]:
-        """See ``Runner.run``.
-
-        Raises:
-            EngineError: the cluster cannot be reached, or has gone, or starts no workers.
-        """
-        todo = tuple(shards)
-
-        def start(job: AnyJob) -> _Ray:
-            return _start(job, len(todo), self._work)
-
-        return ClusterRunner(start).run(job, todo, stop=stop, on_done=on_done)
+        super().__init__(lambda job, most: _start(job, most, work))
 
 
 class _Worker:
@@ -238,12 +211,7 @@ class _Ray:
 
 
 def _start(job: AnyJob, most: int, work: Callable[..., ShardReport]) -> _Ray:
-    """Ray as the job says, for at most so many tasks.
-
-    Raises:
-        JobError: the address or an option makes no sense.
-        EngineError: the cluster cannot be reached, or none started here.
-    """
+    """Ray as the job says, for at most so many tasks."""
     import ray
 
     needs = _needs(job)

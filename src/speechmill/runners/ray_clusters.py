@@ -3,31 +3,27 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
-import socket
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeoutError
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from speechmill.errors import EngineError, JobError
 from speechmill.machine import num_cores
+from speechmill.runners.cluster import GOES_ON, first_line, listens, settings
 
-__all__ = ["GOES_ON", "QUIET", "Head", "connect", "first_line", "settings", "start_here"]
+__all__ = ["QUIET", "Head", "connect", "start_here"]
 
-KNOCK_S = 5.0
 HEAD_EVERY_S = 1.0
 HEAD_MISSES = 3  # so often in a row it does not answer before it is said to have gone
 CLOSE_S = 10.0
 CLIENT_PORT, HEAD_PORT = 10001, 6379
 OBJECT_STORE_BYTES = 100 * 2**20  # only text goes through it
-GOES_ON = "once there is a cluster again, the same command goes on from here"
 # No reports to Ray's makers, no comments of its processes on the terminal.
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -72,7 +68,7 @@ class Head:
         while True:
             try:
                 return answer.result(HEAD_EVERY_S)
-            except FutureTimeoutError:
+            except TimeoutError:
                 if answer.done():
                     raise
                 self.check()
@@ -90,7 +86,7 @@ class Head:
         if self._client:
             self.gone = not self._ray.util.client.ray.is_connected()
         else:
-            self._misses = 0 if _listens(self._host, int(self._port)) else self._misses + 1
+            self._misses = 0 if listens(self._host, int(self._port)) else self._misses + 1
             self.gone = self._misses >= HEAD_MISSES
         if self.gone:
             raise EngineError(f"the Ray cluster's head has gone; {GOES_ON}")
@@ -171,13 +167,8 @@ def _shut_down(ray: Any) -> None:
 
 
 def _knock(address: str) -> None:
-    """That something listens there: Ray itself would try for minutes, or end this process.
-
-    Raises:
-        EngineError: nothing does.
-        JobError: the address makes no sense.
-    """
-    if not _listens(*_host_and_port(address)):
+    """That something listens there: Ray itself would try for minutes, or end this process."""
+    if not listens(*_host_and_port(address)):
         raise EngineError(f"nothing listens at {address}: is Ray running there?")
 
 
@@ -193,30 +184,6 @@ def _host_and_port(address: str) -> tuple[str, int]:
             "one of its machines, auto or head:6379"
         )
     return parsed.hostname, port
-
-
-def _listens(host: str, port: int) -> bool:
-    with suppress(OSError), socket.create_connection((host.strip("[]"), port), KNOCK_S):
-        return True
-    return False
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error that may come with a page."""
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:200]
-
-
-@contextmanager
-def settings(wanted: Mapping[str, str]) -> Iterator[None]:
-    """Environment variables for what is started meanwhile, where the user has not set them."""
-    added = [name for name in wanted if name not in os.environ]
-    os.environ.update({name: wanted[name] for name in added})
-    try:
-        yield
-    finally:
-        for name in added:
-            os.environ.pop(name, None)
 
 
 @contextmanager

@@ -49,7 +49,6 @@ _LOCAL: Final = {
     # The cores are the models'.
     "spark.driver.extraJavaOptions": "-XX:+UseSerialGC -XX:TieredStopAtLevel=1",
 }
-_ANSWER: Final = "outcome string"
 _QUIET: Final = {
     "spark.ui.enabled": "false",
     "spark.ui.showConsoleProgress": "false",
@@ -72,20 +71,18 @@ class SparkRunner(ClusterRunner["Future[ShardReport]"]):
 
     Raises:
         MissingExtraError: pyspark is not installed.
+        JobError: from ``run``, options that a session which is there already cannot take.
         EngineError: from ``run``, Spark cannot be started or reached, or has gone.
     """
 
     def __init__(
-        self,
-        session: SparkSession | None = None,
-        *,
-        work: Callable[[Task], ShardReport] = run_task,
+        self, session: SparkSession | None = None, *, work: Callable[[Task], ShardReport] = run_task
     ) -> None:
         try:
             import pyspark.sql  # noqa: F401
         except ImportError:
             raise MissingExtraError("the engine spark", "spark") from None
-        super().__init__(lambda job: _start(job, session, work))
+        super().__init__(lambda job, _: _start(job, session, work))
 
 
 class _Spark:
@@ -140,7 +137,9 @@ class _Spark:
             try:
                 row = [(text, self._again_is_death)]
                 frame = self._session.createDataFrame(row, "task string, again_is_death boolean")
-                answers = frame.coalesce(1).mapInArrow(_worker(self._work), _ANSWER).collect()
+                answers = (
+                    frame.coalesce(1).mapInArrow(_worker(self._work), "outcome string").collect()
+                )
             finally:
                 with suppress(Exception):
                     self._untag(tag)
@@ -240,12 +239,6 @@ def _worker(
 def _start(
     job: AnyJob, session: SparkSession | None, work: Callable[[Task], ShardReport]
 ) -> _Spark:
-    """Spark as the job says.
-
-    Raises:
-        JobError: options that a session which is there already cannot take.
-        EngineError: Spark cannot be started or reached.
-    """
     from pyspark.sql import SparkSession
 
     given = session

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from speechmill.errors import EngineError, JobError, WorkerDiedError
+from speechmill.runners.cluster import listens, settings
 
 if TYPE_CHECKING:
     from pyspark import SparkContext
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = ["GOES_ON", "context_of", "knock", "mapped", "new_session", "setting"]
 
-CONNECT_S = 5.0
 STOPS_WITHIN_S = 3.0  # Spark's jobs fail a little before it is stopped, when its master has gone
 GOES_ON = "once Spark runs again, the same command goes on from here"
 # What Spark says of a job whose worker has died; anything else is no fault of the shard.
@@ -48,8 +47,10 @@ def new_session(options: dict[str, str]) -> SparkSession:
     if "spark.remote" in options:
         with mapped():
             return builder.getOrCreate()
-    here = options.get("spark.master", "").startswith("local")
-    with tempfile.TemporaryFile() as said, _here() if here else nullcontext():
+    local = options.get("spark.master", "").startswith("local")
+    # Local workers run the Python that this is, and Spark does not look for other addresses.
+    here = {"PYSPARK_PYTHON": sys.executable, "SPARK_LOCAL_IP": "127.0.0.1"} if local else {}
+    with tempfile.TemporaryFile() as said, settings(here):
         try:
             _launch(options, said)
             return builder.getOrCreate()
@@ -67,19 +68,6 @@ def _launch(options: dict[str, str], said: IO[bytes]) -> None:
     if getattr(SparkContext, "_gateway", None) is None and "PYSPARK_GATEWAY_PORT" not in os.environ:
         gateway = launch_gateway(conf, {"stdout": said, "stderr": said})  # type: ignore[no-untyped-call]
     SparkContext(conf=conf, gateway=gateway)
-
-
-@contextmanager
-def _here() -> Iterator[None]:
-    """Let local workers run the Python that this is, and Spark not look for other addresses."""
-    settings = {"PYSPARK_PYTHON": sys.executable, "SPARK_LOCAL_IP": "127.0.0.1"}
-    added = [name for name in settings if name not in os.environ]
-    os.environ.update({name: settings[name] for name in added})
-    try:
-        yield
-    finally:
-        for name in added:
-            os.environ.pop(name, None)
 
 
 def _why(error: Exception, said: IO[bytes]) -> str:
@@ -107,10 +95,7 @@ def knock(address: str) -> None:
             port = parsed.port or (15002 if parsed.scheme == "sc" else 7077)
         except ValueError:
             raise JobError(f"address: {address!r} has no number for its port") from None
-        with (
-            suppress(OSError),
-            socket.create_connection((parsed.hostname or "", port), CONNECT_S),
-        ):
+        if listens(parsed.hostname or "", port):
             return
     raise EngineError(f"nothing listens at {address}: is Spark running there?")
 

@@ -19,14 +19,15 @@ from speechmill.enrich.shards import EnrichedShard, Enrichment, PartsShard
 from speechmill.errors import EngineError, MissingExtraError, SpeechmillError, WorkerDiedError
 from speechmill.job import Job
 from speechmill.records import Part, Recording, Shard, ShardReport
-from speechmill.runners.base import AnyShard
 from speechmill.runners.work import Task, keep_memory, run_task
 from speechmill.storage import Object
 
 __all__ = ["died_text", "perform", "report_from_text", "task_from_text", "task_to_text"]
 
-_PARTS: Final = TypeAdapter(tuple[tuple[Part, tuple[Recording, ...]], ...])
-_SINK_PARTS: Final = TypeAdapter(tuple[Object, ...])
+_PARTS: Final[Mapping[type, TypeAdapter[Any]]] = {
+    Shard: TypeAdapter(tuple[tuple[Part, tuple[Recording, ...]], ...]),
+    PartsShard: TypeAdapter(tuple[Object, ...]),
+}
 _REPORTS: Final[Mapping[str, TypeAdapter[Any]]] = {
     one.__name__: TypeAdapter(one) for one in (ShardReport, EnrichedShard)
 }
@@ -38,7 +39,7 @@ def task_to_text(task: Task) -> str:
         {
             "job": task.job.model_dump_json(),
             "shard": task.shard.index,
-            "parts": _parts(task.shard),
+            "parts": _PARTS[type(task.shard)].dump_python(task.shard.parts),
             "enriches": isinstance(task.job, Enrichment),
             "recipe": task.recipe,
             "attempt": task.attempt,
@@ -53,20 +54,11 @@ def task_from_text(text: str) -> Task:
     index, parts = told["shard"], told.pop("parts")
     if told.pop("enriches"):
         told["job"] = Enrichment.model_validate_json(told["job"])
-        told["shard"] = PartsShard(index, _SINK_PARTS.validate_python(parts))
+        told["shard"] = PartsShard(index, _PARTS[PartsShard].validate_python(parts))
     else:
         told["job"] = Job.model_validate_json(told["job"])
-        told["shard"] = Shard(index, _PARTS.validate_python(parts))
+        told["shard"] = Shard(index, _PARTS[Shard].validate_python(parts))
     return Task(**told)
-
-
-def _parts(shard: AnyShard) -> list[Any]:
-    if isinstance(shard, PartsShard):
-        return [asdict(part) for part in shard.parts]
-    return [
-        (asdict(part), [asdict(recording) for recording in recordings])
-        for part, recordings in shard.parts
-    ]
 
 
 def perform(text: str, function: Callable[[Task], ShardReport] = run_task) -> str:

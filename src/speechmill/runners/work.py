@@ -12,19 +12,19 @@ from typing import Final
 
 import pyarrow as pa
 
-from speechmill.dataset.commit import Version, commit, versions
+from speechmill.dataset.commit import Version, versions
 from speechmill.dataset.layout import data_key
 from speechmill.dataset.reader import list_parts, read_columns
-from speechmill.dataset.schema import IDENTITY_COLUMNS, row_schema, utterances_to_table
+from speechmill.dataset.schema import IDENTITY_COLUMNS, row_schema
 from speechmill.enrich import shards
 from speechmill.enrich.shards import Enrichment, PartsShard
 from speechmill.errors import DatasetError, WorkerDiedError
 from speechmill.machine import limit_cores
 from speechmill.pipeline.resources import open_resources
-from speechmill.pipeline.shard import process_shard
-from speechmill.records import Failure, Part, Recording, RecordingDone, Shard, ShardReport
+from speechmill.pipeline.shard import give_up, process_shard
+from speechmill.records import Part, Recording, RecordingDone, Shard, ShardReport
 from speechmill.runners.base import AnyJob, AnyShard
-from speechmill.storage import Object, Store
+from speechmill.storage import Store
 
 __all__ = ["Task", "keep_memory", "run_task", "set_aside", "what_is_left"]
 
@@ -49,10 +49,6 @@ class Task:
     recipe: str
     attempt: int = 0
     cores: int | None = None
-
-    def again(self) -> Task:
-        """The task after the worker that had it has died."""
-        return replace(self, attempt=self.attempt + 1)
 
 
 def run_task(task: Task, *, stop: Callable[[], bool] = lambda: False) -> ShardReport:
@@ -109,7 +105,8 @@ def what_is_left(sink: Store, shard: Shard, recipe: str) -> tuple[Shard, tuple[R
     parts: list[tuple[Part, tuple[Recording, ...]]] = []
     done: list[RecordingDone] = []
     for part, recordings in shard.parts:
-        table = _read(sink, there.get(data_key(part)))
+        old = there.get(data_key(part))
+        table = read_columns(sink, old, _COLUMNS.names) if old else _COLUMNS.empty_table()
         rows = versions(table)
         finished = {
             r.file_name
@@ -122,12 +119,6 @@ def what_is_left(sink: Store, shard: Shard, recipe: str) -> tuple[Shard, tuple[R
         if left := tuple(r for r in recordings if r.file_name not in finished):
             parts.append((part, left))
     return Shard(shard.index, parts), tuple(done)
-
-
-def _read(sink: Store, part: Object | None) -> pa.Table:
-    if part is None:
-        return _COLUMNS.empty_table()
-    return read_columns(sink, part, _COLUMNS.names)
 
 
 def _counted(table: pa.Table) -> list[RecordingDone]:
@@ -159,20 +150,8 @@ def set_aside(task: Task, error: WorkerDiedError) -> ShardReport:
     shard, survivors = what_is_left(tools.sink, task.shard, task.recipe)
     done = list(survivors)
     for part, recordings in shard.parts:
-        failures = [
-            Failure(r, tools.folder_of(r.file_name), "worker", type(error).__name__, message)
-            for r in recordings
-        ]
-        commit(
-            tools.sink,
-            part,
-            utterances_to_table([], tools.schema, task.recipe),
-            failures,
-            recipe=task.recipe,
-            replaces={},
-            is_current=tools.is_current,
-        )
         done += [
-            RecordingDone(f.recording.file_name, f.recording.size, failure=f) for f in failures
+            RecordingDone(f.recording.file_name, f.recording.size, failure=f)
+            for f in give_up(tools, part, recordings, message)
         ]
     return ShardReport(shard.index, tuple(done))
