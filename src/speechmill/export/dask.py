@@ -11,7 +11,7 @@ import uuid
 from asyncio import run_coroutine_threadsafe
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, wait
 from contextlib import ExitStack, suppress
 from threading import Event
 from typing import TYPE_CHECKING
@@ -111,25 +111,24 @@ def _rows(client: Client, handle: Future) -> int:
 
     # Not handle.result(timeout): a wait that Dask gives up leaves tasks behind that are heard of.
     answer = run_coroutine_threadsafe(handle._result(), client.loop.asyncio_loop)
-    while True:
-        try:
-            return int(answer.result(LOOK_AROUND_S))
-        except TimeoutError:  # its worker has died with it: Dask begins it anew
-            workers_of(client)
-            if answer.done():
-                raise EngineError(f"Dask could not fetch a result; {GOES_ON}") from None
-        except SpeechmillError:
-            raise
-        except KilledWorker as error:
-            raise EngineError(
-                f"Dask's workers die of this work again and again ({first_line(error)}): they were "
-                f"killed, or need more memory; {GOES_ON}"
-            ) from None
-        except CancelledError:
-            raise EngineError(f"the Dask scheduler has gone, or was restarted; {GOES_ON}") from None
-        except Exception as error:  # noqa: BLE001 - such as a worker that cannot import us
-            workers_of(client)
-            raise EngineError(
-                f"a Dask worker could not write files: {first_line(error)} (the scheduler and the "
-                "workers need the same Speechmill and Dask as here)"
-            ) from None
+    while not wait([answer], LOOK_AROUND_S).done:  # its worker has died with it: Dask begins anew
+        workers_of(client)
+    try:
+        return int(answer.result())
+    except SpeechmillError:
+        raise
+    except TimeoutError:
+        raise EngineError(f"Dask could not fetch a result; {GOES_ON}") from None
+    except KilledWorker as error:
+        raise EngineError(
+            f"Dask's workers die of this work again and again ({first_line(error)}): they were "
+            f"killed, or need more memory; {GOES_ON}"
+        ) from None
+    except CancelledError:
+        raise EngineError(f"the Dask scheduler has gone, or was restarted; {GOES_ON}") from None
+    except Exception as error:  # noqa: BLE001 - such as a worker that cannot import us
+        workers_of(client)
+        raise EngineError(
+            f"a Dask worker could not write files: {first_line(error)} (the scheduler and the "
+            "workers need the same Speechmill and Dask as here)"
+        ) from None

@@ -12,7 +12,7 @@ import time
 import uuid
 from asyncio import run_coroutine_threadsafe
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, wait
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -147,32 +147,26 @@ class _Dask:
         # Asked for once, and waited for elsewhere than in Dask: a wait that Dask gives up leaves
         # tasks in its client, of which asyncio says later that nobody has looked at their errors.
         answer = run_coroutine_threadsafe(handle._result(), self._client.loop.asyncio_loop)
-        while True:
+        while not wait([answer], LOOK_EVERY_S).done:
+            self._look()  # it may have died with the result
             if not handle.done() and process not in self._there:
                 handle.cancel()
                 raise WorkerDiedError(self._why_died(process))
-            try:
-                return str(answer.result(LOOK_EVERY_S))
-            except TimeoutError as error:  # it may have died with the result
-                self._look()
-                # Else it was our own wait that ended, though an answer may have come since.
-                if answer.done() and not answer.cancelled() and answer.exception() is error:
-                    raise EngineError(
-                        f"Dask could not fetch a result: {first_line(error)}"
-                    ) from None
-            except KilledWorker:
-                raise WorkerDiedError(self._why_died(process)) from None
-            except CancelledError:
-                raise EngineError(
-                    f"the Dask scheduler has gone, or was restarted; {GOES_ON}"
-                ) from None
-            except Exception as error:  # noqa: BLE001 - such as a worker that cannot import us
-                self._looked_at = -LOOK_EVERY_S
-                self._look()  # that it is no fault of a scheduler that has just gone
-                raise EngineError(
-                    f"a Dask worker could not begin a task: {first_line(error)} (the scheduler and "
-                    "the workers need the same Speechmill and Dask as here)"
-                ) from None
+        try:
+            return str(answer.result())
+        except TimeoutError as error:
+            raise EngineError(f"Dask could not fetch a result: {first_line(error)}") from None
+        except KilledWorker:
+            raise WorkerDiedError(self._why_died(process)) from None
+        except CancelledError:
+            raise EngineError(f"the Dask scheduler has gone, or was restarted; {GOES_ON}") from None
+        except Exception as error:  # noqa: BLE001 - such as a worker that cannot import us
+            self._looked_at = -LOOK_EVERY_S
+            self._look()  # that it is no fault of a scheduler that has just gone
+            raise EngineError(
+                f"a Dask worker could not begin a task: {first_line(error)} (the scheduler and "
+                "the workers need the same Speechmill and Dask as here)"
+            ) from None
 
     def cancel(self, handles: Sequence[Future]) -> None:
         if not handles:
