@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import array
 import json
+import mmap
 import resource
 import signal
 import socket
@@ -31,7 +32,7 @@ sound, 58 MB, more than once; longer ones are in files."""
 
 _PREFIX: Final = struct.Struct("!IQ")  # bytes of the JSON object, and of what follows it
 
-Body = bytes | FileMap | memoryview
+Body = bytes | mmap.mmap | memoryview
 
 
 def send(channel: socket.socket, told: Mapping[str, Any], body: Body) -> None:
@@ -115,7 +116,7 @@ def _answer(told: Mapping[str, Any], data: bytearray | FileMap) -> tuple[dict[st
         "flags": decoded.flags,
         "num_samples": len(samples),
     }
-    return facts, _file_of(samples) or memoryview(np.ascontiguousarray(samples)).cast("B")
+    return facts, _file_of(samples) or np.ascontiguousarray(samples).view(np.uint8).data
 
 
 def _file_of(samples: NDArray[np.float32]) -> FileMap | None:
