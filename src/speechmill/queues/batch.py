@@ -6,41 +6,35 @@ the current version of each recording, its part, and whether its row exists alre
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
 
 from speechmill import audio
-from speechmill.dataset.commit import Version, commit, remove
+from speechmill.dataset.commit import Version, remove
 from speechmill.dataset.growth import OUTGROWN, grow, place, read_versions
 from speechmill.dataset.layout import (
-    STATE,
     agree_on_parts,
     data_key,
     failures_key,
     partition_rule,
     read_layout,
 )
-from speechmill.dataset.schema import utterances_to_table
 from speechmill.errors import (
     ConflictError,
     NotFoundError,
     StorageError,
     UnavailableError,
-    WorkerDiedError,
 )
 from speechmill.pipeline.listing import HEAD_BYTES
 from speechmill.pipeline.resources import Resources
 from speechmill.pipeline.selection import extension_of
 from speechmill.pipeline.shard import process_shard
+from speechmill.pipeline.suspects import CrashCounts, give_up
 from speechmill.queues.notices import Notice
 from speechmill.records import Failure, Part, Recording, Shard, ShardReport, printable
-from speechmill.storage import Store
 
 __all__ = ["BatchProcessor", "Outcome", "Request", "Verdict"]
 
@@ -86,40 +80,6 @@ class _BatchState:
         self.outcomes.append(Outcome(request, verdict, failure))
 
 
-class _CrashCounts:
-    """Counts in the sink of how often a recording was begun, alone, and not ended.
-
-    They are in the sink because the process that knew is gone. The broker's own count does not
-    serve: it counts messages that a worker only held, so where workers are often killed it blames
-    the wrong recordings.
-    """
-
-    def __init__(self, sink: Store, most: int) -> None:
-        self._sink, self._most = sink, most
-
-    def _key(self, file_name: str) -> str:
-        digest = hashlib.blake2b(file_name.encode(), digest_size=16).hexdigest()
-        return f"{STATE}/suspects/{digest}.json"
-
-    def begin(self, file_name: str) -> bool:
-        """Count a begin. Returns False where the recording was begun too often."""
-        key = self._key(file_name)
-        try:
-            begun = int(json.loads(self._sink.get(key).data)["begun"])
-        except (NotFoundError, ValueError, KeyError, TypeError):
-            begun = 0
-        if begun >= self._most:
-            return False
-        told = {"file_name": file_name, "begun": begun + 1}
-        self._sink.put(key, json.dumps(told).encode())
-        return True
-
-    def clear(self, file_name: str) -> None:
-        """Forget a recording that has ended, whatever its outcome."""
-        with suppress(NotFoundError):
-            self._sink.delete(self._key(file_name))
-
-
 class BatchProcessor:
     """Processes batches of requests for one sink. Thread-safe."""
 
@@ -128,7 +88,7 @@ class BatchProcessor:
         self._partition_of = partition_rule(tools.job.partition_by)
         self._layout = read_layout(tools.sink)
         self._full_s = 60 * tools.job.part_minutes
-        self._crashes = _CrashCounts(tools.sink, CRASHES_PER_ATTEMPT * tools.job.max_attempts)
+        self._crashes = CrashCounts(tools.sink, CRASHES_PER_ATTEMPT * tools.job.max_attempts)
 
     def part(self, request: Request) -> Part:
         """Guess the part of its rows, so that recordings of one part share a batch."""
@@ -166,7 +126,8 @@ class BatchProcessor:
             if (wanted := self._to_process(part, recording, known)) is None:
                 state.settle(request, "there")
             elif request.alone and not self._crashes.begin(recording.file_name):
-                self._give_up(request, part, recording, state)
+                failure = give_up(self._tools, part, recording, self._crashes.most)
+                state.settle(request, "failed", failure)
             else:
                 by_part[part].append(wanted)
         shard = Shard(0, tuple((part, tuple(some)) for part, some in sorted(by_part.items())))
@@ -266,29 +227,6 @@ class BatchProcessor:
         if row is not None:
             remove(sink, data_key(part), lambda n, version: n == name and version == row)
         remove(sink, failures_key(part), lambda n, _: n == name)
-
-    def _give_up(
-        self, request: Request, part: Part, recording: Recording, state: _BatchState
-    ) -> None:
-        failure = Failure(
-            recording,
-            self._tools.folder_of(recording.file_name),
-            "worker",
-            WorkerDiedError.__name__,
-            f"{CRASHES_PER_ATTEMPT * self._tools.job.max_attempts} workers went away while they "
-            "had nothing else in hand: out of memory, perhaps",
-        )
-        recipe = self._tools.recipe.id
-        commit(
-            self._tools.sink,
-            part,
-            utterances_to_table([], self._tools.schema, recipe),
-            [failure],
-            recipe=recipe,
-            replaces={},
-            is_current=self._tools.is_current,
-        )
-        state.settle(request, "failed", failure)
 
     def _settle_done(
         self, report: ShardReport, by_part: Mapping[Part, Sequence[Recording]], state: _BatchState
