@@ -23,7 +23,8 @@
         ├── EmptyAudioError     no bytes, or no samples
         ├── NotAudioError       the bytes are no audio
         ├── TruncatedError      the recording ends before it should
-        └── DamagedError        part of it cannot be decoded, or is not finite
+        ├── DamagedError        part of it cannot be decoded, or is not finite
+        └── DecoderDiedError    decoding it ends the process that does it, or never ends
 
 An error's text says what was wrong, where, and what to do. Foreign errors (obstore, botocore,
 FFmpeg, pydantic) are mapped to these once, where they enter.
@@ -39,6 +40,7 @@ __all__ = [
     "ConflictError",
     "DamagedError",
     "DatasetError",
+    "DecoderDiedError",
     "EmptyAudioError",
     "EngineError",
     "JobError",
@@ -159,3 +161,7 @@ class TruncatedError(AudioError):
 
 class DamagedError(AudioError):
     """Part of the recording cannot be decoded, or its samples are not finite."""
+
+
+class DecoderDiedError(AudioError):
+    """Decoding the recording ends the process that does it, or takes more time than it may."""

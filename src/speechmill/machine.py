@@ -1,15 +1,17 @@
-"""The limits of this process on its machine: cores, and the allocator's free memory."""
+"""This process on its machine: its cores, the allocator's free memory, and maps of files."""
 
 from __future__ import annotations
 
 import ctypes
+import io
 import math
+import mmap
 import os
 import sys
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
-__all__ = ["keep_memory", "limit_cores", "num_cores"]
+__all__ = ["FileMap", "keep_memory", "limit_cores", "num_cores"]
 
 CGROUP = Path("/sys/fs/cgroup")
 
@@ -74,3 +76,23 @@ def keep_memory() -> None:
     mallopt(M_ARENA_MAX, 1)
     mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)
     mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
+
+
+class FileMap(mmap.mmap):
+    """A read-only map of a whole file, with the file, so that another process can map it, too.
+
+    Args:
+        fd: the open file. It may be closed afterwards.
+    """
+
+    file: io.FileIO
+
+    def __new__(cls, fd: int) -> Self:
+        """Map it.
+
+        Raises:
+            OSError, ValueError: it cannot be mapped; it is empty.
+        """
+        made = super().__new__(cls, fd, 0, access=mmap.ACCESS_READ)
+        made.file = io.FileIO(os.dup(fd))
+        return made

@@ -153,14 +153,14 @@ def test_a_tokenizer_that_fails_fails_that_recording(
 def test_a_decoder_that_breaks_is_a_failure_like_any_other(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decode = audio.decode
+    decode = audio.decode_isolated
 
     def rough(data: bytes, *, keep_damaged: bool = False) -> audio.Decoded:
         if len(data) == 4400 * 2 + 44:
             raise MemoryError("cannot hold it")
         return decode(data, keep_damaged=keep_damaged)
 
-    monkeypatch.setattr(audio, "decode", rough)
+    monkeypatch.setattr(audio, "decode_isolated", rough)
     assert build(job).failed == 3
     assert failed(job)["p2/1.wav"] == ("decode", "MemoryError")
 
@@ -171,7 +171,7 @@ def test_no_room_for_temporary_files_says_nothing_about_the_recording(
     def full(data: bytes, *, keep_damaged: bool = False) -> audio.Decoded:
         raise StorageError("no space left")
 
-    monkeypatch.setattr(audio, "decode", full)
+    monkeypatch.setattr(audio, "decode_isolated", full)
     assert build(job).failed == 12
     assert failed(job)["p1/0.wav"] == ("fetch", "StorageError")
     monkeypatch.undo()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import mmap
 import tempfile
 import weakref
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from speechmill.errors import StorageError
+from speechmill.machine import FileMap
 
 __all__ = ["PIECE_SAMPLES", "SPILL_SAMPLES", "Spool", "pieces"]
 
@@ -64,7 +64,7 @@ class Spool:
         """
         if self._file is not None:
             try:
-                mapped = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
+                mapped = FileMap(self._file.fileno())
                 self.clear()
             except OSError as error:
                 raise _no_room(error) from None

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from speechmill import audio
-from speechmill.errors import NotFoundError, StorageError, UnavailableError
+from speechmill.errors import EngineError, NotFoundError, StorageError, UnavailableError
 from speechmill.pipeline.resources import Resources
 from speechmill.pipeline.row_recipe import SEGMENTING, VOICE
 from speechmill.records import Codes, Failure, Part, Recording, Speech, Stage, Transcript, Waveform
@@ -155,7 +155,7 @@ def recorded(ready: ReadyRecording, stage: Stage) -> Iterator[None]:
     """The boundary at which whatever goes wrong with one recording becomes its failure."""
     try:
         yield
-    except UnavailableError:
+    except (EngineError, UnavailableError):
         raise
     except StorageError as error:  # also of temporary files: it says nothing about the recording
         ready.fail("fetch", error)
@@ -265,7 +265,7 @@ def decode_into(ready: ReadyRecording, blob: Fetched, *, keep_damaged: bool) -> 
         AudioError: it cannot become a row.
         StorageError: the temporary folder has no room.
     """
-    decoded = audio.decode(blob.data, keep_damaged=keep_damaged)
+    decoded = audio.decode_isolated(blob.data, keep_damaged=keep_damaged)
     ready.waveform, ready.decoded_rate = decoded.waveform, decoded.waveform.sample_rate
     ready.duration_s = decoded.waveform.duration_s
     ready.sample_rate, ready.channels = decoded.sample_rate, decoded.channels

@@ -20,7 +20,7 @@ from speechmill.ahead import ahead
 from speechmill.dataset.commit import Committed, commit
 from speechmill.dataset.growth import place_anew
 from speechmill.dataset.schema import utterances_to_table, with_sample_check
-from speechmill.errors import ModelError, SpeechmillError, WorkerDiedError
+from speechmill.errors import ModelError, SpeechmillError
 from speechmill.job import Job
 from speechmill.pipeline.batching import Batch, batched
 from speechmill.pipeline.intake import Intake, ReadyPiece, ReadyRecording
@@ -31,9 +31,9 @@ from speechmill.pipeline.rows import make_utterance
 from speechmill.pipeline.selection import estimate_s
 from speechmill.pipeline.shared_encoder import SharedEncoder
 from speechmill.pipeline.tokenize import RoundTrip, SampleCheck, tokenize
-from speechmill.records import Failure, Part, Recording, RecordingDone, Shard, ShardReport
+from speechmill.records import Part, Recording, RecordingDone, Shard, ShardReport
 
-__all__ = ["give_up", "process_shard"]
+__all__ = ["process_shard"]
 
 COMMIT_EVERY_S: Final = 300.0
 """What a slow model has done is committed so often, also within a part."""
@@ -82,27 +82,6 @@ def process_shard(
         SpeechmillError: the job itself cannot be done (model, credentials, dataset).
     """
     return _ShardRun(open_resources(job), shard, stop, on_done, commit_every_s).run()
-
-
-def give_up(
-    tools: Resources, part: Part, recordings: Sequence[Recording], message: str
-) -> list[Failure]:
-    """Commit failures of a part's recordings that workers have died of; raises as ``commit``."""
-    failures = [
-        Failure(r, tools.folder_of(r.file_name), "worker", WorkerDiedError.__name__, message)
-        for r in recordings
-    ]
-    recipe = tools.recipe.id
-    commit(
-        tools.sink,
-        part,
-        utterances_to_table([], tools.schema, recipe),
-        failures,
-        recipe=recipe,
-        replaces={},
-        is_current=tools.is_current,
-    )
-    return failures
 
 
 class _ShardRun:

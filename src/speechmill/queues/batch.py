@@ -6,11 +6,8 @@ the current version of each recording, its part, and whether its row exists alre
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
@@ -20,7 +17,6 @@ from speechmill import audio
 from speechmill.dataset.commit import Version, remove
 from speechmill.dataset.growth import OUTGROWN, grow, place, read_versions
 from speechmill.dataset.layout import (
-    STATE,
     agree_on_parts,
     data_key,
     failures_key,
@@ -31,7 +27,8 @@ from speechmill.errors import NotFoundError, StorageError, UnavailableError
 from speechmill.pipeline.listing import HEAD_BYTES
 from speechmill.pipeline.resources import Resources
 from speechmill.pipeline.selection import extension_of
-from speechmill.pipeline.shard import give_up, process_shard
+from speechmill.pipeline.shard import process_shard
+from speechmill.pipeline.suspects import CrashCounts, give_up
 from speechmill.queues.notices import Notice
 from speechmill.records import (
     Failure,
@@ -42,7 +39,6 @@ from speechmill.records import (
     ShardReport,
     printable,
 )
-from speechmill.storage import Store
 
 __all__ = ["BatchProcessor", "Outcome", "Request", "Verdict"]
 
@@ -85,43 +81,6 @@ def _outcome(request: Request, done: RecordingDone | None) -> Outcome:
     return Outcome(request, "failed" if done.failure else "row", done.failure)
 
 
-class _CrashCounts:
-    """Counts in the sink of how often a recording was begun, alone, and not ended.
-
-    They are in the sink because the process that knew is gone. The broker's own count does not
-    serve: it counts messages that a worker only held, so where workers are often killed it blames
-    the wrong recordings. ``message`` is what is said of one that was begun too often.
-    """
-
-    def __init__(self, sink: Store, most: int) -> None:
-        self._sink, self._most = sink, most
-        self.message = (
-            f"{most} workers went away while they had nothing else in hand: out of memory, perhaps"
-        )
-
-    def _key(self, file_name: str) -> str:
-        digest = hashlib.blake2b(file_name.encode(), digest_size=16).hexdigest()
-        return f"{STATE}/suspects/{digest}.json"
-
-    def begin(self, file_name: str) -> bool:
-        """Count a begin. Returns False where the recording was begun too often."""
-        key = self._key(file_name)
-        try:
-            begun = int(json.loads(self._sink.get(key).data)["begun"])
-        except (NotFoundError, ValueError, KeyError, TypeError):
-            begun = 0
-        if begun >= self._most:
-            return False
-        told = {"file_name": file_name, "begun": begun + 1}
-        self._sink.put(key, json.dumps(told).encode())
-        return True
-
-    def clear(self, file_name: str) -> None:
-        """Forget a recording that has ended, whatever its outcome."""
-        with suppress(NotFoundError):
-            self._sink.delete(self._key(file_name))
-
-
 class BatchProcessor:
     """Processes batches of requests for one sink. Thread-safe."""
 
@@ -130,7 +89,7 @@ class BatchProcessor:
         self._partition_of = partition_rule(tools.job.partition_by)
         self._layout = read_layout(tools.sink)
         self._full_s = 60 * tools.job.part_minutes
-        self._crashes = _CrashCounts(tools.sink, CRASHES_PER_ATTEMPT * tools.job.max_attempts)
+        self._crashes = CrashCounts(tools.sink, CRASHES_PER_ATTEMPT * tools.job.max_attempts)
 
     def part(self, request: Request) -> Part:
         """Guess the part of its rows, so that recordings of one part share a batch."""

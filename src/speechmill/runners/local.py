@@ -3,13 +3,16 @@ other is fetched, decoded and committed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import replace
 from itertools import islice
 
 from speechmill.job import Job
+from speechmill.pipeline.resources import open_resources
 from speechmill.pipeline.shard import process_shard
-from speechmill.records import RecordingDone, Shard, ShardReport
+from speechmill.pipeline.suspects import DEATHS_ALONE, CrashCounts, InHand, give_up
+from speechmill.records import Part, Recording, RecordingDone, Shard, ShardReport
 from speechmill.runners.base import AnyJob, AnyShard
 from speechmill.runners.work import Task, run_task
 
@@ -37,16 +40,22 @@ class LocalRunner:
         def stopping() -> bool:
             return failed or stop()
 
+        in_hand: InHand | None = None
         waiting = iter(shards)
         running: set[Future[ShardReport]] = set()
         pool = ThreadPoolExecutor(SHARDS_AT_ONCE, thread_name_prefix="shard")
         try:
             while True:
                 if not stopping():
-                    for shard in islice(waiting, SHARDS_AT_ONCE - len(running)):
+                    if isinstance(job, Job) and in_hand is None:
+                        in_hand = InHand(open_resources(job).sink)
+                    at_once = 1 if in_hand and in_hand.has_suspects else SHARDS_AT_ONCE
+                    for shard in islice(waiting, at_once - len(running)):
                         task = Task(job, shard, "")
-                        running.add(pool.submit(_do, task, stopping, on_done))
+                        running.add(pool.submit(_do, task, in_hand, stopping, on_done))
                 if not running:
+                    if in_hand is not None and not stopping():
+                        in_hand.forget()
                     return
                 finished, running = wait(running, LOOK_AROUND_S, FIRST_COMPLETED)
                 for future in finished:
@@ -62,8 +71,46 @@ class LocalRunner:
 
 
 def _do(
-    task: Task, stop: Callable[[], bool], on_done: Callable[[RecordingDone], None]
+    task: Task,
+    in_hand: InHand | None,
+    stop: Callable[[], bool],
+    on_done: Callable[[RecordingDone], None],
 ) -> ShardReport:
-    if isinstance(task.job, Job) and isinstance(task.shard, Shard):
-        return process_shard(task.job, task.shard, stop=stop, on_done=on_done)
-    return run_task(task, stop=stop)
+    if in_hand is None or not isinstance(task.job, Job) or not isinstance(task.shard, Shard):
+        return run_task(task, stop=stop)
+    parts = task.shard.parts
+    suspects = [(part, r) for part, some in parts for r in some if in_hand.is_suspect(r.file_name)]
+    rest = Shard(
+        task.shard.index,
+        [(part, left) for part, some in parts if (left := _others(some, in_hand))],
+    )
+    reports = [_alone(task.job, rest.index, *one, on_done) for one in suspects if not stop()]
+    with in_hand.note([r for _, some in rest.parts for r in some]):
+        report = process_shard(task.job, rest, stop=stop, on_done=on_done)
+    return replace(report, done=(*(d for one in reports for d in one.done), *report.done))
+
+
+def _others(recordings: Sequence[Recording], in_hand: InHand) -> list[Recording]:
+    return [r for r in recordings if not in_hand.is_suspect(r.file_name)]
+
+
+def _alone(
+    job: Job,
+    index: int,
+    part: Part,
+    recording: Recording,
+    on_done: Callable[[RecordingDone], None],
+) -> ShardReport:
+    """Work on a recording that may have ended processes, with nothing else in hand; give it up
+    where it has ended them alone, too."""
+    resources = open_resources(job)
+    counts = CrashCounts(resources.sink, DEATHS_ALONE)
+    if counts.begin(recording.file_name):
+        report = process_shard(job, Shard(index, [(part, [recording])]), on_done=on_done)
+    else:
+        (failure,) = give_up(resources, part, [recording], counts.message)
+        done = RecordingDone(recording.file_name, recording.size, failure=failure)
+        on_done(done)
+        report = ShardReport(index, (done,))
+    counts.clear(recording.file_name)
+    return report

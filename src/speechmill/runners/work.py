@@ -21,7 +21,8 @@ from speechmill.enrich.shards import Enrichment, PartsShard
 from speechmill.errors import DatasetError, WorkerDiedError
 from speechmill.machine import limit_cores
 from speechmill.pipeline.resources import open_resources
-from speechmill.pipeline.shard import give_up, process_shard
+from speechmill.pipeline.shard import process_shard
+from speechmill.pipeline.suspects import give_up
 from speechmill.records import Part, Recording, RecordingDone, Shard, ShardReport
 from speechmill.runners.base import AnyJob, AnyShard
 from speechmill.storage import Store

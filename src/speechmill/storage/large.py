@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import mmap
 import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from speechmill.errors import ConflictError, StorageError, UnavailableError
+from speechmill.machine import FileMap
 from speechmill.records import printable
 from speechmill.storage.base import Object, Store
 
@@ -30,7 +30,7 @@ class Fetched:
     and is gone when the map is.
     """
 
-    data: bytes | mmap.mmap
+    data: bytes | FileMap
     etag: str
     modified_us: int
 
@@ -61,7 +61,7 @@ def fetch(store: Store, key: str, size: int) -> Fetched:
     return Fetched(blob.data, blob.etag, blob.modified_us)
 
 
-def _fetch_ranges(store: Store, key: str, found: Object) -> mmap.mmap:
+def _fetch_ranges(store: Store, key: str, found: Object) -> FileMap:
     """Download this version of the object into a file without a name, and map it."""
     what = f"{store.url}/{printable(key)} ({found.size} bytes)"
     with _naming_the_folder(what):
@@ -75,7 +75,7 @@ def _fetch_ranges(store: Store, key: str, found: Object) -> mmap.mmap:
                 while data:
                     data = data[file.write(data) :]
         with _naming_the_folder(what):
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            return FileMap(file.fileno())
 
 
 @contextlib.contextmanager

@@ -313,7 +313,7 @@ class _Fit:
         blob = fetch(self.store, recording.key, recording.size)
         if not extension_of(recording.key) and not audio.looks_like_audio(bytes(blob.data[:64])):
             return None
-        whole = audio.decode(blob.data).waveform
+        whole = audio.decode_isolated(blob.data).waveform
         length = int(stretch_s * whole.sample_rate)
         first = 0
         if len(whole.samples) > length:

@@ -1,0 +1,202 @@
+"""Decode in processes of their own, so that a file that ends its decoder ends nothing else."""
+
+from __future__ import annotations
+
+import atexit
+import builtins
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any, Final
+
+import numpy as np
+
+from speechmill import errors
+from speechmill.audio.decoder_process import receive, send
+from speechmill.audio.decoding import Decoded
+from speechmill.audio.formats.octets import Octets
+from speechmill.errors import DecoderDiedError, EngineError
+from speechmill.machine import FileMap, num_cores
+from speechmill.records import Waveform
+
+__all__ = ["decode_isolated"]
+
+MAX_PROCESSES: Final = 8
+"""One decodes some 300 clips a second, more than eight GPUs transcribe; each takes 80 MB."""
+
+ATTEMPTS: Final = 2
+"""A process may also be killed for want of memory that others have taken."""
+
+CPU_S: Final = 60.0
+CPU_S_PER_BYTE: Final = 40e-6
+"""Processor time that decoding one recording may take. Ten hours of AMR, 22 MB of the densest
+speech codec, took 200 s on a slow core; this is 900 s."""
+
+PATIENCE: Final = 10.0
+"""So many times its processor time a decoder may take by the clock: the machine may be busy."""
+
+CLOSE_S: Final = 1.0
+
+# With the modules of this process, wherever they were found.
+_START: Final = """
+import json, sys
+sys.path[:] = json.loads(sys.argv[1])
+from speechmill.audio.decoder_process import main
+main(int(sys.argv[2]))
+"""
+
+_Answer = tuple[dict[str, Any], bytearray | FileMap]
+
+
+def decode_isolated(
+    data: Octets, *, keep_damaged: bool = False, cpu_s: float | None = None
+) -> Decoded:
+    """Decode as ``audio.decode`` does, in another process, which is kept for the next recording.
+
+    Args:
+        data: the recording.
+        keep_damaged: see ``audio.decode``.
+        cpu_s: of processor time that it may take; None for 60 s and 40 s more for each megabyte.
+
+    Raises:
+        DecoderDiedError: it ended its decoder twice, or took more time than it may.
+        AudioError, StorageError: see ``audio.decode``.
+    """
+    cpu_s = CPU_S + CPU_S_PER_BYTE * len(data) if cpu_s is None else cpu_s
+    told = {"keep_damaged": keep_damaged, "cpu_s": cpu_s}
+    for _ in range(ATTEMPTS):
+        with _decoders.borrowed() as decoder:
+            answer = decoder.ask(told, data, PATIENCE * cpu_s)
+        if answer is not None:
+            return _decoded(*answer)
+        if decoder.exceeded:
+            raise DecoderDiedError(
+                f"decoding it was given up after {cpu_s:.0f} s of processor time"
+            )
+    raise DecoderDiedError(f"it ended its decoder {ATTEMPTS} times, by {decoder.ended_by}")
+
+
+def _decoded(told: Mapping[str, Any], body: bytearray | FileMap) -> Decoded:
+    if "error" in told:
+        kind = getattr(errors, told["error"], None) or getattr(builtins, told["error"], None)
+        raise (kind or RuntimeError)(told["text"])
+    samples = np.frombuffer(body, np.float32, told["num_samples"])
+    return Decoded(
+        Waveform(samples, told["decoded_rate"]),
+        told["sample_rate"],
+        told["channels"],
+        tuple(told["flags"]),
+    )
+
+
+class _Decoder:
+    """A process that decodes, and what ended it once it has ended."""
+
+    def __init__(self) -> None:
+        self.ended_by, self.exceeded = "", False
+        self._channel, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(  # noqa: S603 - this Python, and nothing of a file's
+                [sys.executable, "-c", _START, json.dumps(sys.path), str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+            )
+        if self._receive() is None:
+            raise EngineError(
+                "the process that decodes recordings cannot be started: it ended by "
+                f"{self.ended_by}, and may have said why above"
+            )
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it can be asked again."""
+        return not self.ended_by
+
+    def ask(self, told: Mapping[str, Any], data: Octets, patience_s: float) -> _Answer | None:
+        """Let it decode; None where that has ended it."""
+        try:
+            send(self._channel, told, data)
+        except OSError:
+            self.close()
+            return None
+        waiting = select.poll()
+        waiting.register(self._channel, select.POLLIN)
+        if not waiting.poll(1000 * patience_s):
+            self.exceeded = True
+            self._process.kill()
+        return self._receive()
+
+    def _receive(self) -> _Answer | None:
+        answer = None
+        with suppress(OSError):
+            answer = receive(self._channel)
+        if answer is None:
+            self.close()
+        return answer
+
+    def close(self) -> None:
+        """End it, and note what it had ended by."""
+        self._channel.close()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(CLOSE_S)
+        self._process.kill()
+        code = self._process.wait()
+        self.ended_by = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        self.exceeded |= code == -signal.SIGPROF
+
+    def forget(self) -> None:
+        """Let go of it in a process that was forked from the one that it works for."""
+        self._channel.close()
+
+
+class _Decoders:
+    """The decoders of this process, started when they are first needed, and kept."""
+
+    def __init__(self) -> None:
+        self._room = threading.BoundedSemaphore(min(MAX_PROCESSES, num_cores()))
+        self._all: set[_Decoder] = set()
+        self._idle: list[_Decoder] = []  # the one used last is at its end: its memory is warm
+
+    @contextmanager
+    def borrowed(self) -> Iterator[_Decoder]:
+        """Have a decoder to oneself, as soon as there is one.
+
+        Raises:
+            EngineError: it cannot be started.
+        """
+        with self._room:
+            try:
+                decoder = self._idle.pop()
+            except IndexError:
+                decoder = _Decoder()
+                self._all.add(decoder)
+            try:
+                yield decoder
+            finally:
+                if decoder.is_alive:
+                    self._idle.append(decoder)
+                else:
+                    self._all.discard(decoder)
+
+    def close(self) -> None:
+        """End all that are idle; those at work end when they find themselves alone."""
+        for decoder in self._idle:
+            decoder.close()
+
+    def forget(self) -> None:
+        """Let go of all, and lock nothing, in a process that was forked."""
+        for decoder in self._all:
+            decoder.forget()
+        self.__init__()  # type: ignore[misc]
+
+
+_decoders = _Decoders()
+atexit.register(_decoders.close)
+os.register_at_fork(after_in_child=_decoders.forget)

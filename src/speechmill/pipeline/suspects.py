@@ -1,0 +1,160 @@
+"""Recordings that may end the process that works on them: found after crashes, tried alone, and
+given up in the end.
+
+Decoders have processes of their own. What else can end a process (a codec's or the model's kernels,
+want of memory) takes the notes that it kept along, so they are in the sink.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Final
+
+from speechmill.dataset.commit import commit
+from speechmill.dataset.layout import STATE
+from speechmill.dataset.schema import utterances_to_table
+from speechmill.errors import NotFoundError, WorkerDiedError
+from speechmill.pipeline.resources import Resources
+from speechmill.records import Failure, Part, Recording
+from speechmill.storage import Store
+
+__all__ = ["CrashCounts", "InHand", "give_up"]
+
+DEATHS_TOGETHER: Final = 2
+"""Processes that may die with a recording in hand, among others, before it is tried alone: they
+also die of the machine that goes away."""
+
+DEATHS_ALONE: Final = 2
+"""Of a local build's processes, with nothing but this recording in hand."""
+
+
+class CrashCounts:
+    """Counts in the sink of how often a recording was begun, alone, and not ended.
+
+    They are in the sink because the process that knew is gone. A broker's own count does not
+    serve: it counts messages that a worker only held, so where workers are often killed it blames
+    the wrong recordings. ``message`` is what is said of one that was begun too often.
+    """
+
+    def __init__(self, sink: Store, most: int) -> None:
+        self._sink, self._most = sink, most
+        self.message = (
+            f"{most} workers went away while they had nothing else in hand: out of memory, perhaps"
+        )
+
+    def _key(self, file_name: str) -> str:
+        digest = hashlib.blake2b(file_name.encode(), digest_size=16).hexdigest()
+        return f"{STATE}/suspects/{digest}.json"
+
+    def begin(self, file_name: str) -> bool:
+        """Count a begin. Returns False where the recording was begun too often."""
+        key = self._key(file_name)
+        try:
+            begun = int(json.loads(self._sink.get(key).data)["begun"])
+        except (NotFoundError, ValueError, KeyError, TypeError):
+            begun = 0
+        if begun >= self._most:
+            return False
+        told = {"file_name": file_name, "begun": begun + 1}
+        self._sink.put(key, json.dumps(told).encode())
+        return True
+
+    def clear(self, file_name: str) -> None:
+        """Forget a recording that has ended, whatever its outcome."""
+        with suppress(NotFoundError):
+            self._sink.delete(self._key(file_name))
+
+
+def give_up(
+    resources: Resources, part: Part, recordings: Sequence[Recording], message: str
+) -> list[Failure]:
+    """Commit failures of a part's recordings that processes have died of; raises as ``commit``."""
+    failures = [
+        Failure(r, resources.folder_of(r.file_name), "worker", WorkerDiedError.__name__, message)
+        for r in recordings
+    ]
+    recipe = resources.recipe.id
+    commit(
+        resources.sink,
+        part,
+        utterances_to_table([], resources.schema, recipe),
+        failures,
+        recipe=recipe,
+        replaces={},
+        is_current=resources.is_current,
+    )
+    return failures
+
+
+class InHand:
+    """Notes in the sink of what this process has in hand, for the one that comes after its death.
+
+    Those that dead processes have left are read when it is made.
+    """
+
+    def __init__(self, sink: Store) -> None:
+        self._sink, self._folder = sink, f"{STATE}/in-hand"
+        self._deaths: dict[str, int] = {}
+        self._left: list[str] = []
+        for there in sink.list(self._folder):
+            with suppress(NotFoundError, ValueError, KeyError, TypeError, AttributeError):
+                told = json.loads(sink.get(there.key).data)
+                if not _is_alive(told["process"]):
+                    self._left.append(there.key)
+                    for name in told["file_names"]:
+                        deaths = 1 + int(told["deaths"])
+                        self._deaths[name] = max(deaths, self._deaths.get(name, 0))
+
+    @property
+    def has_suspects(self) -> bool:
+        """Whether there is a recording to be tried alone: then nothing runs beside it."""
+        return any(map(self.is_suspect, self._deaths))
+
+    def is_suspect(self, file_name: str) -> bool:
+        """Whether so many processes have died with it in hand that it must be tried alone."""
+        return self._deaths.get(file_name, 0) >= DEATHS_TOGETHER
+
+    @contextmanager
+    def note(self, recordings: Sequence[Recording]) -> Iterator[None]:
+        """Note what is in hand until the end, unless that is the process's death."""
+        names = [recording.file_name for recording in recordings]
+        deaths = max((self._deaths.get(name, 0) for name in names), default=0)
+        told = {"process": _this_process(), "deaths": deaths, "file_names": names}
+        key = f"{self._folder}/{secrets.token_hex(8)}.json"
+        self._sink.put(key, json.dumps(told).encode())
+        try:
+            yield
+        finally:
+            with suppress(NotFoundError):
+                self._sink.delete(key)
+
+    def forget(self) -> None:
+        """Delete the notes of the dead, once all is done that they had in hand."""
+        for key in self._left:
+            with suppress(NotFoundError):
+                self._sink.delete(key)
+
+
+def _this_process() -> dict[str, Any]:
+    return {"host": socket.gethostname(), "pid": os.getpid(), "start": _start(os.getpid())}
+
+
+def _is_alive(process: dict[str, Any]) -> bool:
+    """Whether it still runs here; one of another machine counts as dead, which costs time only."""
+    is_here = process["host"] == socket.gethostname()
+    return is_here and (start := _start(process["pid"])) is not None and start == process["start"]
+
+
+def _start(pid: int) -> str | None:
+    """When a process was started, as the system counts; None where there is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return None

@@ -1,0 +1,146 @@
+"""Decoding in a process of its own, and files that end it."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from speechmill.audio import decode, decode_isolated, isolated, spilling
+from speechmill.errors import DamagedError, DecoderDiedError, EngineError, NotAudioError
+from speechmill.machine import FileMap
+from tests.support.corpus import samples
+from tests.support.hostile_decoder import ENDLESS, ENDS, HUNGRY, SLEEPS, hostile_path
+
+CORPUS = Path(__file__).parents[2] / "examples" / "corpus"
+CLIP = CORPUS / "p901" / "p901_001.flac"
+
+
+@pytest.fixture
+def decoders(monkeypatch: pytest.MonkeyPatch) -> Iterator[isolated._Decoders]:
+    """Fresh ones, to whose processes some files do what a fault in FFmpeg could."""
+    monkeypatch.setenv("PYTHONPATH", hostile_path())
+    decoders = isolated._Decoders()
+    monkeypatch.setattr(isolated, "_decoders", decoders)
+    yield decoders
+    decoders.close()
+
+
+@pytest.fixture(scope="module")
+def long() -> FileMap:
+    """Quarter of an hour, more than memory is to hold."""
+    pcm = np.tile(samples(seconds=1.0), spilling.SPILL_SAMPLES // 16_000 + 1)
+    with tempfile.TemporaryFile() as file:
+        soundfile.write(file, pcm, 16_000, format="WAV")
+        return FileMap(file.fileno())
+
+
+def test_the_waveform_and_all_facts_are_those_of_decoding_here() -> None:
+    data = CLIP.read_bytes()
+    here, there = decode(data), decode_isolated(data)
+    np.testing.assert_array_equal(here.waveform.samples, there.waveform.samples)
+    assert there.waveform.samples.dtype == np.float32
+    assert (here.waveform.sample_rate, here.sample_rate, here.channels, here.flags) == (
+        there.waveform.sample_rate,
+        there.sample_rate,
+        there.channels,
+        there.flags,
+    )
+
+
+def test_errors_are_those_of_decoding_here() -> None:
+    with pytest.raises(NotAudioError, match="this is no audio but"):
+        decode_isolated(b"<!doctype html><html>" * 100)
+    with pytest.raises(DamagedError):
+        decode_isolated(
+            b"".join([CLIP.read_bytes()[:9000], bytes(2000), CLIP.read_bytes()[11000:]])
+        )
+
+
+def test_long_recordings_go_and_come_as_files(long: FileMap) -> None:
+    decoded = decode_isolated(long)
+    assert not decoded.waveform.samples.flags.writeable  # a map of a file; in memory it may be
+    here = decode(long)
+    np.testing.assert_array_equal(decoded.waveform.samples, here.waveform.samples)
+
+
+@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT, signal.SIGKILL])
+def test_a_file_that_ends_its_decoder_is_a_failure_and_the_next_one_is_decoded(
+    decoders: isolated._Decoders, number: signal.Signals
+) -> None:
+    with pytest.raises(DecoderDiedError, match=f"ended its decoder 2 times, by {number.name}"):
+        decode_isolated(ENDS % number.value)
+    assert decode_isolated(CLIP.read_bytes()).channels == 1
+
+
+@pytest.mark.parametrize(("data", "patience"), [(ENDLESS, 10.0), (SLEEPS, 0.5)])
+def test_a_file_that_its_decoder_never_ends_with_is_given_up(
+    decoders: isolated._Decoders, monkeypatch: pytest.MonkeyPatch, data: bytes, patience: float
+) -> None:
+    monkeypatch.setattr(isolated, "PATIENCE", patience)
+    with pytest.raises(DecoderDiedError, match="given up after 1 s of processor time"):
+        decode_isolated(data, cpu_s=1.0)
+    assert decode_isolated(CLIP.read_bytes()).channels == 1
+
+
+def test_a_file_that_takes_all_memory_gets_no_more_than_a_limit(
+    decoders: isolated._Decoders,
+) -> None:
+    with pytest.raises(MemoryError):
+        decode_isolated(HUNGRY)
+    assert decode_isolated(CLIP.read_bytes()).channels == 1
+
+
+def test_a_decoder_that_cannot_be_started_ends_the_job_and_fails_no_recording(
+    decoders: isolated._Decoders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(EngineError, match="cannot be started: it ended by exit code 1"):
+        decode_isolated(CLIP.read_bytes())
+
+
+def test_a_process_that_was_forked_has_decoders_of_its_own(decoders: isolated._Decoders) -> None:
+    expected = decode_isolated(CLIP.read_bytes()).waveform.samples
+    child = os.fork()
+    if not child:
+        same = np.array_equal(decode_isolated(CLIP.read_bytes()).waveform.samples, expected)
+        isolated._decoders.close()
+        os._exit(0 if same else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert np.array_equal(decode_isolated(CLIP.read_bytes()).waveform.samples, expected)
+
+
+def test_decoders_end_with_the_process_that_they_work_for(tmp_path: Path) -> None:
+    script = (
+        "import os, pathlib, sys, signal\n"
+        "from speechmill.audio import decode_isolated, isolated\n"
+        f"decode_isolated(pathlib.Path({str(CLIP)!r}).read_bytes())\n"
+        "print(*(d._process.pid for d in isolated._decoders._idle), flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
+    assert ended.returncode == -signal.SIGKILL
+    deadline = time.monotonic() + 20
+    while Path(f"/proc/{int(ended.stdout)}/fd").is_dir() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not Path(f"/proc/{int(ended.stdout)}/cwd").exists()
+
+
+def test_no_file_stays_open(long: FileMap) -> None:
+    decode_isolated(long)
+    gc.collect()
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(3):
+        decode_isolated(long)
+    gc.collect()
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
