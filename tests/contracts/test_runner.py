@@ -41,7 +41,7 @@ from speechmill.runners.work import Task, run_task
 from speechmill.storage import open_store
 from tests.support.engine_work import (
     churn,
-    die_of_p2,
+    die_of_one,
     die_of_p2s_parts,
     linger,
     notes,
@@ -291,26 +291,24 @@ def test_a_worker_that_is_killed_in_mid_shard_costs_no_row(
     assert Built.of(job.sink) == expected
 
 
-def test_a_shard_that_always_kills_is_set_aside_after_as_many_deaths_as_we_say(
+def test_a_recording_that_always_kills_is_found_and_set_aside_and_the_others_have_their_rows(
     cluster: Cluster, job: Job, expected: Built
 ) -> None:
     twice = job.model_copy(update={"max_attempts": 2})
-    report = speechmill.build(twice, runner=cluster.runner(die_of_p2))
-    failed = failed_recordings(open_store(job.sink))
-    aside = [f for f in failed if f.stage == "worker"]
-    assert {f.file_name for f in aside} >= {f"p2/{clip}.wav" for clip in range(3)}
-    assert {f.error for f in aside} == {"WorkerDiedError"}
-    for f in aside:
-        assert "2 workers died of the shard that this was in; the last: " in f.message
-        assert "killed" in f.message
-        assert "\n" not in f.message
+    report = speechmill.build(twice, runner=cluster.runner(die_of_one))
     assert report.recordings == NUM_GOOD + NUM_BROKEN
-    deaths = notes(job, "dies")
-    shards = {note.shard for note in deaths}
-    assert len(deaths) == 2 * len(shards)
+    assert report.rows == NUM_GOOD - 1
+    (aside,) = [f for f in failed_recordings(open_store(job.sink)) if f.stage == "worker"]
+    assert (aside.file_name, aside.error) == ("p2/1.wav", "WorkerDiedError")
+    assert aside.message.startswith("2 workers died while they worked on it; the last: ")
+    assert "killed" in aside.message
+    assert "\n" not in aside.message
+    deaths = [note.attempt for note in notes(job, "dies")]
+    assert deaths[:2] == [0, 1]
+    assert set(deaths[2:]) == {1}  # in a half, and a half of that, until it was alone
     assert cluster.is_there()
     report = speechmill.build(job)  # with workers that live
-    assert report.rows == len(aside)
+    assert report.rows == 1
     assert Built.of(job.sink) == expected
 
 

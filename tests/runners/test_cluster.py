@@ -21,6 +21,7 @@ from speechmill.dataset.summary import failed_recordings
 from speechmill.errors import DatasetError, JobError, WorkerDiedError
 from speechmill.job import Job
 from speechmill.records import Recording, Shard, ShardReport
+from speechmill.runners import cluster
 from speechmill.runners.cluster import ClusterRunner
 from speechmill.runners.work import Task, run_task, what_is_left
 from speechmill.storage import open_store
@@ -77,6 +78,11 @@ def die(task: Task) -> ShardReport:
     """A worker that is killed by any shard of the folder p2."""
     if has_folder(task, "p2"):
         os.kill(os.getpid(), 9)
+    return run_task(task)
+
+
+def die_always(task: Task) -> ShardReport:
+    os.kill(os.getpid(), 9)
     return run_task(task)
 
 
@@ -137,23 +143,31 @@ def test_the_rows_and_parts_are_those_of_a_local_build(job: Job) -> None:
     assert sizes == sorted(sizes, reverse=True)  # the largest first
 
 
-def test_a_shard_that_keeps_killing_workers_is_set_aside(job: Job) -> None:
+def test_what_keeps_killing_workers_is_set_aside_alone(job: Job) -> None:
     engine = Processes(2, die)
-    runner = ClusterRunner(lambda *_: engine)
-    report = speechmill.build(job, runner=runner)
-    assert report.failed > 0
-    assert report.recordings == 12
+    report = speechmill.build(job, runner=ClusterRunner(lambda *_: engine))
+    assert (report.recordings, report.rows) == (12, 9)
     failed = failed_recordings(open_store(job.sink))
+    assert {f.file_name for f in failed} == {f"p2/{clip}.wav" for clip in range(3)}
     assert {(f.stage, f.error) for f in failed} == {("worker", "WorkerDiedError")}
     assert all("3 workers died" in f.message for f in failed)
-    assert not {f.file_name for f in failed} & set(rows(job.sink)["file_name"].to_pylist())
     deadly = [t for t in engine.submitted if has_folder(t, "p2")]
-    assert [t.attempt for t in deadly] == [0, 1, 2] * (len(deadly) // 3)
+    assert [t.attempt for t in deadly] == [0, 1, 2, 2, 2, 2, 2]  # three times, halves, quarters
     # The next build tries again, here with workers that live.
     report = speechmill.build(job)
     assert (report.failed, report.rows) == (0, len(failed))
     assert rows(job.sink).equals(local(job))
     assert failed_recordings(open_store(job.sink)) == []
+
+
+def test_where_all_workers_die_of_anything_they_are_not_started_for_each_recording(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "MAX_DEATHS", 4)
+    engine = Processes(1, die_always)
+    report = speechmill.build(job, runner=ClusterRunner(lambda *_: engine))
+    assert (report.recordings, report.failed) == (12, 12)
+    assert len(engine.submitted) < 24
 
 
 def test_what_a_dead_worker_had_committed_is_not_done_again(job: Job) -> None:

@@ -23,7 +23,7 @@ from speechmill.runners.work import Task, run_task
 __all__ = [
     "Note",
     "churn",
-    "die_of_p2",
+    "die_of_one",
     "die_of_p2s_parts",
     "linger",
     "notes",
@@ -85,9 +85,11 @@ def tell(task: Task, *, stop: Callable[[], bool] = never) -> ShardReport:
     return report
 
 
-def die_of_p2(task: Task, *, stop: Callable[[], bool] = never) -> ShardReport:
-    """Do a task; be killed by the shard of the folder p2."""
-    if has_folder(task, "p2"):
+def die_of_one(task: Task, *, stop: Callable[[], bool] = never) -> ShardReport:
+    """Do a task; be killed by one recording of the folder p2."""
+    if isinstance(task.shard, Shard) and any(
+        recording.key == "p2/1.wav" for _, some in task.shard.parts for recording in some
+    ):
         _note(task, "dies")
         os.kill(os.getpid(), signal.SIGKILL)
     return run_task(task)

@@ -2,7 +2,8 @@
 
 The engine is given a few tasks at a time, the largest first, so that the last worker does not work
 alone for long and the engine's scheduler holds little. A worker's death is counted here, not by the
-engine: its task is given to another one, and after ``max_attempts`` it is set aside as failures.
+engine: its task is given to another one, after ``max_attempts`` in halves, and what is alone then
+is set aside as a failure.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from speechmill.errors import JobError, WorkerDiedError
 from speechmill.pipeline.resources import open_resources
 from speechmill.records import RecordingDone, ShardReport
 from speechmill.runners.base import AnyJob, AnyShard
-from speechmill.runners.work import Task, set_aside
+from speechmill.runners.work import Task, halves, set_aside
 
 __all__ = [
     "GOES_ON",
@@ -35,6 +36,7 @@ __all__ = [
 ]
 
 LOOK_AROUND_S = 0.5
+MAX_DEATHS = 24  # in a row: one recording of a thousand is found in 13, so it is not the recordings
 KNOCK_S = 5.0
 NO_WORKERS_S = 300.0  # a cluster that has none for so long will not get any
 GOES_ON = "once there is a cluster again, the same command goes on from here"
@@ -108,6 +110,7 @@ class ClusterRunner(Generic[H]):
             recipe = "" if isinstance(job, Enrichment) else open_resources(job).recipe.id
             waiting = deque(Task(job, shard, recipe) for shard in ordered)
             running: dict[H, Task] = {}
+            deaths = 0  # in a row
             try:
                 while (waiting or running) and not stop():
                     while waiting and len(running) < engine.slots():
@@ -115,11 +118,13 @@ class ClusterRunner(Generic[H]):
                         running[engine.submit(task)] = task
                     finished = _finished(engine, list(running))
                     for handle in finished:
-                        outcome = _outcome(engine, handle, running.pop(handle))
-                        if isinstance(outcome, Task):
-                            waiting.appendleft(outcome)
+                        outcome = _outcome(engine, handle, running.pop(handle), deaths)
+                        if not isinstance(outcome, ShardReport):
+                            deaths += 1
+                            waiting.extendleft(outcome)
                             yield None
                             continue
+                        deaths = 0 if any(not done.failure for done in outcome.done) else deaths
                         for done in outcome.done:
                             on_done(done)
                         yield outcome
@@ -136,14 +141,17 @@ def _finished(engine: Engine[H], handles: Sequence[H]) -> Sequence[H]:
     return engine.finished(handles, LOOK_AROUND_S)
 
 
-def _outcome(engine: Engine[H], handle: H, task: Task) -> ShardReport | Task:
-    """What came of a task: its report, or the task for another worker where its own has died."""
+def _outcome(engine: Engine[H], handle: H, task: Task, deaths: int) -> ShardReport | Sequence[Task]:
+    """What came of a task: its report, or what others are to do where its worker has died. A task
+    that too many have died of is halved, until what they die of is alone."""
     try:
         return engine.result(handle)
     except WorkerDiedError as error:
         task = replace(task, attempt=task.attempt + 1)
         _log.warning("shard %d, attempt %d: %s", task.shard.index, task.attempt, error)
-        return task if task.attempt < task.job.max_attempts else set_aside(task, error)
+        if task.attempt < task.job.max_attempts:
+            return [task]
+        return (halves(task) if deaths < MAX_DEATHS else ()) or set_aside(task, error)
 
 
 def first_line(error: BaseException) -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import groupby
+from operator import itemgetter
 from typing import Final
 
 import pyarrow as pa
@@ -27,7 +29,7 @@ from speechmill.records import Part, Recording, RecordingDone, Shard, ShardRepor
 from speechmill.runners.base import AnyJob, AnyShard
 from speechmill.storage import Store
 
-__all__ = ["Task", "keep_memory", "run_task", "set_aside", "what_is_left"]
+__all__ = ["Task", "halves", "keep_memory", "run_task", "set_aside", "what_is_left"]
 
 # What glibc's own, moving thresholds end at: mallopt(3).
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = (-1, 64 * 2**20), (-3, 32 * 2**20)
@@ -138,12 +140,29 @@ def _counted(table: pa.Table) -> list[RecordingDone]:
     ]
 
 
+def halves(task: Task) -> Sequence[Task]:
+    """Two tasks that do a build's shard together, each for one more worker to try; none where it
+    has one recording only, or is of an enrichment."""
+    if not isinstance(task.shard, Shard) or task.shard.num_recordings < 2:
+        return ()
+    items = [(part, recording) for part, some in task.shard.parts for recording in some]
+    index, middle = task.shard.index, len(items) // 2
+    shards = [
+        Shard(
+            task.shard.index,
+            [(part, [r for _, r in some]) for part, some in groupby(half, itemgetter(0))],
+        )
+        for half in (items[:middle], items[middle:])
+    ]
+    return [replace(task, shard=shard, attempt=max(1, task.attempt - 1)) for shard in shards]
+
+
 def set_aside(task: Task, error: WorkerDiedError) -> ShardReport:
-    """Give up a shard that keeps killing its workers: commit failures for what a build lacks of it.
+    """Give up what keeps killing its workers: commit failures for what a build lacks of it.
 
     An enrichment writes none: its rows are there, and the next command tries them again.
     """
-    message = f"{task.attempt} workers died of the shard that this was in; the last: {error}"
+    message = f"{task.attempt} workers died while they worked on it; the last: {error}"
     if isinstance(task.job, Enrichment) or isinstance(task.shard, PartsShard):
         _, shard_of_parts = _enrichment(task)
         return shards.set_aside(shard_of_parts, message)
