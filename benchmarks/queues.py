@@ -112,7 +112,8 @@ def against_build(urls: dict[str, str], options: argparse.Namespace) -> None:
                 else:
                     url = urls[side].format(f"work{uuid4().hex[:6]}")
                     run("enqueue", str(source), url, "--sink", sink)
-                    cost = run("work", url, sink, "--until-empty", "--metrics", "none", *told)
+                    flags = ("--source", str(source), "--until-empty", "--metrics", "none")
+                    cost = run("work", url, sink, *flags, *told)
                 taken.setdefault(side, []).append(cost)
     rows = []
     for side, costs in taken.items():

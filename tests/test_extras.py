@@ -264,7 +264,8 @@ def test_alone_rabbitmq(environments: Environments, rabbitmq: RabbitMQ) -> None:
 
 def _is_fed_by(environment: Environment, queue: str, *options: str) -> None:
     environment.run("enqueue", "corpus", queue, "--sink", "out")
-    environment.run("work", queue, "out", *options, "--transcriber", "fake", "--until-empty")
+    told = ("--source", "corpus", "--transcriber", "fake", "--until-empty")
+    environment.run("work", queue, "out", *options, *told)
     assert [row["file_name"] for row in environment.rows()] == list(CLIPS)
 
 

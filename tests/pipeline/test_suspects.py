@@ -10,7 +10,6 @@ from pathlib import Path
 
 from speechmill.dataset.summary import failed_recordings
 from speechmill.pipeline.suspects import DEATHS_ALONE, DEATHS_TOGETHER, InHand
-from speechmill.records import Recording
 from speechmill.storage import open_store
 from tests.support.corpus import memory, rows_of, wav, write
 
@@ -61,13 +60,9 @@ def test_a_recording_that_ends_every_build_is_set_aside_and_all_others_have_thei
     assert not [o.key for o in open_store(sink).list("_speechmill/suspects")]
 
 
-def recordings(*names: str) -> list[Recording]:
-    return [Recording(name, 1, "etag", 0) for name in names]
-
-
 def test_what_a_living_process_has_in_hand_is_no_suspect() -> None:
     sink = open_store(memory())
-    with InHand(sink).note(recordings("a", "b")):
+    with InHand(sink).note(["a", "b"]):
         assert not InHand(sink).has_suspects
     assert not list(sink.list("_speechmill/in-hand"))
 
@@ -77,7 +72,7 @@ def test_a_recording_is_suspected_once_two_processes_died_with_it_in_hand() -> N
     dead = {"host": "another", "pid": 1, "start": "7"}
 
     def die(name: str, *names: str) -> None:
-        with InHand(sink).note(recordings(*names)):
+        with InHand(sink).note(names):
             (key,) = (o.key for o in sink.list("_speechmill/in-hand") if "dead" not in o.key)
             told = json.loads(sink.get(key).data)
         sink.put(
@@ -88,7 +83,11 @@ def test_a_recording_is_suspected_once_two_processes_died_with_it_in_hand() -> N
     assert not InHand(sink).has_suspects
     die("2", "b", "c")
     found = InHand(sink)
-    assert [found.is_suspect(name) for name in "abc"] == [False, True, True]
+    assert [found.is_suspect(name) for name in "abc"] == [False, True, False]
+    with found.note(["b", "c"]):
+        pass
+    assert not found.has_suspects
+    assert [o.key for o in sink.list("_speechmill/in-hand")] == ["_speechmill/in-hand/dead-1.json"]
     found.forget()
     assert not list(sink.list("_speechmill/in-hand"))
 

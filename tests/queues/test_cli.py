@@ -30,6 +30,7 @@ def test_every_option_of_a_worker_is_a_flag() -> None:
     [
         (["work", "redis://h/q", "out", *FAKE], 2, "is no queue that Speechmill knows"),
         (["work", "memory://m/q"], 2, "sink: is missing"),
+        (["work", "memory://m/q", "out", "--metrics", "none", *FAKE], 2, "give --source"),
         (["work"], 2, "queue: is missing"),
         (["enqueue", "source"], 2, "queue: is missing"),
         (["work", "memory://m/q", "out", "--broker-option", "x"], 2, "write NAME=VALUE"),
@@ -80,6 +81,7 @@ def test_a_worker_that_is_asked_to_stop_commits_and_gives_the_rest_back(
     assert enqueued.code == 0
     assert "published     24 messages" in enqueued.out
     options = (*FAKE, "--model", "fake:0.3", "--part-minutes", "0.02", "--metrics", "none")
+    options = (*options, "--source", source.url)
     worker = Command("work", url, sink.url, *options, "--batch-size", "1")
     with ended(worker):
         wait_until(lambda: Path(sink.url, "data").is_dir(), "rows", 60)
@@ -107,6 +109,7 @@ def test_a_long_batch_is_not_taken_from_a_worker_that_is_at_it(
     url = a_broker.url("long")
     assert Command("enqueue", source.url, url).finish().code == 0
     told = ("work", url, str(tmp_path / "sink"), *FAKE, "--until-empty", "--metrics", "none")
+    told = (*told, "--source", source.url)
     finished = Command(*told, *settings, "--model", f"fake:{batch_s}").finish()
     assert finished.code == 0, finished.err
     assert "messages       1 in 1 batches" in finished.out

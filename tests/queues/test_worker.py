@@ -38,7 +38,7 @@ from speechmill.queues.enqueue import NO_SINK, enqueue
 from speechmill.queues.metrics import serve
 from speechmill.queues.notices import Notice
 from speechmill.queues.options import WorkOptions
-from speechmill.queues.run import ANY_SOURCE, work
+from speechmill.queues.run import OF_SINK, work
 from speechmill.queues.tally import Observer, WorkReport, WorkTally
 from speechmill.records import Shard, ShardReport
 from speechmill.storage import open_store
@@ -72,7 +72,6 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker_module, "HURRY_S", 0.05)
     monkeypatch.setattr(worker_module, "TICK_S", 0.02)
     monkeypatch.setattr(run_module, "LOOK_S", 0.02)
-    monkeypatch.setattr(run_module, "EMPTY_S", 0.3)
     monkeypatch.setattr(dead_letters, "IDLE_S", 0.05)
 
 
@@ -121,11 +120,10 @@ def test_a_worker_that_is_told_to_measure_gives_the_values_of_a_build(job: Job, 
     assert_same_dataset(Place(job.sink), built(measuring))
 
 
-def test_source_and_parts_are_those_of_the_messages(job: Job, queue: str) -> None:
+def test_parts_are_those_of_the_messages(job: Job, queue: str) -> None:
     """Without a sink, the enqueuer's guess of parts travels with the messages."""
     assert enqueued(job, queue, sink=NO_SINK) == len(FILES)
-    report = worked(job.model_copy(update={"source": ANY_SOURCE}), queue)
-    assert report.rows == 24
+    assert worked(job, queue).rows == 24
     assert_same_dataset(Place(job.sink), built(job))
 
 
@@ -183,12 +181,12 @@ def test_dead_letters_can_be_tried_again_once_the_cause_is_gone(
         if "_" not in name:
             (Path(source.url) / name).write_bytes(recording(5))
     broker = open_broker(queue)
-    assert retry_dead_letters(broker) == 4
+    assert retry_dead_letters(broker) == (4, 0)
     assert letters(queue) == []
     report = worked(job, queue)
     assert (report.rows, report.failed, report.dead_letters) == (4, 0, 0)
     assert failed_recordings(open_store(job.sink)) == []
-    assert retry_dead_letters(broker) == 0
+    assert retry_dead_letters(broker) == (0, 0)
 
 
 def test_a_newer_version_replaces_the_row_and_an_older_message_does_not(
@@ -379,7 +377,7 @@ def test_what_workers_die_of_is_found_out_and_set_aside(
     assert (failure.file_name, failure.stage) == (killer, "worker")
     assert letters(queue) == [(killer, "WorkerDiedError")]
     assert len(Place(job.sink).names()) == 23
-    assert retry_dead_letters(broker) == 1
+    assert retry_dead_letters(broker) == (1, 0)
     assert worked(job, queue).rows == 1
     assert failed_recordings(open_store(job.sink)) == []
     assert not [o for o in open_store(job.sink).list("_speechmill") if "suspects" in o.key]
@@ -421,9 +419,22 @@ def test_options_that_make_no_sense_are_refused(job: Job, queue: str) -> None:
         WorkOptions(queue=queue, broker_option=["nonsense"])
 
 
+def test_no_message_says_what_is_read(job: Job, queue: str, tmp_path: Path) -> None:
+    assert enqueued(job, queue, sink=NO_SINK) == len(FILES)
+    unsaid = job.model_copy(update={"source": OF_SINK})
+    with pytest.raises(JobError, match="give --source"):
+        worked(unsaid, queue)
+    elsewhere = job.model_copy(update={"source": str(tmp_path / "elsewhere")})
+    (tmp_path / "elsewhere").mkdir()
+    assert worked(elsewhere, queue).dead_letters == len(FILES)
+    assert retry_dead_letters(open_broker(queue)) == (len(FILES), 0)
+    worked(job.model_copy(update={"sink": f"{job.sink}-2"}), queue)
+    assert enqueued(job, queue, sink=NO_SINK) == len(FILES)
+    assert worked(unsaid.model_copy(update={"sink": f"{job.sink}-2"}), queue).there == 24
+
+
 def test_an_empty_queue_ends_at_once(job: Job, queue: str) -> None:
     started = time.monotonic()
-    assert worked(job.model_copy(update={"source": ANY_SOURCE}), queue).messages == 0
     assert worked(job, queue).messages == 0
     assert time.monotonic() - started < 20
 

@@ -16,7 +16,7 @@ import yaml
 from speechmill.cli.app import app
 from speechmill.job import Job, load_job
 from speechmill.queues.options import WorkOptions
-from speechmill.queues.run import ANY_SOURCE
+from speechmill.queues.run import OF_SINK
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
@@ -142,7 +142,7 @@ def job_of(words: list[str], index: int = 0) -> Job:
     given = given_flags([word.replace("$(JOB_COMPLETION_INDEX)", str(index)) for word in words])
     if words[0] == "work":
         given = {key: value for key, value in given.items() if key not in WorkOptions.model_fields}
-        given.setdefault("source", ANY_SOURCE)
+        given.setdefault("source", OF_SINK)
     return load_job(given.pop("config", None), given)
 
 

@@ -43,8 +43,7 @@ class _Places(Options):
 
     source: str | None = Field(
         None,
-        description="Where the recordings are [default: where the sink's are from, or else "
-        "what the messages say].",
+        description="Where the recordings are [default: where the sink's are from].",
     )
     sink: str | None = Field(None, description="The dataset: what is done there is left out.")
     partitions: int = Field(
@@ -94,13 +93,13 @@ def _work(config: Path | None, given: dict[str, Any]) -> None:
     143 stopped by a signal.
     """
     from speechmill.cli.views.queues import WorkDisplay, print_worked
-    from speechmill.queues.run import ANY_SOURCE
+    from speechmill.queues.run import OF_SINK
     from speechmill.queues.run import work as run
 
     told = {**read_job_file(config), **given}
     of_worker = {k: v for k, v in told.items() if k in WorkOptions.model_fields}
     options = WorkOptions(**of_worker)
-    job = Job(**{"source": ANY_SOURCE, **{k: v for k, v in told.items() if k not in of_worker}})
+    job = Job(**{"source": OF_SINK, **{k: v for k, v in told.items() if k not in of_worker}})
     with resumable(grace_s=options.grace_s) as stop, closing(WorkDisplay(err)) as display:
         report = run(job, options, observer=display, stop=stop)
     print_worked(out, report)
@@ -166,5 +165,10 @@ def retry_command(queue: Queue, broker_option: BrokerOption = None) -> None:
     from speechmill.queues.dead_letters import retry_dead_letters
 
     with closing(_broker(WorkOptions(queue=queue, broker_option=broker_option or []))) as broker:
-        count = retry_dead_letters(broker)
+        count, cut = retry_dead_letters(broker)
     err.print(f"{count} messages are in {broker.url} again")
+    if cut:
+        err.print(
+            f"{cut} were too large for a dead letter and stay, cut: their speechmill-origin says "
+            "where they lie whole"
+        )

@@ -12,7 +12,8 @@ import json
 import os
 import secrets
 import socket
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
@@ -23,13 +24,16 @@ from speechmill.dataset.schema import utterances_to_table
 from speechmill.errors import NotFoundError, WorkerDiedError
 from speechmill.pipeline.resources import Resources
 from speechmill.records import Failure, Part, Recording
-from speechmill.storage import Store
+from speechmill.storage import Object, Store
 
 __all__ = ["CrashCounts", "InHand", "give_up"]
 
 DEATHS_TOGETHER: Final = 2
 """Processes that may die with a recording in hand, among others, before it is tried alone: they
 also die of the machine that goes away."""
+
+KEPT_S: Final = 24 * 3600.0
+"""How long a note of what a dead process had in hand counts."""
 
 DEATHS_ALONE: Final = 2
 """Of a local build's processes, with nothing but this recording in hand."""
@@ -96,21 +100,26 @@ def give_up(
 class InHand:
     """Notes in the sink of what this process has in hand, for the one that comes after its death.
 
-    Those that dead processes have left are read when it is made.
+    Those that dead processes have left are read when it is made. Thread-safe.
     """
 
     def __init__(self, sink: Store) -> None:
         self._sink, self._folder = sink, f"{STATE}/in-hand"
-        self._deaths: dict[str, int] = {}
-        self._left: list[str] = []
+        self._deaths: dict[str, int] = {}  # by file name
+        self._left: dict[str, set[str]] = {}  # by note
         for there in sink.list(self._folder):
             with suppress(NotFoundError, ValueError, KeyError, TypeError, AttributeError):
                 told = json.loads(sink.get(there.key).data)
                 if not _is_alive(told["process"]):
-                    self._left.append(there.key)
-                    for name in told["file_names"]:
-                        deaths = 1 + int(told["deaths"])
-                        self._deaths[name] = max(deaths, self._deaths.get(name, 0))
+                    self._add(there, {str(k): int(v) for k, v in told["deaths"].items()})
+
+    def _add(self, note: Object, deaths: Mapping[str, int]) -> None:
+        if time.time() - note.modified_us / 1e6 > KEPT_S:
+            self._delete(note.key)
+            return
+        self._left[note.key] = set(deaths)
+        for name, before in deaths.items():
+            self._deaths[name] = max(1 + before, self._deaths.get(name, 0))
 
     @property
     def has_suspects(self) -> bool:
@@ -122,24 +131,33 @@ class InHand:
         return self._deaths.get(file_name, 0) >= DEATHS_TOGETHER
 
     @contextmanager
-    def note(self, recordings: Sequence[Recording]) -> Iterator[None]:
-        """Note what is in hand until the end, unless that is the process's death."""
-        names = [recording.file_name for recording in recordings]
-        deaths = max((self._deaths.get(name, 0) for name in names), default=0)
-        told = {"process": _this_process(), "deaths": deaths, "file_names": names}
+    def note(self, file_names: Sequence[str]) -> Iterator[None]:
+        """Note what is in hand until the end, unless that is the process's death. What comes to its
+        end is no longer suspected."""
+        deaths = {name: self._deaths.get(name, 0) for name in file_names}
+        told = {"process": _this_process(), "deaths": deaths}
         key = f"{self._folder}/{secrets.token_hex(8)}.json"
         self._sink.put(key, json.dumps(told).encode())
         try:
             yield
         finally:
-            with suppress(NotFoundError):
-                self._sink.delete(key)
+            self._delete(key)
+        for name in file_names:
+            self._deaths.pop(name, None)
+        for key, names in list(self._left.items()):
+            names.difference_update(file_names)
+            if not names:
+                del self._left[key]
+                self._delete(key)
 
     def forget(self) -> None:
-        """Delete the notes of the dead, once all is done that they had in hand."""
+        """Delete the notes of the dead: all is done that they had in hand."""
         for key in self._left:
-            with suppress(NotFoundError):
-                self._sink.delete(key)
+            self._delete(key)
+
+    def _delete(self, key: str) -> None:
+        with suppress(NotFoundError):
+            self._sink.delete(key)
 
 
 def _this_process() -> dict[str, Any]:

@@ -28,7 +28,7 @@ from speechmill.pipeline.listing import HEAD_BYTES
 from speechmill.pipeline.resources import Resources
 from speechmill.pipeline.selection import extension_of
 from speechmill.pipeline.shard import process_shard
-from speechmill.pipeline.suspects import CrashCounts, give_up
+from speechmill.pipeline.suspects import CrashCounts, InHand, give_up
 from speechmill.queues.notices import Notice
 from speechmill.records import (
     Failure,
@@ -89,6 +89,7 @@ class BatchProcessor:
         self._partition_of = partition_rule(tools.job.partition_by)
         self._layout = read_layout(tools.sink)
         self._full_s = 60 * tools.job.part_minutes
+        self._in_hand = InHand(tools.sink)
         self._crashes = CrashCounts(tools.sink, CRASHES_PER_ATTEMPT * tools.job.max_attempts)
 
     def part(self, request: Request) -> Part:
@@ -96,6 +97,10 @@ class BatchProcessor:
         folder = self._folder(request)
         count = self._layout.folders.get(folder, request.notice.parts)
         return Part.of(folder, request.file_name, count)
+
+    def is_suspect(self, request: Request) -> bool:
+        """Whether processes have died with it in hand, so that it must be processed alone."""
+        return self._in_hand.is_suspect(request.file_name)
 
     def _folder(self, request: Request) -> str:
         return self._partition_of(self._tools.folder_of(request.file_name))
@@ -109,6 +114,12 @@ class BatchProcessor:
             UnavailableError: a store stays down. Rows already committed stay.
             SpeechmillError: see ``process_shard``.
         """
+        with self._in_hand.note([request.file_name for request in requests]):
+            return self._process(requests, stop)
+
+    def _process(
+        self, requests: Sequence[Request], stop: Callable[[], bool]
+    ) -> tuple[Sequence[Outcome], ShardReport]:
         outcomes: list[Outcome] = []
         todo: dict[str, tuple[Request, Recording]] = {}  # by file name
         parts = self._parts(requests)
@@ -132,7 +143,7 @@ class BatchProcessor:
                 outcomes.append(Outcome(request, "failed", failure))
             else:
                 by_part[part].append(wanted)
-        report = self._process(by_part, stop)
+        report = self._process_parts(by_part, stop)
         done = {d.file_name: d for d in report.done}
         for recording in chain.from_iterable(by_part.values()):
             request, _ = todo[recording.file_name]
@@ -143,7 +154,7 @@ class BatchProcessor:
                 self._crashes.clear(request.file_name)
         return outcomes, report
 
-    def _process(
+    def _process_parts(
         self, by_part: Mapping[Part, Sequence[Recording]], stop: Callable[[], bool]
     ) -> ShardReport:
         if not by_part:

@@ -14,22 +14,38 @@ __all__ = ["DeadLetter", "dead_letter", "read_dead_letters", "retry_dead_letters
 GROUP = "speechmill-dead-letters"  # the consumer group that reads them
 MAX_MESSAGES = 500  # received at a time
 IDLE_S = 1.0  # without a message, until the queue counts as read
+MAX_LETTER_BYTES = 768 * 1024  # Kafka's brokers take 1 MiB by default, RabbitMQ's more
+SMALL_LETTER_BYTES = 32 * 1024  # once a broker has refused one
+MAX_HEADER = 2_000  # characters: AMQP has one frame, of 128 KiB, for all of them
 PREFIX = "speechmill-"  # of our headers
 
 
-def dead_letter(delivery: Delivery, headers: Mapping[str, str]) -> Message:
-    """Make the dead letter of a message: the message as received, with ``headers`` that say why."""
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    headers = {**headers, "origin": delivery.origin, "time": now}
-    told = {f"{PREFIX}{name}": text for name, text in headers.items() if text}
+def dead_letter(delivery: Delivery, headers: Mapping[str, str], max_bytes: int) -> Message:
+    """Make the dead letter of a message: the message as received, with ``headers`` that say why.
+
+    One of more than ``max_bytes`` is cut, key and headers as well: ``origin`` says where it lies
+    whole, ``cut`` how many bytes its body had.
+    """
     message = delivery.message
+    told = {**headers, "origin": delivery.origin}
+    told["time"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     kept = {k: v for k, v in message.headers.items() if not k.startswith(PREFIX)}
-    return Message(message.body, message.key, {**kept, **told})
+    body, key = message.body, message.key
+    size = len(body) + len(key.encode("utf-8", "replace")) + sum(map(len, (*kept, *kept.values())))
+    if size > max_bytes:
+        told["cut"] = str(len(body))
+        body, key, kept = body[: max_bytes // 2], key[:MAX_HEADER], {}
+    for name, text in told.items():
+        if text:
+            shown = text[:MAX_HEADER].encode("utf-8", "backslashreplace").decode()
+            kept[f"{PREFIX}{name}"] = shown
+    return Message(body, key, kept)
 
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """A dead letter. ``what`` is the recording's name, or the beginning of the message."""
+    """A dead letter. ``what`` is the recording's name, or the beginning of the message. One that
+    ``is_cut`` has not the whole message, which lies at ``origin``."""
 
     what: str
     stage: str
@@ -37,6 +53,8 @@ class DeadLetter:
     reason: str
     attempts: int
     time: str
+    origin: str
+    is_cut: bool
     message: Message
 
     @staticmethod
@@ -56,6 +74,8 @@ class DeadLetter:
             reason=told.get("reason", ""),
             attempts=int(attempts) if attempts.isdecimal() else 1,
             time=told.get("time", ""),
+            origin=told.get("origin", ""),
+            is_cut="cut" in told,
             message=message,
         )
 
@@ -79,17 +99,26 @@ def read_dead_letters(broker: Broker) -> list[DeadLetter]:
     return list(found.values())
 
 
-def retry_dead_letters(broker: Broker) -> int:
-    """Publish the dead letters of a queue into it again, each once. Returns how many.
+def retry_dead_letters(broker: Broker) -> tuple[int, int]:
+    """Publish the dead letters of a queue into it again, each once.
+
+    Returns how many, and how many stay because they were cut.
 
     Raises:
         BrokerError: the broker cannot be reached, or refuses; what was not confirmed stays.
     """
     sent: set[bytes] = set()
+    cut: set[str] = set()
 
     def send(consumer: Consumer, deliveries: Sequence[Delivery]) -> None:
         news: dict[bytes, Message] = {}
+        whole = []
         for delivery in deliveries:
+            letter = DeadLetter.of(delivery.message)
+            if letter.is_cut:
+                cut.add(letter.origin)
+                continue
+            whole.append(delivery)
             body = delivery.message.body
             headers = {
                 name: text
@@ -100,10 +129,10 @@ def retry_dead_letters(broker: Broker) -> int:
                 news[body] = Message(body, delivery.message.key, headers)
         broker.publish(list(news.values()))
         sent.update(news)
-        consumer.ack(deliveries)
+        consumer.ack(whole)
 
     _receive_all(broker, send)
-    return len(sent)
+    return len(sent), len(cut)
 
 
 def _receive_all(broker: Broker, received: Callable[[Consumer, Sequence[Delivery]], None]) -> None:

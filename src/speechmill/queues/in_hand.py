@@ -32,6 +32,7 @@ class PendingRecording:
     since: float
     attempts: int = 0
     not_before: float = 0.0
+    apart: bool = False  # it is tried without others: it was in a batch that our own code broke off
 
     @property
     def redeliveries(self) -> int:
@@ -60,8 +61,8 @@ class PendingDeadLetter:
     error: str = ""
     attempts: int = 1
 
-    def message(self) -> Message:
-        """Make the dead letter of its first message."""
+    def message(self, max_bytes: int) -> Message:
+        """Make the dead letter of its first message, of at most so many bytes."""
         headers = {
             "reason": self.reason,
             "error": self.error,
@@ -69,7 +70,7 @@ class PendingDeadLetter:
             "file_name": self.file_name,
             "attempts": str(self.attempts),
         }
-        return dead_letter(self.held[0].delivery, headers)
+        return dead_letter(self.held[0].delivery, headers, max_bytes)
 
 
 def supersedes(new: Notice, old: Notice) -> bool:

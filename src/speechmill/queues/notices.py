@@ -7,6 +7,8 @@ those of Cloudflare R2, and those of SeaweedFS' filer.
 from __future__ import annotations
 
 import json
+import re
+import reprlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -29,6 +31,9 @@ _R2: Final[Mapping[str, Kind]] = {
     "DeleteObject": "removed",
     "LifecycleDeletion": "removed",
 }
+MAX_PARTS = 1_000_000  # of a folder: of half an hour each, more speech than there is
+MAX_NUMBER = 2**62  # bytes, and microseconds of 146,000 years
+_BUCKET = re.compile(r"[A-Za-z0-9._-]{1,255}")
 
 
 class PoisonError(Exception):
@@ -128,28 +133,59 @@ def _of_ours(told: Mapping[str, Any]) -> Notice:
         raise PoisonError(
             f"it is of version {told['speechmill']!r}, this Speechmill reads {VERSION}"
         )
-    source, key = told["source"], told["key"]
-    if not (isinstance(source, str) and isinstance(key, str) and source and key):
-        raise PoisonError("source and key must be text")
-    recording = Recording(key, int(told["size"]), str(told["etag"]), int(told["modified_us"]))
-    return Notice("created", source, key, recording, max(1, int(told.get("parts", 1))))
+    source, key, etag = told["source"], told["key"], told["etag"]
+    if not (isinstance(source, str) and isinstance(key, str) and isinstance(etag, str) and source):
+        raise PoisonError("source, key and etag must be text")
+    size, modified_us = _number(told, "size", 0), _number(told, "modified_us", -MAX_NUMBER)
+    parts = _number({"parts": 1, **told}, "parts", 1, MAX_PARTS)
+    return _notice("created", source, key, Recording(key, size, etag, modified_us), parts)
+
+
+def _number(told: Mapping[str, Any], name: str, low: int, high: int = MAX_NUMBER) -> int:
+    found = told[name]
+    if type(found) is not int or not low <= found <= high:
+        raise PoisonError(f"{name} must be a whole number, not {reprlib.repr(found)}")
+    return found
+
+
+def _notice(
+    kind: Kind, source: str, key: object, recording: Recording | None = None, parts: int = 1
+) -> Notice:
+    """Make a notice of a key that a store can have.
+
+    Raises:
+        PoisonError: none can.
+    """
+    if not isinstance(key, str) or not key or "\0" in key:
+        raise PoisonError(f"{reprlib.repr(key)} is no object's key")
+    try:
+        key.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        raise PoisonError(f"{reprlib.repr(key)} is no object's key: it is not Unicode") from None
+    return Notice(kind, source, key, recording, parts)
+
+
+def _of_bucket(name: object) -> str:
+    if not isinstance(name, str) or not _BUCKET.fullmatch(name):
+        raise PoisonError(f"{reprlib.repr(name)} is no bucket's name")
+    return f"s3://{name}"
 
 
 def _of_s3(record: Mapping[str, Any]) -> Iterator[Notice]:
     if kind := _kind(str(record["eventName"]).removeprefix("s3:")):
         key = _unquoted(record["s3"]["object"]["key"])
-        yield Notice(kind, f"s3://{record['s3']['bucket']['name']}", key)
+        yield _notice(kind, _of_bucket(record["s3"]["bucket"]["name"]), key)
 
 
 def _of_event_bridge(told: Mapping[str, Any]) -> Iterator[Notice]:
     if kind := _kind(str(told["detail-type"]).replace(" ", "")):
         detail = told["detail"]
-        yield Notice(kind, f"s3://{detail['bucket']['name']}", str(detail["object"]["key"]))
+        yield _notice(kind, _of_bucket(detail["bucket"]["name"]), detail["object"]["key"])
 
 
 def _of_r2(told: Mapping[str, Any]) -> Iterator[Notice]:
     if kind := _R2.get(told["action"]):
-        yield Notice(kind, f"s3://{told['bucket']}", str(told["object"]["key"]))
+        yield _notice(kind, _of_bucket(told["bucket"]), told["object"]["key"])
 
 
 def _of_filer(message: Message) -> Iterator[Notice]:
@@ -164,7 +200,7 @@ def _of_filer(message: Message) -> Iterator[Notice]:
             continue
         # The filer's own: its users, and pieces of uploads.
         if not (bucket.startswith(".") or key.startswith(".uploads/")):
-            yield Notice(kind, f"s3://{bucket}", key)
+            yield _notice(kind, _of_bucket(bucket), key)
 
 
 def _kind(name: str) -> Kind | None:

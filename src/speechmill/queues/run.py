@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from typing import Any
@@ -15,23 +15,20 @@ from speechmill.dataset.state import read_state
 from speechmill.errors import JobError, SpeechmillError
 from speechmill.job import Job
 from speechmill.pipeline.agreement import agree, check, settled_resources
-from speechmill.pipeline.resources import Resources, load_models, open_sink
+from speechmill.pipeline.resources import Resources, open_sink
 from speechmill.queues import open_broker
-from speechmill.queues.base import Consumer, Delivery
+from speechmill.queues.base import Consumer
 from speechmill.queues.metrics import Endpoint, serve
-from speechmill.queues.notices import PoisonError, read_notices
 from speechmill.queues.options import WorkOptions
 from speechmill.queues.tally import Observer, WorkReport, WorkTally
 from speechmill.queues.worker import Worker
 
-__all__ = ["ANY_SOURCE", "work"]
+__all__ = ["OF_SINK", "work"]
 
-ANY_SOURCE = "(the messages')"
-"""A job's source where it is not told: that of the sink, or else of the first message."""
+OF_SINK = "(the sink's)"
+"""A job's source where it is not told."""
 
 LOOK_S = 0.2
-SILENT_MESSAGES = 100  # that name no source
-EMPTY_S = 2.0  # without a message, until a queue that is to be emptied counts as empty
 
 
 class _WithMetrics(Observer):
@@ -60,7 +57,7 @@ def work(
     """Take recordings from a queue, and grow the dataset by them.
 
     Returns once ``stop()`` is true and what was in hand is settled or given back, or, with
-    ``until_empty``, once the queue is empty. ``job.source`` may be ``ANY_SOURCE``.
+    ``until_empty``, once the queue is empty. ``job.source`` may be ``OF_SINK``.
 
     Raises:
         JobError: an option makes no sense.
@@ -85,16 +82,13 @@ def work(
             observer = _WithMetrics(observer, endpoint)
         sink = open_sink(job)
         group = options.group or f"speechmill-{hashlib.sha256(sink.url.encode()).hexdigest()[:8]}"
-        state = read_state(sink)
+        job = _with_source(job, state := read_state(sink))
         checked = None
         if state is not None:  # in a new one nothing is written before the source is known to be
             checking = ThreadPoolExecutor(1, thread_name_prefix="check")
             checked = checking.submit(sink.check)  # some stores take seconds
             checking.shutdown(wait=False)
         with closing(broker.consume(group)) as consumer:
-            job, first = _with_source(job, state, options, consumer, stop)
-            if job.source == ANY_SOURCE:
-                return _report(job, broker.url, None, "", WorkTally(), started, stopped=stop())
             tools = _settled(job, consumer, checked)
             log = RunLog(tools.sink, run_id := new_run_id())
             log.event(
@@ -107,7 +101,6 @@ def work(
             )
             observer.ready(broker.url, tools.sink.url, endpoint.address if endpoint else "")
             worker = Worker(tools, options, broker, consumer, log, observer, stop=stop)
-            worker.take(first)
             with log.watching():
                 worker.run()
         report = _report(job, broker.url, tools, run_id, worker.tally, started, stopped=stop())
@@ -118,50 +111,17 @@ def work(
         return report
 
 
-def _with_source(
-    job: Job,
-    state: Mapping[str, Any] | None,
-    options: WorkOptions,
-    consumer: Consumer,
-    stop: Callable[[], bool],
-) -> tuple[Job, Sequence[Delivery]]:
-    """The job with its source: its own, its sink's, or that of the first message (``ANY_SOURCE``
-    where there was none); and the messages that were taken to know."""
-    if job.source != ANY_SOURCE:
-        return job, ()
-    if state is not None:
-        return job.model_copy(update={"source": str(state["source"])}), ()
-    with ThreadPoolExecutor(1, thread_name_prefix="load") as pool:
-        loaded = pool.submit(load_models, job)
-        source, first = _first_source(consumer, options, stop)
-        if source:
-            loaded.result()
-    return (job.model_copy(update={"source": source}) if source else job), first
-
-
-def _first_source(
-    consumer: Consumer, options: WorkOptions, stop: Callable[[], bool]
-) -> tuple[str | None, list[Delivery]]:
-    """The source that the first message names that names one; and the messages until then."""
-    taken: list[Delivery] = []
-    quiet_since = time.monotonic()
-    while not stop():
-        some = consumer.receive(1, LOOK_S)
-        taken += some
-        for delivery in some:
-            quiet_since = time.monotonic()
-            with suppress(PoisonError):
-                for notice in read_notices(delivery.message):
-                    return notice.source, taken
-        quiet = time.monotonic() - quiet_since > EMPTY_S
-        if options.until_empty and quiet and not taken and consumer.is_empty():
-            break
-        if len(taken) > SILENT_MESSAGES or (options.until_empty and quiet and taken):
-            raise JobError(
-                f"none of {len(taken)} messages says where its recordings are: give --source, so "
-                "that these can go to the dead letters"
-            )
-    return None, taken
+def _with_source(job: Job, state: Mapping[str, Any] | None) -> Job:
+    """The job with its source: its own, or its sink's. A message is not asked: whoever can publish
+    one would say what is read."""
+    if job.source != OF_SINK:
+        return job
+    if state is None:
+        raise JobError(
+            f"{job.sink} holds no dataset yet, and nothing says where its recordings are: give "
+            "--source"
+        )
+    return job.model_copy(update={"source": str(state["source"])})
 
 
 def _settled(job: Job, consumer: Consumer, checked: Future[None] | None) -> Resources:

@@ -13,12 +13,19 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 
 from speechmill.dataset.run_log import RunLog
-from speechmill.errors import BrokerError, SpeechmillError, StorageError
+from speechmill.errors import (
+    BrokerError,
+    JobError,
+    SourceChangedError,
+    SpeechmillError,
+    StorageError,
+)
 from speechmill.pipeline.listing import below_sink
 from speechmill.pipeline.resources import Resources
 from speechmill.pipeline.selection import selection
 from speechmill.queues.base import Broker, Consumer, Delivery
 from speechmill.queues.batch import BatchProcessor, Outcome, Request
+from speechmill.queues.dead_letters import MAX_LETTER_BYTES, SMALL_LETTER_BYTES
 from speechmill.queues.gathering import SUSPECT_REDELIVERIES, BatchSize, max_suspects, whole_groups
 from speechmill.queues.in_hand import (
     HeldMessage,
@@ -75,6 +82,7 @@ class Worker:
         self._running: list[RunningBatch] = []
         self._dead_letters_due: list[PendingDeadLetter] = []
         self._dead_letters_not_before = 0.0
+        self._letter_bytes = MAX_LETTER_BYTES
         self._settled: list[Delivery] = []
         self._in_hand: set[HeldMessage] = set()
         self._last_message = time.monotonic()
@@ -114,11 +122,18 @@ class Worker:
             held = HeldMessage(delivery)
             self._in_hand.add(held)
             try:
-                notices = read_notices(delivery.message)
-            except PoisonError as error:
-                self._add_dead_letter(PendingDeadLetter(str(error), [held], error="PoisonError"))
+                requests = self._requests(read_notices(delivery.message))
+            except Exception as error:  # noqa: BLE001 - the boundary of a message: it is set aside
+                ours = isinstance(error, SpeechmillError | PoisonError)
+                reason = str(error) if ours else repr(error)
+                letter = PendingDeadLetter(reason, [held], error=type(error).__name__)
+                self._add_dead_letter(letter)
                 continue
-            self._add_requests(held, notices)
+            held.waits_for = len(requests)
+            for request in requests:
+                self._add_request(request, held)
+            if not requests:
+                self._settle(held)
 
     def _receive(self) -> None:
         size = self._size.size if self.consumer.shares else self.options.batch_recordings
@@ -145,21 +160,27 @@ class Worker:
             dead.held = [h for h in dead.held if h not in lost]
         self._dead_letters_due = [dead for dead in self._dead_letters_due if dead.held]
 
-    def _add_requests(self, held: HeldMessage, notices: Sequence[Notice]) -> None:
+    def _requests(self, notices: Sequence[Notice]) -> list[Request]:
+        """What a message asks for; none of it is begun if a part makes no sense.
+
+        Raises:
+            SourceChangedError: it is of another source.
+            Exception: whatever a message can make our own code raise.
+        """
+        requests = []
         for notice in notices:
-            key = key_below(self.tools.source.url, notice)
+            here = self.tools.source.url
+            key = key_below(here, notice)
             if key is None and notice.is_ours:
-                here = self.tools.source.url
-                reason = f"it is of the source {notice.source}, this dataset is of {here}"
-                self._add_dead_letter(PendingDeadLetter(reason, [held], error="SourceChangedError"))
-                return
+                raise SourceChangedError(
+                    f"it is of the source {notice.source}, this dataset is of {here}"
+                )
             if key is None or self._is_left_out(key, notice):
                 self.tally.verdicts["left out"] += 1
                 continue
-            held.waits_for += 1
-            self._add_request(key, notice, held)
-        if not held.waits_for:
-            self._settle(held)
+            requests.append(Request(notice, key))
+            self._batches.part(requests[-1])  # which it must have, to be put into a batch
+        return requests
 
     def _is_left_out(self, key: str, notice: Notice) -> bool:
         if self._sink_below is not None and below_sink(key, self._sink_below):
@@ -168,18 +189,19 @@ class Worker:
             return True
         return self._reason(printable(key)) is not None
 
-    def _add_request(self, key: str, notice: Notice, held: HeldMessage) -> None:
+    def _add_request(self, request: Request, held: HeldMessage) -> None:
+        key, notice = request.key, request.notice
         working = self._working.get(key)
         if working and notice.is_ours and notice.recording == working.request.notice.recording:
             working.held.append(held)  # twice, or again after the connection was lost
             return
         waiting = self._waiting.get(key)
         if waiting is None:
-            self._waiting[key] = PendingRecording(Request(notice, key), [held], time.monotonic())
+            self._waiting[key] = PendingRecording(request, [held], time.monotonic())
             return
         waiting.held.append(held)
         if supersedes(notice, waiting.request.notice):
-            waiting.request = Request(notice, key)
+            waiting.request = request
 
     def _start_batches(self) -> None:
         while len(self._running) < PARALLEL_BATCHES and not (self.stop() or self._giving_up):
@@ -208,7 +230,15 @@ class Worker:
         ]
         if not ready or any(batch.exclusive for batch in self._running):
             return [], False
+        if apart := [w for w in ready if w.apart]:
+            return apart[:1], False
         redeliveries = max(w.redeliveries for w in ready)
+        suspects = [w for w in ready if self._batches.is_suspect(w.request)]
+        if suspects:
+            if self._running:
+                return [], False
+            suspects[0].request.alone = True
+            return suspects[:1], True
         if redeliveries >= SUSPECT_REDELIVERIES:
             if self._running:
                 return [], False
@@ -232,6 +262,11 @@ class Worker:
                 outcomes, report = batch.future.result()
             except StorageError as error:
                 self._retry_batch(batch, error)
+                continue
+            except Exception as error:
+                if isinstance(error, SpeechmillError) and not isinstance(error, JobError):
+                    raise
+                self._take_apart(batch, error)
                 continue
             self._troubles = 0
             self._count_batch(batch, report)
@@ -271,6 +306,18 @@ class Worker:
         self._warn(f"{error}; trying again in {pause_s:.0f} s", error)
         for wanted in batch.wanted:
             self._put_back(wanted, pause_s)
+
+    def _take_apart(self, batch: RunningBatch, error: Exception) -> None:
+        """Try the recordings of a batch one by one after an error that nobody foresaw, so that only
+        the one that causes it becomes a dead letter."""
+        if len(batch.wanted) == 1:
+            (wanted,) = batch.wanted
+            name, what = wanted.request.file_name, type(error).__name__
+            self._add_dead_letter(PendingDeadLetter(repr(error), wanted.held, name, "worker", what))
+            return
+        for wanted in batch.wanted:
+            wanted.apart = True
+            self._put_back(wanted, 0.0)
 
     def _put_back(self, wanted: PendingRecording, pause_s: float) -> None:
         """Put a recording back. If a newer message has arrived meanwhile, it takes over."""
@@ -330,11 +377,14 @@ class Worker:
         if not self._dead_letters_due or now < self._dead_letters_not_before:
             return
         try:
-            self._dead_letters.publish([dead.message() for dead in self._dead_letters_due])
+            letters = [dead.message(self._letter_bytes) for dead in self._dead_letters_due]
+            self._dead_letters.publish(letters)
         except BrokerError as error:
+            self._letter_bytes = SMALL_LETTER_BYTES  # it may take no large ones
             self._dead_letters_not_before = now + FIRST_PAUSE_S
             self._warn(f"dead letters cannot be sent: {error}; trying again", error)
             return
+        self._letter_bytes = MAX_LETTER_BYTES
         buried, self._dead_letters_due = self._dead_letters_due, []
         for dead in buried:
             self.tally.dead_letters += 1

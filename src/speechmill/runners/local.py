@@ -3,7 +3,7 @@ other is fetched, decoded and committed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from itertools import islice
@@ -76,41 +76,37 @@ def _do(
     stop: Callable[[], bool],
     on_done: Callable[[RecordingDone], None],
 ) -> ShardReport:
-    if in_hand is None or not isinstance(task.job, Job) or not isinstance(task.shard, Shard):
+    job, shard = task.job, task.shard
+    if in_hand is None or not isinstance(job, Job) or not isinstance(shard, Shard):
         return run_task(task, stop=stop)
-    parts = task.shard.parts
-    suspects = [(part, r) for part, some in parts for r in some if in_hand.is_suspect(r.file_name)]
-    rest = Shard(
-        task.shard.index,
-        [(part, left) for part, some in parts if (left := _others(some, in_hand))],
-    )
-    reports = [_alone(task.job, rest.index, *one, on_done) for one in suspects if not stop()]
-    with in_hand.note([r for _, some in rest.parts for r in some]):
-        report = process_shard(task.job, rest, stop=stop, on_done=on_done)
-    return replace(report, done=(*(d for one in reports for d in one.done), *report.done))
+    done: list[RecordingDone] = []
+    rest: list[tuple[Part, list[Recording]]] = []
+    for part, recordings in shard.parts:
+        rest.append((part, []))
+        for recording in recordings:
+            if not in_hand.is_suspect(recording.file_name):
+                rest[-1][1].append(recording)
+            elif not stop():
+                done += _alone(job, Shard(shard.index, [(part, [recording])]), on_done).done
+    rest = [(part, some) for part, some in rest if some]
+    with in_hand.note([recording.file_name for _, some in rest for recording in some]):
+        report = process_shard(job, Shard(shard.index, rest), stop=stop, on_done=on_done)
+    return replace(report, done=(*done, *report.done))
 
 
-def _others(recordings: Sequence[Recording], in_hand: InHand) -> list[Recording]:
-    return [r for r in recordings if not in_hand.is_suspect(r.file_name)]
-
-
-def _alone(
-    job: Job,
-    index: int,
-    part: Part,
-    recording: Recording,
-    on_done: Callable[[RecordingDone], None],
-) -> ShardReport:
+def _alone(job: Job, shard: Shard, on_done: Callable[[RecordingDone], None]) -> ShardReport:
     """Work on a recording that may have ended processes, with nothing else in hand; give it up
     where it has ended them alone, too."""
     resources = open_resources(job)
+    ((part, (recording,)),) = shard.parts
     counts = CrashCounts(resources.sink, DEATHS_ALONE)
     if counts.begin(recording.file_name):
-        report = process_shard(job, Shard(index, [(part, [recording])]), on_done=on_done)
+        report = process_shard(job, shard, on_done=on_done)
     else:
         (failure,) = give_up(resources, part, [recording], counts.message)
-        done = RecordingDone(recording.file_name, recording.size, failure=failure)
-        on_done(done)
-        report = ShardReport(index, (done,))
+        report = ShardReport(
+            shard.index, (RecordingDone(recording.file_name, recording.size, failure=failure),)
+        )
+        on_done(report.done[0])
     counts.clear(recording.file_name)
     return report

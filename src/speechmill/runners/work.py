@@ -149,7 +149,7 @@ def halves(task: Task) -> Sequence[Task]:
     index, middle = task.shard.index, len(items) // 2
     shards = [
         Shard(
-            task.shard.index,
+            index,
             [(part, [r for _, r in some]) for part, some in groupby(half, itemgetter(0))],
         )
         for half in (items[:middle], items[middle:])
