@@ -18,13 +18,15 @@
     │   ├── AccessDeniedError   the credentials do not allow it
     │   ├── ConflictError       the object is not the one the caller has seen
     │   ├── UnavailableError    still failing after every retry
+    │   ├── NoRoomError         the temporary folder has no room
     │   └── UnsupportedError    the store lacks something that Speechmill needs
     └── AudioError              a recording that cannot become a row
         ├── EmptyAudioError     no bytes, or no samples
         ├── NotAudioError       the bytes are no audio
         ├── TruncatedError      the recording ends before it should
         ├── DamagedError        part of it cannot be decoded, or is not finite
-        └── DecoderDiedError    decoding it ends the process that does it, or never ends
+        ├── DecoderDiedError    decoding it ends the process that does it, or never ends
+        └── LimitError          it would cost more than one recording may
 
 An error's text says what was wrong, where, and what to do. Foreign errors (obstore, botocore,
 FFmpeg, pydantic) are mapped to these once, where they enter.
@@ -44,8 +46,10 @@ __all__ = [
     "EmptyAudioError",
     "EngineError",
     "JobError",
+    "LimitError",
     "MissingExtraError",
     "ModelError",
+    "NoRoomError",
     "NotAudioError",
     "NotFoundError",
     "RecipeChangedError",
@@ -143,6 +147,10 @@ class UnsupportedError(StorageError):
     """The store lacks something that Speechmill needs."""
 
 
+class NoRoomError(StorageError):
+    """The temporary folder has no room for a long recording, for now."""
+
+
 class AudioError(SpeechmillError):
     """A recording that cannot become a row."""
 
@@ -165,3 +173,7 @@ class DamagedError(AudioError):
 
 class DecoderDiedError(AudioError):
     """Decoding the recording ends the process that does it, or takes more time than it may."""
+
+
+class LimitError(AudioError):
+    """The recording would cost more than one recording may: time, memory or room."""

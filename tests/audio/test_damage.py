@@ -32,18 +32,9 @@ from tests.support.audio_files import (
     sf_bytes,
     speech,
 )
+from tests.support.crafted_audio import ogg_checksum
 
 FRAME_S = 0.13  # the longest codec frame here: 4,096 samples of ALAC or FLAC are more, but exact
-
-
-def ogg_checksum(page: bytearray) -> int:
-    """Ogg's CRC of a page whose own is zero (RFC 3533, section 6): bit by bit, as it is written."""
-    crc = 0
-    for byte in page:
-        crc ^= byte << 24
-        for _ in range(8):
-            crc = (crc << 1 ^ (0x04C11DB7 if crc >> 31 else 0)) & 0xFFFFFFFF
-    return crc
 
 
 @cache
@@ -195,7 +186,7 @@ def test_an_empty_packet_at_the_end_of_vorbis_is_no_damage(own_page: bool, paddi
         end.insert(26 + end[26], 0)
     for page in pages:
         page[22:26] = bytes(4)
-        page[22:26] = ogg_checksum(page).to_bytes(4, "little")
+        page[22:26] = ogg_checksum(bytes(page)).to_bytes(4, "little")
     ended = data[:at] + b"".join(pages)
     found = decode(ended)
     assert found.flags == ()

@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from speechmill.audio import decode, decode_isolated, isolated, spilling
-from speechmill.errors import DamagedError, DecoderDiedError, EngineError, NotAudioError
+from speechmill import temporary
+from speechmill.audio import Limits, decode, decode_isolated, isolated, spilling
+from speechmill.errors import DamagedError, DecoderDiedError, EngineError, LimitError, NotAudioError
 from speechmill.machine import FileMap
 from tests.support.corpus import samples
 from tests.support.hostile_decoder import ENDLESS, ENDS, HUNGRY, SLEEPS, hostile_path
@@ -88,8 +89,9 @@ def test_a_file_that_its_decoder_never_ends_with_is_given_up(
     decoders: isolated._Decoders, monkeypatch: pytest.MonkeyPatch, data: bytes, patience: float
 ) -> None:
     monkeypatch.setattr(isolated, "PATIENCE", patience)
+    monkeypatch.setattr(isolated, "CPU_S", 1.0)
     with pytest.raises(DecoderDiedError, match="given up after 1 s of processor time"):
-        decode_isolated(data, cpu_s=1.0)
+        decode_isolated(data)
     assert decode_isolated(CLIP.read_bytes()).channels == 1
 
 
@@ -134,6 +136,21 @@ def test_decoders_end_with_the_process_that_they_work_for(tmp_path: Path) -> Non
     while Path(f"/proc/{int(ended.stdout)}/fd").is_dir() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not Path(f"/proc/{int(ended.stdout)}/cwd").exists()
+
+
+def test_limits_hold_in_the_other_process(long: FileMap) -> None:
+    with pytest.raises(LimitError, match="longer than 600 s"):
+        decode_isolated(long, limits=Limits(max_duration_s=600))
+
+
+def test_the_file_of_a_long_waveform_counts_as_held_until_it_is_gone(long: FileMap) -> None:
+    gc.collect()
+    before = len(temporary._shares)
+    decoded = decode_isolated(long)
+    assert len(temporary._shares) == before + 1
+    del decoded
+    gc.collect()
+    assert len(temporary._shares) == before
 
 
 def test_no_file_stays_open(long: FileMap) -> None:

@@ -155,10 +155,10 @@ def test_a_decoder_that_breaks_is_a_failure_like_any_other(
 ) -> None:
     decode = audio.decode_isolated
 
-    def rough(data: bytes, *, keep_damaged: bool = False) -> audio.Decoded:
+    def rough(data: bytes, *, keep_damaged: bool, limits: audio.Limits) -> audio.Decoded:
         if len(data) == 4400 * 2 + 44:
             raise MemoryError("cannot hold it")
-        return decode(data, keep_damaged=keep_damaged)
+        return decode(data, keep_damaged=keep_damaged, limits=limits)
 
     monkeypatch.setattr(audio, "decode_isolated", rough)
     assert build(job).failed == 3
@@ -168,7 +168,7 @@ def test_a_decoder_that_breaks_is_a_failure_like_any_other(
 def test_no_room_for_temporary_files_says_nothing_about_the_recording(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(data: bytes, *, keep_damaged: bool = False) -> audio.Decoded:
+    def full(data: bytes, *, keep_damaged: bool, limits: audio.Limits) -> audio.Decoded:
         raise StorageError("no space left")
 
     monkeypatch.setattr(audio, "decode_isolated", full)

@@ -134,8 +134,8 @@ def survive(
     publish_mixed(broker, [*messages, *bad], chaos.seed)
     kills = chaos.choose(KILLS, MANY_KILLS)
     with Watched(bucket.server.endpoint_url, rate=0.1, seed=chaos.seed) as proxy:
-        told = ("--source", source.url, "--endpoint-url", proxy.endpoint_url)
-        told = (*told, "--linger-s", "1", *options)
+        places = ("--source", source.url, "--endpoint-url", proxy.endpoint_url)
+        told = (*places, "--linger-s", "1", *options)
         watched = Place(sink.url, bucket.server.endpoint_url, "r2")
         with (
             Poller(watched) as poller,

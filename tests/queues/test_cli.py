@@ -80,8 +80,8 @@ def test_a_worker_that_is_asked_to_stop_commits_and_gives_the_rest_back(
     enqueued = Command("enqueue", source.url, url, *told).finish()
     assert enqueued.code == 0
     assert "published     24 messages" in enqueued.out
-    options = (*FAKE, "--model", "fake:0.3", "--part-minutes", "0.02", "--metrics", "none")
-    options = (*options, "--source", source.url)
+    slow = (*FAKE, "--model", "fake:0.3", "--part-minutes", "0.02", "--metrics", "none")
+    options = (*slow, "--source", source.url)
     worker = Command("work", url, sink.url, *options, "--batch-size", "1")
     with ended(worker):
         wait_until(lambda: Path(sink.url, "data").is_dir(), "rows", 60)
@@ -108,9 +108,9 @@ def test_a_long_batch_is_not_taken_from_a_worker_that_is_at_it(
     settings = [word for option in options for word in ("--broker-option", option)]
     url = a_broker.url("long")
     assert Command("enqueue", source.url, url).finish().code == 0
-    told = ("work", url, str(tmp_path / "sink"), *FAKE, "--until-empty", "--metrics", "none")
-    told = (*told, "--source", source.url)
-    finished = Command(*told, *settings, "--model", f"fake:{batch_s}").finish()
+    places = (url, str(tmp_path / "sink"), "--source", source.url)
+    told = (*places, *FAKE, "--until-empty", "--metrics", "none")
+    finished = Command("work", *told, *settings, "--model", f"fake:{batch_s}").finish()
     assert finished.code == 0, finished.err
     assert "messages       1 in 1 batches" in finished.out
     assert "rows           1" in finished.out

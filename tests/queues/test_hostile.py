@@ -152,8 +152,10 @@ json_values = st.recursive(
         st.lists(inner, max_size=3)
         | st.dictionaries(
             st.sampled_from(
-                [*OURS, "source", "parts", "Records", "s3", "bucket", "object", "name", "eventName"]
-                + ["action", "detail-type", "detail", "Type", "Message"]
+                [
+                    *(*OURS, "source", "parts", "Records", "s3", "bucket", "object", "name"),
+                    *("eventName", "action", "detail-type", "detail", "Type", "Message"),
+                ]
             ),
             inner,
             max_size=6,

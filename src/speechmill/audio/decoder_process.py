@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from speechmill.audio.decoding import decode
+from speechmill.audio.limits import Limits
 from speechmill.machine import FileMap
 
 __all__ = ["main", "receive", "send"]
@@ -103,7 +104,8 @@ def _answer(told: Mapping[str, Any], data: bytearray | FileMap) -> tuple[dict[st
     signal.setitimer(signal.ITIMER_PROF, told["cpu_s"])
     try:
         whole = data if isinstance(data, FileMap) else bytes(data)
-        decoded = decode(whole, keep_damaged=told["keep_damaged"])
+        limits = Limits(**told["limits"])
+        decoded = decode(whole, keep_damaged=told["keep_damaged"], limits=limits)
     except Exception as error:  # noqa: BLE001 - it is raised again where the request came from
         return {"error": type(error).__name__, "text": str(error)}, b""
     finally:

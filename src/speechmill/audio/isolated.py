@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from typing import Any, Final
 
 import numpy as np
@@ -22,9 +23,11 @@ from speechmill import errors
 from speechmill.audio.decoder_process import receive, send
 from speechmill.audio.decoding import Decoded
 from speechmill.audio.formats.octets import Octets
+from speechmill.audio.limits import DEFAULT_LIMITS, Limits
 from speechmill.errors import DecoderDiedError, EngineError
 from speechmill.machine import FileMap, num_cores
 from speechmill.records import Waveform
+from speechmill.temporary import Claim
 
 __all__ = ["decode_isolated"]
 
@@ -36,8 +39,9 @@ ATTEMPTS: Final = 2
 
 CPU_S: Final = 60.0
 CPU_S_PER_BYTE: Final = 40e-6
-"""Processor time that decoding one recording may take. Ten hours of AMR, 22 MB of the densest
-speech codec, took 200 s on a slow core; this is 900 s."""
+"""Processor time that a decoder may take for a recording, times a raised ``Limits.load``: for what
+stays within one call of a library, where no limit is asked about."""
+MAX_CPU_S: Final = 1e6
 
 PATIENCE: Final = 10.0
 """So many times its processor time a decoder may take by the clock: the machine may be busy."""
@@ -56,21 +60,22 @@ _Answer = tuple[dict[str, Any], bytearray | FileMap]
 
 
 def decode_isolated(
-    data: Octets, *, keep_damaged: bool = False, cpu_s: float | None = None
+    data: Octets, *, keep_damaged: bool = False, limits: Limits = DEFAULT_LIMITS
 ) -> Decoded:
     """Decode as ``audio.decode`` does, in another process, which is kept for the next recording.
 
     Args:
         data: the recording.
         keep_damaged: see ``audio.decode``.
-        cpu_s: of processor time that it may take; None for 60 s and 40 s more for each megabyte.
+        limits: see ``audio.decode``.
 
     Raises:
-        DecoderDiedError: it ended its decoder twice, or took more time than it may.
+        DecoderDiedError: it ended its decoder twice, or took too much time.
+        EngineError: a decoder cannot be started.
         AudioError, StorageError: see ``audio.decode``.
     """
-    cpu_s = CPU_S + CPU_S_PER_BYTE * len(data) if cpu_s is None else cpu_s
-    told = {"keep_damaged": keep_damaged, "cpu_s": cpu_s}
+    cpu_s = min(MAX_CPU_S, (CPU_S + CPU_S_PER_BYTE * len(data)) * max(1.0, limits.load))
+    told = {"keep_damaged": keep_damaged, "limits": asdict(limits), "cpu_s": cpu_s}
     for _ in range(ATTEMPTS):
         with _decoders.borrowed() as decoder:
             answer = decoder.ask(told, data, PATIENCE * cpu_s)
@@ -88,6 +93,8 @@ def _decoded(told: Mapping[str, Any], body: bytearray | FileMap) -> Decoded:
         kind = getattr(errors, told["error"], None) or getattr(builtins, told["error"], None)
         raise (kind or RuntimeError)(told["text"])
     samples = np.frombuffer(body, np.float32, told["num_samples"])
+    if isinstance(body, FileMap):
+        Claim(len(body)).keep_for(body)
     return Decoded(
         Waveform(samples, told["decoded_rate"]),
         told["sample_rate"],

@@ -21,7 +21,8 @@ def resample(waveform: Waveform, sample_rate: int) -> Waveform:
     What the filter makes overshoot −1..1 is clipped. A long waveform is resampled piece by piece,
     with the same values; its samples are held in a temporary file, and are read-only.
 
-    Raises StorageError where the temporary folder has no room.
+    Raises NoRoomError or StorageError where the temporary folder has no room, or cannot be written
+    to.
     """
     if waveform.sample_rate == sample_rate:
         return waveform
@@ -42,7 +43,7 @@ def _piecewise(waveform: Waveform, sample_rate: int) -> NDArray[np.float32]:
     count = len(waveform.samples)
     growth = max(1.0, sample_rate / waveform.sample_rate)
     step = max(1, int(spilling.PIECE_SAMPLES / growth))
-    spool = spilling.Spool()
+    spool = spilling.Spool(count * sample_rate // waveform.sample_rate)
     for at in range(0, count, step):
         piece = np.asarray(waveform.samples[at : at + step])
         samples = stream.resample_chunk(piece, last=at + step >= count)

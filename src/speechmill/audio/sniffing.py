@@ -25,6 +25,7 @@ EXTENSIONS: tuple[str, ...] = (
     "m4a",
     "m4b",
     "mka",
+    "mkv",
     "mov",
     "mp2",
     "mp3",

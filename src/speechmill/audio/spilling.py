@@ -10,8 +10,9 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from speechmill.errors import StorageError
+from speechmill.errors import NoRoomError, StorageError
 from speechmill.machine import FileMap
+from speechmill.temporary import Claim, is_no_room
 
 __all__ = ["PIECE_SAMPLES", "SPILL_SAMPLES", "Spool", "pieces"]
 
@@ -33,10 +34,13 @@ class Spool:
     """Collects a waveform block by block; a long one goes to a file in the temporary folder.
 
     The file has no name (TMPDIR says in which folder): it is gone when the spool and the joined
-    array are, however the process ends.
+    array are, however the process ends. Its room is claimed before it is used, so that a recording
+    that does not fit takes none from others: that of ``expected_samples``, where they are known.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, expected_samples: int = 0) -> None:
+        self.expected_samples = expected_samples
+        self._claim: Claim | None = None  # with the file
         self._num_samples = 0
         self._blocks: list[NDArray[np.float32]] = []
         self._file: io.FileIO | None = None
@@ -44,7 +48,8 @@ class Spool:
     def add(self, block: NDArray[np.float32]) -> None:
         """Add a block, float32 [num_samples].
 
-        Raises StorageError where the temporary folder has no room.
+        Raises NoRoomError where the temporary folder has no room, StorageError where it cannot be
+        written to.
         """
         self._num_samples += len(block)
         self._blocks.append(block)
@@ -62,12 +67,14 @@ class Spool:
 
         Raises StorageError where the file cannot be mapped.
         """
-        if self._file is not None:
+        if self._file is not None and self._claim is not None:
             try:
                 mapped = FileMap(self._file.fileno())
-                self.clear()
             except OSError as error:
                 raise _no_room(error) from None
+            self._claim.keep_for(mapped)
+            self._claim = None
+            self.clear()
             return np.frombuffer(mapped, np.float32)
         blocks, count = self._blocks, self._num_samples
         self.clear()
@@ -86,23 +93,25 @@ class Spool:
         """Discard all samples."""
         if self._file is not None:
             self._file.close()
-        self._num_samples, self._blocks, self._file = 0, [], None
+        if self._claim is not None:
+            self._claim.release()
+        self._num_samples, self._blocks, self._file, self._claim = 0, [], None, None
 
     def _spill(self) -> None:
-        if self._file is None:
+        if self._file is None or self._claim is None:
             file = tempfile.TemporaryFile(prefix="speechmill-", buffering=0)  # noqa: SIM115 join or clear closes it
             weakref.finalize(self, file.close)  # … or whoever drops the spool
-            self._file = file
+            self._file, self._claim = file, Claim()
         for block in self._blocks:
             octets = np.ascontiguousarray(block).view(np.uint8).data
-            while octets:
-                octets = octets[self._file.write(octets) :]
+            self._claim.write(self._file, octets, 4 * self.expected_samples)
         self._blocks = []
 
 
 def _no_room(error: OSError) -> StorageError:
     where = tempfile.tempdir or "the temporary folder"
-    return StorageError(
+    kind = NoRoomError if is_no_room(error) else StorageError
+    return kind(
         f"a long recording is held in a temporary file in {where}, and that failed: "
         f"{error.strerror}; make room there, or let TMPDIR name another folder"
     )

@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 
 from speechmill.audio.formats.flac import FlacCheck
 from speechmill.audio.formats.structure import Problem, Structure
+from speechmill.audio.limits import Meter
 from speechmill.audio.mixing import Mixer
 from speechmill.audio.spilling import Spool
 from speechmill.errors import AudioError, DamagedError, EmptyAudioError, TruncatedError
 
-__all__ = ["Tally", "as_error", "find_problem", "has_gap", "nothing_decoded"]
+__all__ = ["Tally", "as_error", "declared_s", "find_problem", "has_gap", "nothing_decoded"]
 
 _TOLERANCE_S = 0.15  # lossy codecs start and end a frame (up to 128 ms) early or late
 _WMA_GAP_S = 0.1  # WMA has no pauses; its first frame, up to 46 ms, only primes the decoder
@@ -27,16 +28,20 @@ _CUT_ANYWHERE = {"mp3", "aac", "amr"}
 class Tally:
     """Counts made while a file is decoded. Packets are numbered from 1."""
 
+    meter: Meter
     mixers: list[Mixer] = field(default_factory=list)  # one per run of equal frames
     spool: Spool = field(default_factory=Spool)  # the mixed samples, one run after another
     packets: int = 0
     bad: list[int] = field(default_factory=list)  # packets that could not be decoded
+    pauses: list[int] = field(default_factory=list)  # packets of AMR that hold pauses, likewise
     starts: list[int] = field(default_factory=list)  # packets before each span
     last_good: int = 0
     frameless: list[int] = field(default_factory=list)  # packets that gave no frame
     end_s: float = 0.0  # of the last packet, by its own time
+    skipped_s: float = 0.0  # that Opus begins with, and that is not played
     span_s: float = 0.0  # from the start of the first packet to there
     stated_samples: int | None = None  # what an empty last packet of the last span states
+    expected_s: float = 0.0  # as far as the file says
     stream_s: float | None = None  # length of the track, as FFmpeg has read it
     codec: str = ""
     alone: bool = True  # the file holds nothing but this one track
@@ -114,15 +119,17 @@ def _length_problem(structure: Structure, tally: Tally) -> Problem | None:
     expected = structure.declared_samples
     if expected is not None and tally.samples < expected:
         return Problem("damaged", f"{tally.samples} of {expected} samples could be decoded")
-    declared_s = _declared_s(structure, tally)
-    if structure.packet_clock and declared_s is not None:
+    stated_s = declared_s(structure, tally)
+    if structure.packet_clock and stated_s is not None:
         seen_s = max(tally.decoded_s, tally.end_s)
-        if declared_s - seen_s > _TOLERANCE_S:
+        if structure.name == "WebM":  # its duration counts from before what is skipped
+            seen_s += tally.skipped_s
+        if stated_s - seen_s > _TOLERANCE_S:
             return Problem("truncated", "its end is missing")
     return None
 
 
-def _declared_s(structure: Structure, tally: Tally) -> float | None:
+def declared_s(structure: Structure, tally: Tally) -> float | None:
     """The length that the file states, in seconds; a video track may be longer than the sound's."""
     if structure.declared_s is not None:
         return structure.declared_s if tally.alone else None
@@ -136,11 +143,11 @@ def has_gap(structure: Structure, tally: Tally) -> bool:
 
 def as_error(problem: Problem, structure: Structure, tally: Tally) -> AudioError:
     """Make the error for a problem; it says how much could be decoded."""
-    declared_s = _declared_s(structure, tally)
-    if declared_s is None or declared_s <= tally.decoded_s:
+    stated_s = declared_s(structure, tally)
+    if stated_s is None or stated_s <= tally.decoded_s:
         there = f"{tally.decoded_s:.2f} s could be decoded"
     else:
-        there = f"{tally.decoded_s:.2f} of {declared_s:.2f} s are there"
+        there = f"{tally.decoded_s:.2f} of {stated_s:.2f} s are there"
     text = f"the {structure.name} file is {problem.kind}: {problem.text}; {there}"
     return TruncatedError(text) if problem.kind == "truncated" else DamagedError(text)
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from speechmill.job.options import Name, Options, Texts
+from speechmill.job.options import Name, Options, Texts, parse_options
 
 __all__ = ["RecordingOptions", "Selection"]
+
+_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Selection(Options):
@@ -54,6 +56,22 @@ class RecordingOptions(Selection):
         description="Make rows of what can be decoded of truncated and damaged recordings, "
         "flagged, instead of failures.",
     )
+    max_duration_s: float = Field(
+        12 * 3600.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Recordings that are longer are failures, seconds.",
+    )
+    decode_limit: dict[Literal["ratio", "load", "channels"], _Positive] = Field(
+        default_factory=dict,
+        description="Another limit of what a recording may cost, such as ratio=20000: ratio "
+        "(decoded bytes to stored ones), load (processor seconds a second of audio), channels.",
+    )
+
+    @field_validator("decode_limit", mode="before")
+    @classmethod
+    def _decode_limits(cls, value: object) -> object:
+        return parse_options(value, "ratio=20000")
 
     @field_validator("partition_by")
     @classmethod

@@ -14,7 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from speechmill import audio
-from speechmill.errors import EngineError, NotFoundError, StorageError, UnavailableError
+from speechmill.errors import (
+    EngineError,
+    NoRoomError,
+    NotFoundError,
+    StorageError,
+    UnavailableError,
+)
 from speechmill.pipeline.resources import Resources
 from speechmill.pipeline.row_recipe import SEGMENTING, VOICE
 from speechmill.records import Codes, Failure, Part, Recording, Speech, Stage, Transcript, Waveform
@@ -63,6 +69,11 @@ class ReadyRecording:
     def is_good(self) -> bool:
         """Whether rows are to come of it, as far as is known by now."""
         return not (self.failure or self.gone)
+
+    @property
+    def found_no_room(self) -> bool:
+        """Whether it failed only because the temporary folder had no room at the time."""
+        return self.failure is not None and self.failure.error == NoRoomError.__name__
 
     def fail(self, stage: Stage, error: BaseException) -> None:
         """Make it a failure; the first one is kept."""
@@ -171,6 +182,8 @@ class Intake:
         rates = {resources.transcriber.sample_rate, *(t.sample_rate for t in resources.tokenizers)}
         rates |= {m.needs.sample_rate for m in resources.measures if m.needs.audio}
         self.rates = sorted(rates)
+        job = resources.job
+        self.limits = audio.Limits(max_duration_s=job.max_duration_s, **job.decode_limit)
 
     def fetch(self, part: Part, recording: Recording) -> tuple[ReadyRecording, Fetched | None]:
         """Fetch a recording's bytes; none where it is gone, or has failed.
@@ -196,7 +209,8 @@ class Intake:
             return ready
         started = time.perf_counter()
         with recorded(ready, "decode"):
-            decode_into(ready, blob, keep_damaged=self.resources.job.keep_damaged)
+            keep_damaged = self.resources.job.keep_damaged
+            decode_into(ready, blob, keep_damaged=keep_damaged, limits=self.limits)
             self._cut(ready)
         ready.decode_s = time.perf_counter() - started
         return ready
@@ -258,14 +272,17 @@ def fetch_into(ready: ReadyRecording, source: Store) -> Fetched | None:
     return blob
 
 
-def decode_into(ready: ReadyRecording, blob: Fetched, *, keep_damaged: bool) -> None:
+def decode_into(
+    ready: ReadyRecording, blob: Fetched, *, keep_damaged: bool, limits: audio.Limits
+) -> None:
     """Decode what was fetched.
 
     Raises:
-        AudioError: it cannot become a row.
-        StorageError: the temporary folder has no room.
+        AudioError: it cannot become a row; LimitError where it would cost more than ``limits``.
+        NoRoomError: the temporary folder has no room.
+        StorageError: the temporary folder cannot be written to.
     """
-    decoded = audio.decode_isolated(blob.data, keep_damaged=keep_damaged)
+    decoded = audio.decode_isolated(blob.data, keep_damaged=keep_damaged, limits=limits)
     ready.waveform, ready.decoded_rate = decoded.waveform, decoded.waveform.sample_rate
     ready.duration_s = decoded.waveform.duration_s
     ready.sample_rate, ready.channels = decoded.sample_rate, decoded.channels

@@ -32,6 +32,7 @@ from speechmill.pipeline.selection import estimate_s
 from speechmill.pipeline.shared_encoder import SharedEncoder
 from speechmill.pipeline.tokenize import RoundTrip, SampleCheck, tokenize
 from speechmill.records import Part, Recording, RecordingDone, Shard, ShardReport
+from speechmill.temporary import alone
 
 __all__ = ["process_shard"]
 
@@ -46,6 +47,10 @@ MAX_AHEAD_S: Final = 1200.0
 
 BATCHES: Final = 2
 """Batches that the transcriber is given at the same time, so that it never waits for one."""
+
+TRIES_ALONE: Final = 2
+"""How often a recording that found no room for its temporary files is tried alone: another shard of
+the process may have begun one of its own just before it."""
 
 DETECTED_IN: Final = 3
 """Pieces of a recording, at most, in which its language is detected …"""
@@ -72,10 +77,11 @@ def process_shard(
 ) -> ShardReport:
     """Make the rows of a shard's recordings and commit each part as soon as its last one is done.
 
-    A recording that fails becomes a failures row, and none of its rows are kept. ``stop`` is asked
-    between batches of pieces; then the recordings that are done are committed, and the report says
-    ``stopped``. ``on_done`` hears of each recording. What is done of a part that takes longer is
-    committed every ``commit_every_s`` seconds (five minutes, where nothing is said).
+    A recording that fails becomes a failures row, and none of its rows are kept. One that finds no
+    room for its temporary files is tried again at the end, alone. ``stop`` is asked between batches
+    of pieces; then the recordings that are done are committed, and the report says ``stopped``.
+    ``on_done`` hears of each recording. What is done of a part that takes longer is committed every
+    ``commit_every_s`` seconds (five minutes, where nothing is said).
 
     Raises:
         UnavailableError: a store stays down. What was committed stays.
@@ -110,6 +116,8 @@ class _ShardRun:
         self.committed_at = time.monotonic()
         self.commits: list[Future[list[_Commit]]] = []
         self.done: list[RecordingDone] = []
+        self.without_room: list[tuple[Part, Recording]] = []
+        self.last_try = False
 
     def run(self) -> ShardReport:
         started = time.monotonic()
@@ -123,6 +131,7 @@ class _ShardRun:
                 self._start(batch)
             while self.batches:
                 self._finish_oldest()
+            stopped = stopped or not self._do_alone()
             self._commit_pending(list(self.pending))
             commits = [one for f in self.commits for one in f.result()]
         except SpeechmillError:
@@ -156,6 +165,21 @@ class _ShardRun:
                     self._finish_oldest()
             self._commit_pending(list(self.pending))
         wait(self.commits, timeout=max(RESCUE_S / 2, deadline - time.monotonic()))
+
+    def _do_alone(self) -> bool:
+        """Do the recordings that found no room, one by one. Whether all of them are done."""
+        for tries in range(1, TRIES_ALONE + 1):
+            again, self.without_room = self.without_room, []
+            self.last_try = tries == TRIES_ALONE
+            for item in again:
+                with alone(self.stop) as may_begin:
+                    if not may_begin:
+                        return False
+                    ready = [self._begin(item).result()]
+                    for batch in batched(ready, lambda: self.resources.pace.pieces):
+                        self._start(batch)
+                        self._finish_oldest()
+        return True
 
     def _prepared(self) -> Iterator[ReadyRecording]:
         """Recordings, decoded and cut, in order of size, so that neighbours are of similar length.
@@ -289,6 +313,9 @@ class _ShardRun:
         complete = []
         for ready in recordings:
             ready.release()
+            if ready.found_no_room and not self.last_try:
+                self.without_room.append((ready.part, ready.recording))
+                continue
             self.pending[ready.part].append(ready)
             self.missing[ready.part] -= 1
             if not self.missing[ready.part]:

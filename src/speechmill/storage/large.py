@@ -8,10 +8,11 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from speechmill.errors import ConflictError, StorageError, UnavailableError
+from speechmill.errors import ConflictError, NoRoomError, StorageError, UnavailableError
 from speechmill.machine import FileMap
 from speechmill.records import printable
 from speechmill.storage.base import Object, Store
+from speechmill.temporary import Claim, is_no_room
 
 __all__ = ["Fetched", "fetch"]
 
@@ -43,7 +44,8 @@ def fetch(store: Store, key: str, size: int) -> Fetched:
     Raises:
         NotFoundError: there is none.
         UnavailableError: it keeps being replaced while it is read.
-        StorageError: the temporary folder has no room for it, or another error of ``Store``.
+        NoRoomError: the temporary folder has no room for it.
+        StorageError: the temporary folder cannot be written to, or another error of ``Store``.
     """
     for attempt in range(MAX_RESTARTS if size > LARGE_BYTES else 0):
         found = store.head(key)
@@ -67,15 +69,17 @@ def _fetch_ranges(store: Store, key: str, found: Object) -> FileMap:
     with _naming_the_folder(what):
         # Without a buffer, so that a full disk shows in write, not when the file is closed.
         file = tempfile.TemporaryFile(prefix="speechmill-", buffering=0)  # noqa: SIM115 see below
+    claim = Claim()
     with file:
         for start in range(0, found.size, RANGE_BYTES):
             length = min(RANGE_BYTES, found.size - start)
-            data = memoryview(store.read(key, start, length, etag=found.etag))
+            data = store.read(key, start, length, etag=found.etag)
             with _naming_the_folder(what):
-                while data:
-                    data = data[file.write(data) :]
+                claim.write(file, data, found.size)
         with _naming_the_folder(what):
-            return FileMap(file.fileno())
+            mapped = FileMap(file.fileno())
+    claim.keep_for(mapped)
+    return mapped
 
 
 @contextlib.contextmanager
@@ -84,7 +88,8 @@ def _naming_the_folder(what: str) -> Iterator[None]:
         yield
     except OSError as error:
         where = tempfile.tempdir or "the temporary folder"
-        raise StorageError(
+        kind = NoRoomError if is_no_room(error) else StorageError
+        raise kind(
             f"{what} is held in a temporary file in {where}, and that failed: {error.strerror}; "
             "make room there, or let TMPDIR name another folder"
         ) from None

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from speechmill.audio.formats.octets import Octets, Span, starts_with
 from speechmill.audio.formats.structure import Problem, Structure
+from speechmill.audio.limits import Meter
 from speechmill.errors import EmptyAudioError, TruncatedError
 
 __all__ = ["inspect_asf", "inspect_mp4", "inspect_webm"]
@@ -73,11 +74,12 @@ _LEAVES = {
 }
 
 
-def inspect_mp4(data: Octets, start: int) -> Structure:
+def inspect_mp4(data: Octets, start: int, meter: Meter) -> Structure:
     """Check the boxes at the top of an MP4, M4A, MOV or 3GP file (ISO 14496-12)."""
     at, problem, trailing = start, None, False
     seen: set[bytes] = set()
     while at + 8 <= len(data):
+        meter.step()
         size, name = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
         if {b"moov", b"mdat"} <= seen and name not in _TOP_BOXES:
             if data.find(b"moof", at) >= 0:
@@ -142,10 +144,11 @@ class _EbmlWalk:
             self.cluster_end = self.end if unknown else body + size
 
 
-def inspect_webm(data: Octets, start: int) -> Structure:
+def inspect_webm(data: Octets, start: int, meter: Meter) -> Structure:
     """Follow the elements of a WebM or Matroska file to the last block (RFC 9559)."""
     walk, at = _EbmlWalk(end=len(data)), start
     while at < min(len(data), walk.end):
+        meter.step()
         name, name_bytes = _vint(data, at, keep_marker=True)
         size, size_bytes = _vint(data, at + name_bytes, keep_marker=False)
         body = at + name_bytes + size_bytes
@@ -187,10 +190,11 @@ def inspect_webm(data: Octets, start: int) -> Structure:
     )
 
 
-def inspect_asf(data: Octets, start: int) -> Structure:
+def inspect_asf(data: Octets, start: int, meter: Meter) -> Structure:
     """Compare the size of an ASF (WMA) file's data object with the bytes present."""
     at = start
     while at + 24 <= len(data):
+        meter.step()
         size = int.from_bytes(data[at + 16 : at + 24], "little")
         if not starts_with(data, _ASF_DATA, at):
             at += max(24, size)
@@ -209,7 +213,7 @@ def inspect_asf(data: Octets, start: int) -> Structure:
             "WMA",
             "asf",
             ((start, end),),
-            None if flags else _asf_duration_s(data, (start, at)),
+            None if flags else _asf_duration_s(data, (start, at), meter),
             problem=problem,
             flags=flags,
             packet_clock=True,
@@ -217,11 +221,12 @@ def inspect_asf(data: Octets, start: int) -> Structure:
     raise EmptyAudioError("header only: the WMA file holds no samples")
 
 
-def _asf_duration_s(data: Octets, header: Span) -> float | None:
+def _asf_duration_s(data: Octets, header: Span, meter: Meter) -> float | None:
     """Read the length from the file properties; FFmpeg's own is a guess from the file's size."""
     start, end = header
     at = start + 30
     while at + 24 <= end:
+        meter.step()
         if starts_with(data, _ASF_PROPERTIES, at) and at + 92 <= end:
             play_100ns, _, preroll_ms, flags = struct.unpack_from("<QQQI", data, at + 64)
             seconds = play_100ns / 1e7 - preroll_ms / 1e3

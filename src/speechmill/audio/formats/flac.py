@@ -10,15 +10,17 @@ from numpy.typing import NDArray
 
 from speechmill.audio.formats.octets import Octets
 from speechmill.audio.formats.structure import Structure
+from speechmill.audio.limits import Meter
 from speechmill.errors import EmptyAudioError
 
 __all__ = ["FlacCheck", "inspect_flac"]
 
 
-def inspect_flac(data: Octets, start: int) -> Structure:
+def inspect_flac(data: Octets, start: int, meter: Meter) -> Structure:
     """Walk the metadata; the samples themselves are checked as they are decoded."""
     at, last = start + 4, False
     while not last:
+        meter.step()
         if at + 4 > len(data):
             raise EmptyAudioError("header only: the FLAC file ends inside its metadata")
         last = bool(data[at] & 0x80)

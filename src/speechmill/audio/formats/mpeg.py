@@ -15,10 +15,12 @@ from typing import Literal
 
 from speechmill.audio.formats.octets import Octets, starts_with
 from speechmill.audio.formats.structure import Problem, Structure
+from speechmill.audio.limits import Meter
 from speechmill.errors import EmptyAudioError, NotAudioError
 
 __all__ = [
     "adts_length",
+    "amr_pauses",
     "first_frame",
     "inspect_aac",
     "inspect_amr",
@@ -40,6 +42,11 @@ _KBPS = {
 }
 _AMR_NB = (13, 14, 16, 18, 20, 21, 27, 32, 6, 0, 0, 0, 0, 0, 0, 1)
 _AMR_WB = (18, 24, 33, 37, 41, 47, 51, 59, 61, 6, 0, 0, 0, 0, 1, 1)
+_AMR_FRAME_S = 0.02
+_AMR_LOOK_EVERY = 1024  # frames, which may have a single byte each
+# Frame types of pauses (DTX): the noise's description (SID), and nothing at all (NO_DATA).
+_AMR_PAUSES = {False: (8, 15), True: (9, 15)}
+_AMR_GOOD = 0x04  # the bit that says that a frame arrived whole
 
 FrameLength = Callable[[Octets, int], int]
 """(data, position) -> bytes of the frame whose header is there, 0 where there is none."""
@@ -115,10 +122,14 @@ def _frames_follow(data: Octets, at: int, length: FrameLength, want: int = _MIN_
     return True
 
 
-def _find_frames(data: Octets, at: int, stop: int, length: FrameLength) -> int:
+def _find_frames(
+    data: Octets, at: int, stop: int, length: FrameLength, meter: Meter | None = None
+) -> int:
     """Find where the next frames in a row start; −1 where there are none before ``stop``."""
     at = data.find(b"\xff", at, stop)
     while at >= 0:
+        if meter is not None:
+            meter.step(0)
         if _frames_follow(data, at, length):
             return at
         at = data.find(b"\xff", at + 1, stop)
@@ -153,12 +164,17 @@ def _is_trailing_tag(data: Octets, at: int) -> bool:
 
 
 def _follow_frames(
-    data: Octets, at: int, length: FrameLength, starts: frozenset[int] = frozenset()
+    data: Octets,
+    at: int,
+    length: FrameLength,
+    meter: Meter,
+    starts: frozenset[int] = frozenset(),
 ) -> _FrameWalk:
     """Follow the frames from ``at`` to the end; a frame at one of ``starts`` begins a new part."""
     size, walk = len(data), _FrameWalk(at, [[at, at, 0]])
     while True:
         walk.end = at
+        meter.step()
         step = length(data, at)
         if step and at + step <= size:
             if at in starts and walk.parts[-1][2]:
@@ -176,7 +192,7 @@ def _follow_frames(
         at = after_tag
         walk.parts.append([at, at, 0])
     if at < size and not _is_trailing_tag(data, at):
-        again, tail = _find_frames(data, at, size, length), size - at
+        again, tail = _find_frames(data, at, size, length, meter), size - at
         if again >= 0:
             walk.problem = Problem("damaged", f"bytes {at} to {again} are no audio frames")
         elif tail > _MAX_STRAY_BYTES:
@@ -185,14 +201,16 @@ def _follow_frames(
     return walk
 
 
-def _info_headers(data: Octets) -> frozenset[int]:
+def _info_headers(data: Octets, meter: Meter) -> frozenset[int]:
     """Find where frames with a Xing or Info header may start: the first frames of files."""
     starts: set[int] = set()
     for magic in (b"Xing", b"Info"):
         at = data.find(magic, 0)
         while at >= 0:
+            meter.step()
             # It stands behind the frame's header, checksum and side information.
-            starts.update(at - before for before in (13, 15, 21, 23, 36, 38))
+            places = (at - before for before in (13, 15, 21, 23, 36, 38) if at >= before)
+            starts.update(place for place in places if mpeg_length(data, place))
             at = data.find(magic, at + 4)
     return frozenset(starts)
 
@@ -213,9 +231,9 @@ def _declared_frames(data: Octets, start: int) -> int | None:
     return None
 
 
-def inspect_mp3(data: Octets, start: int) -> Structure:
+def inspect_mp3(data: Octets, start: int, meter: Meter) -> Structure:
     """Follow the frames of an MP3 or MP2 stream that starts at ``start``."""
-    walk = _follow_frames(data, start, mpeg_length, _info_headers(data))
+    walk = _follow_frames(data, start, mpeg_length, meter, _info_headers(data, meter))
     declared_s, complete, problem = 0.0, True, walk.problem
     for at, _, there in walk.parts:
         if not there:
@@ -234,9 +252,9 @@ def inspect_mp3(data: Octets, start: int) -> Structure:
     return _stream_structure("MP3", data, walk, problem, declared_s)
 
 
-def inspect_aac(data: Octets, start: int) -> Structure:
+def inspect_aac(data: Octets, start: int, meter: Meter) -> Structure:
     """Follow the frames of an ADTS stream that starts at ``start``."""
-    walk = _follow_frames(data, start, adts_length)
+    walk = _follow_frames(data, start, adts_length, meter)
     return _stream_structure("AAC", data, walk, walk.problem, None)
 
 
@@ -264,12 +282,12 @@ def _stream_structure(
     return Structure(name, name.lower(), pieces, declared_s, problem=problem, flags=flags)
 
 
-def inspect_amr(data: Octets, start: int) -> Structure:
+def inspect_amr(data: Octets, start: int, meter: Meter) -> Structure:
     """Follow the frames of an AMR or AMR-WB file (one channel)."""
     wide = starts_with(data, b"#!AMR-WB\n", start)
     sizes, head = (_AMR_WB, 9) if wide else (_AMR_NB, 6)
     at = start + head
-    problem = None
+    frames, problem = 0, None
     flags: tuple[str, ...] = ()
     while at < len(data):
         step = sizes[data[at] >> 3 & 15]
@@ -283,8 +301,25 @@ def inspect_amr(data: Octets, start: int) -> Structure:
             problem = Problem("truncated", "it ends in the middle of a frame")
             break
         at += step
+        frames += 1
+        if not frames % _AMR_LOOK_EVERY:
+            meter.step(_AMR_LOOK_EVERY)
+            meter.check_duration(frames * _AMR_FRAME_S)
     if at == start + head:
         if problem is not None and problem.kind == "damaged":
             raise NotAudioError("an AMR header, and behind it no AMR frames")
         raise EmptyAudioError("header only: an AMR file without a single whole frame")
     return Structure("AMR", "amr", ((start, at),), problem=problem, flags=flags)
+
+
+def amr_pauses(packet: bytes, *, wide: bool) -> bool:
+    """Whether some frames of an AMR packet are pauses, and all others have arrived whole."""
+    sizes, pauses, at = _AMR_WB if wide else _AMR_NB, 0, 0
+    while at < len(packet):
+        kind = packet[at] >> 3 & 15
+        is_pause = kind in _AMR_PAUSES[wide]
+        if not sizes[kind] or not (is_pause or packet[at] & _AMR_GOOD):
+            return False
+        pauses += is_pause
+        at += sizes[kind]
+    return at == len(packet) and pauses > 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import mmap
+from collections.abc import Callable
 
 __all__ = ["Octets", "Span", "SpanReader", "only_zeros", "starts_with"]
 
@@ -29,10 +30,16 @@ def only_zeros(data: Octets) -> bool:
 
 
 class SpanReader(io.RawIOBase):
-    """Part of a file, as a read-only file object of its own."""
+    """Part of a file, as a read-only file object of its own.
 
-    def __init__(self, data: Octets, span: Span) -> None:
+    ``before_read`` is called before each read; what it raises ends the reading.
+    """
+
+    def __init__(
+        self, data: Octets, span: Span, before_read: Callable[[], None] | None = None
+    ) -> None:
         super().__init__()
+        self._before_read = before_read
         self._data = data
         self._start, self._end = span
         self._at = self._start
@@ -57,6 +64,8 @@ class SpanReader(io.RawIOBase):
 
     def read(self, size: int = -1) -> bytes:
         """See ``io.RawIOBase``; at its end nothing comes."""
+        if self._before_read is not None:
+            self._before_read()
         end = self._end if size < 0 else min(self._end, self._at + size)
         octets = self._data[self._at : max(self._at, end)]
         self._at += len(octets)

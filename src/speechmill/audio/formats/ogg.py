@@ -12,6 +12,7 @@ from itertools import pairwise
 
 from speechmill.audio.formats.octets import Octets, starts_with
 from speechmill.audio.formats.structure import Problem, Structure
+from speechmill.audio.limits import Meter
 
 __all__ = ["inspect_ogg"]
 
@@ -39,11 +40,12 @@ class _PageWalk:
     trailing: bool = False
 
 
-def inspect_ogg(data: Octets, start: int) -> Structure:
+def inspect_ogg(data: Octets, start: int, meter: Meter) -> Structure:
     """Check every page, and find where chained files begin."""
     walk = _PageWalk()
     at, in_header = start, False
     while at < len(data) and walk.problem is None:
+        meter.step()
         size = _page_size(data, at)
         if size == 0:
             at = _skip_stray_bytes(data, at, walk)

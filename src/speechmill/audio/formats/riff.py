@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from speechmill.audio.formats.octets import Octets, Span
 from speechmill.audio.formats.structure import Problem, Structure
+from speechmill.audio.limits import Meter
 from speechmill.errors import EmptyAudioError, NotAudioError
 
 __all__ = ["inspect_aiff", "inspect_au", "inspect_caf", "inspect_sph", "inspect_w64", "inspect_wav"]
@@ -16,8 +17,12 @@ __all__ = ["inspect_aiff", "inspect_au", "inspect_caf", "inspect_sph", "inspect_
 _UNKNOWN_FROM = 0x7FFF0000
 _UNKNOWN_64 = 1 << 62  # their 64-bit placeholders are all above
 _PCM_TAGS = {1, 3, 6, 7}  # integers, floats, A-law, µ-law
-# ADPCM, GSM, MPEG, AAC, WMA: of other codecs FFmpeg would guess the kind from the bytes.
-_OTHER_TAGS = {2, 0x11, 0x31, 0x50, 0x55, 0xFF, 0x160, 0x161, 0x162, 0x163, 0x1610, 0xA106}
+# ADPCM, GSM, MPEG, AAC, WMA, G.722: of other codecs FFmpeg would guess the kind from the bytes.
+# fmt: off
+_OTHER_TAGS = {
+    2, 0x11, 0x31, 0x50, 0x55, 0xFF, 0x160, 0x161, 0x162, 0x163, 0x28F, 0x1610, 0xA106,
+}
+# fmt: on
 _MAX_CHUNKS = 10_000  # a file of empty chunks would take for ever
 _MAX_SPHERE = 1 << 20  # bytes of a header, whatever it states; the usual one has 1,024
 
@@ -82,7 +87,7 @@ def _compare_sizes(
     )
 
 
-def inspect_wav(data: Octets, start: int) -> Structure:
+def inspect_wav(data: Octets, start: int, _meter: Meter) -> Structure:
     """Compare a RIFF, RF64 or BW64 file's data chunk (EBU Tech 3306) with the bytes present."""
     order = ">" if data[start : start + 4] == b"RIFX" else "<"
     fmt, size64, found, fact = b"", None, None, 0
@@ -146,7 +151,7 @@ def _only_chunks(data: Octets, at: int, order: str) -> bool:
     return 0 <= end - len(data) <= 1
 
 
-def inspect_w64(data: Octets, start: int) -> Structure:
+def inspect_w64(data: Octets, start: int, _meter: Meter) -> Structure:
     """Check a Sony Wave64 file: chunks with 16-byte names, and sizes that count their header."""
     at, fmt = start + 40, b""
     for _ in range(_MAX_CHUNKS):
@@ -173,7 +178,7 @@ def inspect_w64(data: Octets, start: int) -> Structure:
     raise EmptyAudioError("header only: the W64 file has no data chunk")
 
 
-def inspect_aiff(data: Octets, start: int) -> Structure:
+def inspect_aiff(data: Octets, start: int, _meter: Meter) -> Structure:
     """Compare the sound chunk of an AIFF or AIFF-C file with the bytes present."""
     common, found = b"", None
     for name, at, size in _chunks(data, start + 12, ">"):
@@ -213,7 +218,7 @@ def _float80(number: bytes) -> float:
     return int.from_bytes(number[2:10], "big") * 2.0 ** (exponent - 16383 - 63)
 
 
-def inspect_au(data: Octets, start: int) -> Structure:
+def inspect_au(data: Octets, start: int, _meter: Meter) -> Structure:
     """Compare the size in a Sun AU file's header with the bytes present."""
     if len(data) < start + 24:
         raise EmptyAudioError("header only: the AU file ends inside its header")
@@ -229,11 +234,12 @@ def inspect_au(data: Octets, start: int) -> Structure:
     )
 
 
-def inspect_caf(data: Octets, start: int) -> Structure:
+def inspect_caf(data: Octets, start: int, meter: Meter) -> Structure:
     """Compare the data chunk of Apple's CAF with the bytes present."""
     at, rate, block, plain, table = start + 8, 0.0, 0, False, b""
     found = None
     while at + 12 <= len(data):
+        meter.step()
         name, size = data[at : at + 4], int.from_bytes(data[at + 4 : at + 12], "big", signed=True)
         body = at + 12
         if name == b"desc" and body + 32 <= len(data):
@@ -263,7 +269,7 @@ def inspect_caf(data: Octets, start: int) -> Structure:
     return structure
 
 
-def inspect_sph(data: Octets, start: int) -> Structure:
+def inspect_sph(data: Octets, start: int, _meter: Meter) -> Structure:
     """Compare the sample count of a NIST SPHERE header (TIMIT) with the bytes present."""
     lines = data[start : start + 1024].split(b"\n")
     size = int(lines[1]) if len(lines) > 1 and lines[1].strip().isdigit() else 1024
