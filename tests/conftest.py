@@ -44,7 +44,8 @@ NEEDS = {
     "slow": {
         *("builder", "torch", "cli/test_signals.py", "deploy/test_image.py", "enrich"),
         *("export/test_repartition_ends.py", "pipeline/test_long_recordings.py"),
-        *("queues/test_cli.py", "runners/test_cluster.py", "storage/test_faults.py"),
+        *("queues/test_cli.py", "queues/test_hostile.py", "storage/test_faults.py"),
+        *("runners/test_cluster.py", "runners/test_deadly.py", "pipeline/test_suspects.py"),
         *("dataset/test_growth.py", "speech/test_speaker_change.py", "storage/test_large.py"),
         *("test_benchmarks.py", "test_golden.py"),
     },

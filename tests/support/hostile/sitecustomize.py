@@ -1,6 +1,7 @@
 """On the path of a process that decodes, what some files do to it: see ``hostile_decoder``."""
 
 import os
+import signal
 import sys
 import time
 
@@ -15,8 +16,10 @@ if "decoder_process" in " ".join(sys.orig_argv):
         word, _, number = bytes(data[:64]).partition(b":")
         if word == b"ends":
             os.kill(os.getpid(), int(number))
-        while word == b"endless":
-            pass
+        if word == b"endless":
+            signal.setitimer(signal.ITIMER_PROF, 1.0)  # or it takes what a decoder may take
+            while True:
+                pass
         if word == b"sleeps":
             time.sleep(600)
         if word == b"hungry":
