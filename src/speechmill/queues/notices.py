@@ -156,7 +156,7 @@ def _notice(
     Raises:
         PoisonError: none can.
     """
-    if not isinstance(key, str) or not key or "\0" in key:
+    if not isinstance(key, str) or not key:
         raise PoisonError(f"{reprlib.repr(key)} is no object's key")
     try:
         key.encode("utf-8", "surrogateescape")
