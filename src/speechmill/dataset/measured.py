@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from speechmill.dataset.layout import MEASURES_KEY
 from speechmill.dataset.schema import METADATA_KEY
+from speechmill.dataset.stated import json_object
 from speechmill.dataset.swap import update
 from speechmill.errors import DatasetError, NotFoundError
 from speechmill.storage import Store
@@ -205,9 +206,9 @@ def _parse(data: bytes) -> dict[str, MeasureColumns]:
                 one["recipe"],
                 tuple(pa.ipc.read_schema(pa.py_buffer(base64.b64decode(one["schema"])))),
             )
-            for name, one in json.loads(data).items()
+            for name, one in json_object(data).items()
         }
-    except (ValueError, KeyError, TypeError, AttributeError, pa.ArrowException) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, pa.ArrowException, OSError) as error:
         raise DatasetError(
             f"{MEASURES_KEY} of the sink cannot be read ({error!r}); restore it from a backup, or "
             "remove it and measure again"

@@ -132,7 +132,7 @@ def _read(sink: Store, part: Object | None) -> pa.Table:
 
 def _counted(table: pa.Table) -> list[RecordingDone]:
     """A part's recordings: their rows, seconds and bytes."""
-    grouped = table.group_by("file_name").aggregate(
+    grouped = table.group_by("file_name", use_threads=False).aggregate(
         [("recipe", "count"), ("duration_s", "sum"), ("source_size", "max")]
     )
     return [

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from speechmill.dataset.arrays import tokens_to_arrays
 from speechmill.dataset.conform import conform
 from speechmill.dataset.layout import OWN_PREFIXES
+from speechmill.dataset.native import matching
 from speechmill.dataset.reader import read_columns, scan
 from speechmill.dataset.state import sink_state
 from speechmill.dataset.where import where_expression
@@ -245,7 +246,7 @@ class _Rows:
     def _filtered(self, table: pa.Table) -> pa.Table:
         if self._filter is None:
             return table
-        return table.filter(self._filter)
+        return matching(table, self._filter)
 
 
 def _stem(file_name: str) -> str:
