@@ -59,6 +59,8 @@ def interpreter() -> Iterator[Interpreter]:
 def test_a_program_that_reads_ends_as_it_should(
     interpreter: Interpreter, sink: str, tmp_path: Path, where: str, what: str
 ) -> None:
+    if where == "memory" and what in ("chosen", "parts"):
+        pytest.skip("Arrow reads bytes then, wherever they come from")
     copied = IN_MEMORY if where == "memory" else ""
     program = f"{BEGIN.format(sink=sink)}{copied}{FOLDER[what]}\n"
     ended = interpreter.run(program, tmp_path, TIMES)

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-LIMIT_S = 120  # a program that takes longer hangs, and is ended by SIGALRM
+LIMIT_S = 60  # a program that takes longer hangs, and is ended by SIGALRM
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,9 @@ from speechmill.errors import JobError, UnavailableError
 
 __all__ = ["called_by_arrow", "file_of", "kept", "matching"]
 
-QUIET_S = 0.2  # without a call: no reading goes on. Far more than lies between two of its calls
+QUIET_S = 1.0
+"""Without a call: no reading goes on. Arrow does not say when one that was let go of has ended;
+with 0.2 s one still went on, where eight processes at once had two busy cores."""
 LONGEST_WAIT_S = 30.0  # at the end, for a part that is being fetched
 KEPT = 64  # file systems: those that a reading may still go on in, and some more
 
@@ -91,7 +93,7 @@ class _Calls:
         while (now_s := time.monotonic()) < last_s and (
             self._running or now_s - self._last_s < QUIET_S
         ):
-            time.sleep(QUIET_S / 10)
+            time.sleep(QUIET_S / 50)
 
 
 _calls = _Calls()
