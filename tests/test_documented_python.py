@@ -40,6 +40,7 @@ GIVEN = {
         "torch.save({'a': torch.zeros(1)}, 'snac_24khz/pytorch_model.bin')"
     ),
     "sampler.set_epoch(3)": (
+        "from speechmill.torch import BucketBatchSampler, SpeechDataset\n"
         "dataset = SpeechDataset(SINK)\n"
         "sampler = BucketBatchSampler(dataset, max_frames=20_000, batch_size=2)"
     ),
@@ -48,17 +49,22 @@ GIVEN = {
 
 
 def blocks() -> list[tuple[str, str, str]]:
-    """Each block: its name, the imports of those above it on its page, and itself."""
+    """Each block: its name, what it needs of the imports above it on its page, and itself."""
     found = []
     for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
-        imports = ""
+        imports: dict[str, str] = {}
         text = page.read_text(encoding="utf-8")
         for match in BLOCK.finditer(text):
             line = text.count("\n", 0, match.start()) + 1
-            found.append((f"{page.name}:{line}", imports, match[1]))
-            for node in ast.parse(match[1]).body:
+            tree = ast.parse(match[1])
+            used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+            needed = "".join(text for name, text in imports.items() if name in used)
+            found.append((f"{page.name}:{line}", needed, match[1]))
+            for node in tree.body:
                 if isinstance(node, ast.Import | ast.ImportFrom):
-                    imports += ast.unparse(node) + "\n"
+                    for one in node.names:
+                        bound = (one.asname or one.name).partition(".")[0]
+                        imports[bound] = f"{ast.unparse(node)}\n"
     return found
 
 
@@ -115,7 +121,7 @@ def test_a_block_runs_to_its_end(
         pytest.skip(f"{name} needs {reason}")
     given = f"SINK = {str(folder / 'sink')!r}\n{imports}{of(GIVEN, block)}\n"
     program = given + block.replace("s3://voices/output", str(folder / "sink"))
-    times = TIMES if "open_dataset" in block or "pyarrow" in block else 1
+    times = TIMES if "open_dataset" in block else 1
     ended = interpreter.run(program, folder, times)
     wrong = [one for one in ended if one.status or "terminate called" in one.text]
     assert not wrong, wrong[0]

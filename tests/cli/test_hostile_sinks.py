@@ -58,7 +58,10 @@ def metadata(change: Callable[[dict[str, Any]], object]) -> Change:
 
 
 def written(name: str, text: str) -> Change:
-    return lambda sink: (sink / "_speechmill" / name).write_text(text) and None
+    def changed(sink: Path) -> None:
+        (sink / "_speechmill" / name).write_text(text)
+
+    return changed
 
 
 SINKS: dict[str, tuple[Change, str]] = {
