@@ -53,7 +53,6 @@ def interpreter() -> Iterator[Interpreter]:
         yield found
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("where", ["folder", "memory"])
 @pytest.mark.parametrize("what", list(FOLDER))
 def test_a_program_that_reads_ends_as_it_should(
