@@ -43,6 +43,7 @@ NEEDS = {
     },
     "slow": {
         *("builder", "torch", "cli/test_signals.py", "deploy/test_image.py", "enrich"),
+        *("cli/test_hostile_sinks.py", "dataset/test_native.py"),
         *("export/test_repartition_ends.py", "pipeline/test_long_recordings.py"),
         *("queues/test_cli.py", "queues/test_hostile.py", "storage/test_faults.py"),
         *("runners/test_cluster.py", "runners/test_deadly.py", "pipeline/test_suspects.py"),

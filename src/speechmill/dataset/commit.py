@@ -15,8 +15,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from speechmill.dataset.conform import conform
+from speechmill.dataset.known import check_rows, check_schema
 from speechmill.dataset.layout import data_key, failures_key
 from speechmill.dataset.measured import with_measures_of
+from speechmill.dataset.native import file_of
 from speechmill.dataset.schema import (
     FAILURE_SCHEMA,
     failures_to_table,
@@ -101,14 +103,16 @@ def read_part(key: str, data: bytes) -> pa.Table:
     """The table in a part file's bytes.
 
     Raises:
-        DatasetError: it is no Parquet file, or a page's checksum is wrong.
+        DatasetError: it is no Parquet file, a page's checksum is wrong, or it is no part that this
+            Speechmill knows.
     """
     try:
-        return pq.read_table(
-            pa.BufferReader(data), partitioning=None, page_checksum_verification=True
-        )
+        table = pq.read_table(file_of(data), partitioning=None, page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:
         raise unreadable(key, error) from None
+    check_schema(key, table.schema)
+    check_rows(key, table)
+    return table
 
 
 def merge_rows(

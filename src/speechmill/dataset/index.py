@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from speechmill.ahead import ahead
 from speechmill.dataset.conform import conform
+from speechmill.dataset.native import matching
 from speechmill.dataset.reader import READERS, list_parts, read_version, stored_schema
 from speechmill.dataset.schema import described_tokenizers, row_schema
 from speechmill.dataset.state import sink_state
@@ -114,11 +115,7 @@ def _chosen(table: pa.Table, where: pc.Expression | None) -> pa.Table:
     table = table.append_column("place", pa.array(np.arange(table.num_rows)))
     if where is None:
         return table
-    try:
-        return table.filter(where).sort_by("place")
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        reason = str(error).partition("\n")[0]
-        raise JobError(f"the condition {where} does not fit the rows: {reason}") from None
+    return matching(table, where)
 
 
 def _identities(table: pa.Table) -> NDArray[np.uint64]:

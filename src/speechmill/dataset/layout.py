@@ -16,6 +16,7 @@ from functools import lru_cache
 from urllib.parse import quote, unquote_to_bytes
 
 from speechmill.dataset.schema import SCHEMA_VERSION
+from speechmill.dataset.stated import json_object
 from speechmill.dataset.swap import stored, update
 from speechmill.errors import DatasetError
 from speechmill.records import Part, number_of
@@ -233,18 +234,26 @@ def _dump(layout: Layout) -> bytes:
     return json.dumps(state, ensure_ascii=False, indent=0).encode()
 
 
+def _count(count: object) -> int:
+    if not isinstance(count, int) or count < 1:
+        raise ValueError(f"{count!s:.20} is no number of parts")
+    return count
+
+
 def _parse(data: bytes | None) -> Layout:
     if data is None:
         return Layout()
     try:
-        state = json.loads(data)
+        state = json_object(data)
+        if (version := state["schema_version"]) != SCHEMA_VERSION:
+            raise DatasetError(
+                f"{LAYOUT_KEY} of the sink is of schema version {version!s:.20}, this Speechmill "
+                f"reads {SCHEMA_VERSION}: use the Speechmill that made it, or another sink"
+            )
         return Layout(
-            {str(name): int(count) for name, count in state["folders"].items()},
-            {
-                str(name): tuple(map(int, counts))
-                for name, counts in state.get("earlier", {}).items()
-            },
-            {str(name): int(count) for name, count in state.get("growing", {}).items()},
+            {name: _count(count) for name, count in state["folders"].items()},
+            {name: tuple(map(_count, counts)) for name, counts in state.get("earlier", {}).items()},
+            {name: _count(count) for name, count in state.get("growing", {}).items()},
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DatasetError(

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from speechmill.dataset.layout import MEASURES_KEY
 from speechmill.dataset.schema import metadata_of, with_metadata
+from speechmill.dataset.stated import json_object
 from speechmill.dataset.swap import stored, update
 from speechmill.errors import DatasetError
 from speechmill.storage import Store
@@ -195,9 +196,9 @@ def _parse(data: bytes | None) -> dict[str, MeasureColumns]:
                 one["recipe"],
                 tuple(pa.ipc.read_schema(pa.py_buffer(base64.b64decode(one["schema"])))),
             )
-            for name, one in json.loads(data).items()
+            for name, one in json_object(data).items()
         }
-    except (ValueError, KeyError, TypeError, AttributeError, pa.ArrowException) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, pa.ArrowException, OSError) as error:
         raise DatasetError(
             f"{MEASURES_KEY} of the sink cannot be read ({error!r}); restore it from a backup, or "
             "remove it and measure again"

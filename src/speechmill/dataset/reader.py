@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
 from collections.abc import Iterator, Sequence
@@ -14,12 +15,15 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from speechmill.dataset.commit import read_part, unreadable
+from speechmill.dataset.known import check_rows, check_schema
 from speechmill.dataset.layout import DATA
 from speechmill.dataset.measured import read_measures, with_measure
+from speechmill.dataset.native import called_by_arrow, file_of, kept
 from speechmill.dataset.schema import described_tokenizers, row_schema
 from speechmill.dataset.state import current_recipe, read_recipe, sink_state
 from speechmill.errors import ConflictError, NotFoundError
 from speechmill.storage import Object, Store, StoreOptions, open_store
+from speechmill.storage.local import LocalStore
 
 __all__ = [
     "READERS",
@@ -111,12 +115,16 @@ def read_version(store: Store, part: Object, columns: Sequence[str]) -> tuple[Ob
             file = pq.ParquetFile(
                 pa.PythonFile(_PinnedFile(store, part), mode="r"), page_checksum_verification=True
             )
+            check_schema(part.key, file.schema_arrow)
             names = file.schema_arrow.names
-            return part, file.read(columns=[c for c in columns if c in names], use_threads=False)
+            table = file.read(columns=[c for c in columns if c in names], use_threads=False)
         except ConflictError:
             part = store.head(part.key)
         except (pa.ArrowException, OSError) as error:
             raise unreadable(part.key, error) from None
+        else:
+            check_rows(part.key, table)
+            return part, table
     raise ConflictError(
         f"{part.key} of the sink was replaced {MAX_RESTARTS} times while it was read"
     )
@@ -169,7 +177,8 @@ class _WholeFileSystem(pafs.FileSystemHandler):  # type: ignore[misc]
         ]
 
     def open_input_file(self, path: str) -> pa.NativeFile:
-        return pa.BufferReader(self._store.get(path).data)
+        with called_by_arrow():
+            return file_of(self._store.get(path).data)
 
     open_input_stream = open_input_file
 
@@ -214,11 +223,20 @@ def _newest_schema(store: Store) -> pa.Schema | None:
     return first
 
 
+def _schema_of(store: Store, part: Object) -> pa.Schema:
+    try:
+        schema = pq.read_schema(pa.BufferReader(store.get(part.key).data))
+    except (pa.ArrowException, OSError) as error:
+        raise unreadable(part.key, error) from None
+    check_schema(part.key, schema)
+    return schema
+
+
 def dataset_of(store: Store) -> pads.Dataset:
     """Make a pyarrow dataset of the rows.
 
-    Each part is fetched whole when it is scanned, so its rows are of one version. Columns
-    that older parts lack are null there.
+    Each part is fetched whole when it is scanned, or opened once where it is a file, so its rows
+    are of one version. Columns that older parts lack are null there.
 
     Raises:
         DatasetError: a part cannot be read.
@@ -229,10 +247,18 @@ def dataset_of(store: Store) -> pads.Dataset:
     return pads.dataset(
         [p.key for p in list_parts(store)],
         schema=schema,
-        filesystem=pafs.PyFileSystem(_WholeFileSystem(store)),
+        filesystem=_file_system(store),
         format="parquet",
         partitioning=None,
     )
+
+
+def _file_system(store: Store) -> pafs.FileSystem:
+    if isinstance(store, LocalStore):
+        with contextlib.suppress(UnicodeEncodeError):  # Arrow knows only names in UTF-8
+            # Files are replaced by renaming: one that is open stays the version that it is.
+            return pafs.SubTreeFileSystem(store.url, pafs.LocalFileSystem())
+    return kept(_WholeFileSystem(store))
 
 
 def open_dataset(

@@ -11,6 +11,7 @@ from typing import Any
 
 from speechmill.dataset.layout import SOURCE_KEY, recipe_key
 from speechmill.dataset.schema import SCHEMA_VERSION
+from speechmill.dataset.stated import json_object
 from speechmill.dataset.swap import stored, update
 from speechmill.errors import (
     ConflictError,
@@ -66,26 +67,33 @@ def sink_state(store: Store) -> dict[str, Any]:
 
 def _parse(data: bytes) -> dict[str, Any]:
     try:
-        state = json.loads(data)
-        version, *_ = (state[key] for key in ("schema_version", "source", "folder", "recipe"))
-    except (ValueError, KeyError, TypeError) as error:
-        raise DatasetError(
-            f"{SOURCE_KEY} of the sink cannot be read ({error!r}); restore it from a backup"
-        ) from None
+        state = json_object(data)
+        version, *texts = (state[key] for key in ("schema_version", "source", "folder", "recipe"))
+    except (ValueError, KeyError) as error:
+        raise _damaged(repr(error)) from None
+    if not all(isinstance(text, str) for text in texts):
+        raise _damaged("source, folder and recipe must be texts")
     if version != SCHEMA_VERSION:
         raise DatasetError(
-            f"the sink is of schema version {version}, this Speechmill writes {SCHEMA_VERSION}: "
-            "use the Speechmill that made it, or another sink"
+            f"the sink is of schema version {version!s:.20}, this Speechmill writes "
+            f"{SCHEMA_VERSION}: use the Speechmill that made it, or another sink"
         )
-    return dict(state)
+    return state
+
+
+def _damaged(problem: str) -> DatasetError:
+    return DatasetError(
+        f"{SOURCE_KEY} of the sink cannot be read ({problem}); restore it from a backup"
+    )
 
 
 def read_recipe(store: Store, recipe: str) -> Recipe | None:
-    """Read a recipe of this sink in full; None where it is not stored."""
+    """Read a recipe of this sink in full; None where it is not stored, or another one is there."""
     try:
-        return Recipe.from_json(store.get(recipe_key(recipe)).data)
-    except (NotFoundError, ValueError, KeyError, TypeError):
+        found = Recipe.from_json(store.get(recipe_key(recipe)).data)
+    except (NotFoundError, ValueError, KeyError, TypeError, RecursionError):
         return None
+    return found if found.id == recipe else None
 
 
 def current_recipe(store: Store) -> str | None:

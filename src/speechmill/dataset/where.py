@@ -7,7 +7,6 @@ three-valued logic. Tests compare its results with DuckDB's.
 
 from __future__ import annotations
 
-import datetime
 import difflib
 import operator
 import re
@@ -18,11 +17,15 @@ from typing import NoReturn
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from speechmill.dataset.literals import Literal, any_of, is_text, is_texts, kind, typed
 from speechmill.errors import JobError
 
 __all__ = ["where_expression"]
 
 MAX_DEPTH = 50  # parentheses and NOTs inside each other; far below what Python's stack takes
+MAX_TERMS = 2_000
+"""Comparisons in one condition. Arrow makes one chain of them, however they are joined, and walks
+it by recursion: 20,000 overflow a thread's stack of 8 MB (8,000 do not), which ends the process."""
 _TOKEN = re.compile(
     r"""(?:
         (?P<number>(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?(?![\w.]))
@@ -45,8 +48,6 @@ _COMPARISONS: dict[str, Callable[[pc.Expression, pc.Expression], pc.Expression]]
 _MIRRORED = {"<": ">", "<=": ">=", ">": "<", ">=": "<="}
 _SEPARATOR = "\x1f"  # between the items of a list when one is looked for
 _UNKNOWN = pc.scalar(pa.scalar(None, pa.bool_()))
-
-Literal = str | int | float | bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +97,7 @@ class _Parser:
         self._text, self._schema = text, schema
         self._end = 0
         self._depth = 0
+        self._terms = 0
         self._next = self._read()
 
     def condition(self) -> pc.Expression:
@@ -188,8 +190,16 @@ class _Parser:
         finally:
             self._depth -= 1
 
+    def _count(self, number: int, at: int) -> None:
+        self._terms += number
+        if self._terms > MAX_TERMS:
+            raise self._misfit(
+                f"more than {MAX_TERMS:,} comparisons; IN (…) takes any number of values", at
+            )
+
     def _predicate(self) -> pc.Expression:
         at = self._next.at
+        self._count(1, at)
         if self._accept("CONTAINS", "LIST_CONTAINS"):
             self._expect("(")
             column = self._column()
@@ -226,7 +236,7 @@ class _Parser:
         """Parse IN, LIKE, ILIKE or BETWEEN, after a column and maybe NOT."""
         if self._peek("LIKE", "ILIKE"):
             ignore_case = self._advance().text == "ILIKE"
-            if column.type is not None and _kind(column.type) != "text":
+            if column.type is not None and not is_text(column.type):
                 raise self._misfit(f"LIKE is for text, and {column.name} is {column.type}", at)
             return pc.match_like(pc.field(column.name), self._string(), ignore_case=ignore_case)
         if self._accept("BETWEEN"):
@@ -245,17 +255,18 @@ class _Parser:
         return self._in_list(column, values, at)
 
     def _in_list(self, column: _Column, values: Sequence[Literal], at: int) -> pc.Expression:
-        plain = column.type is None or _kind(column.type) == "text"
-        if not plain or not all(isinstance(v, str) for v in values):
-            equal = [self._compare(column, "=", value, at) for value in values]
-            return _join(operator.or_, equal)
+        if column.type is None and not all(isinstance(v, str) for v in values):
+            self._count(len(values), at)
+            return _join(operator.or_, [self._compare(column, "=", v, at) for v in values])
+        try:
+            found = any_of(values, column.name, column.type or pa.string())
+        except ValueError as error:
+            raise self._misfit(str(error), at) from None
         field = pc.field(column.name)
-        return pc.if_else(field.is_null(), _UNKNOWN, field.isin(list(values)))
+        return pc.if_else(field.is_null(), _UNKNOWN, field.isin(found))
 
     def _contains(self, column: _Column, item: str, at: int) -> pc.Expression:
-        if column.type is not None and not (
-            pa.types.is_list(column.type) and _kind(column.type.value_type) == "text"
-        ):
+        if column.type is not None and not is_texts(column.type):
             raise self._misfit(
                 f"{column.name} is {column.type}, and only lists of text can be looked into", at
             )
@@ -272,34 +283,20 @@ class _Parser:
     ) -> pc.Expression:
         field = pc.field(column.name)
         if isinstance(other, _Column):
-            if None not in (column.type, other.type) and _kind(column.type) != _kind(other.type):
+            if None not in (column.type, other.type) and kind(column.type) != kind(other.type):
                 raise self._misfit(
                     f"{column.name} is {column.type}, and {other.name} {other.type}", at
                 )
             return _COMPARISONS[sign](field, pc.field(other.name))
-        return _COMPARISONS[sign](field, self._typed(column, other, at))
-
-    def _typed(self, column: _Column, value: Literal, at: int) -> pc.Expression:
-        """Convert a value to the column's type, or to the nearest one that keeps its value."""
         if column.type is None:
-            return pc.scalar(value)
-        kind = _kind(column.type)
-        if kind == "time" and isinstance(value, str):
-            try:
-                time = datetime.datetime.fromisoformat(value)
-            except ValueError:
-                raise self._misfit(f"{value!r} is no time such as 2026-11-24T09:30", at) from None
-            if time.tzinfo is None:
-                time = time.replace(tzinfo=datetime.UTC)
-            if column.type.tz is None:
-                time = time.astimezone(datetime.UTC).replace(tzinfo=None)
-            return pc.scalar(pa.scalar(time, column.type))
-        if kind != _kind_of(value):
-            raise self._misfit(
-                f"{column.name} is {column.type}, and {value!r} is {_kind_of(value)}", at
-            )
-        as_float = pa.types.is_floating(column.type) and not isinstance(value, str)
-        return pc.scalar(pa.scalar(float(value), column.type) if as_float else value)
+            return _COMPARISONS[sign](field, pc.scalar(other))
+        return _COMPARISONS[sign](field, pc.scalar(self._value(column, other, at)))
+
+    def _value(self, column: _Column, value: Literal, at: int) -> pa.Scalar:
+        try:
+            return typed(value, column.name, column.type)
+        except ValueError as error:
+            raise self._misfit(str(error), at) from None
 
     def _operand(self) -> Literal | _Column:
         return self._column() if self._next.kind == "column" else self._literal(or_column=True)
@@ -358,22 +355,6 @@ def _join(
         pairs = [join(a, b) for a, b in zip(found[::2], found[1::2], strict=False)]
         found = pairs + found[len(pairs) * 2 :]
     return found[0]
-
-
-def _kind(of_type: pa.DataType) -> str:
-    if pa.types.is_boolean(of_type):
-        return "true or false"
-    if pa.types.is_integer(of_type) or pa.types.is_floating(of_type):
-        return "a number"
-    if pa.types.is_timestamp(of_type):
-        return "time"
-    return "text" if pa.types.is_string(of_type) or pa.types.is_large_string(of_type) else "nested"
-
-
-def _kind_of(value: Literal) -> str:
-    if isinstance(value, bool):
-        return "true or false"
-    return "text" if isinstance(value, str) else "a number"
 
 
 def _short(text: str) -> str:

@@ -23,6 +23,7 @@ import pyarrow as pa
 from speechmill.dataset.layout import DATA, STATE
 from speechmill.dataset.reader import scan, stored_schema
 from speechmill.dataset.state import sink_state
+from speechmill.dataset.stated import json_object
 from speechmill.errors import DatasetError, JobError, NotFoundError, StorageError
 from speechmill.export.files import File, Piece, Place, Unit, groups
 from speechmill.storage import Object, Store, inside
@@ -255,12 +256,11 @@ def _agree(target: Store, plan: _Plan) -> set[str]:
 
 def _read_state(target: Store) -> dict[str, Any]:
     try:
-        state = json.loads(target.get(STATE_KEY).data)
+        return json_object(target.get(STATE_KEY).data)
     except ValueError:
-        state = None
-    if not isinstance(state, dict):
-        raise DatasetError(f"{STATE_KEY} of {target.url} cannot be read: empty {target.url}")
-    return state
+        raise DatasetError(
+            f"{STATE_KEY} of {target.url} cannot be read: empty {target.url}"
+        ) from None
 
 
 def _write_state(target: Store, plan: _Plan, *, complete: bool) -> None:

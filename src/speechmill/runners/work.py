@@ -126,7 +126,7 @@ def what_is_left(sink: Store, shard: Shard, recipe: str) -> tuple[Shard, tuple[R
 
 def _counted(table: pa.Table) -> list[RecordingDone]:
     """A part's recordings: their rows, seconds and bytes."""
-    grouped = table.group_by("file_name").aggregate(
+    grouped = table.group_by("file_name", use_threads=False).aggregate(
         [("recipe", "count"), ("duration_s", "sum"), ("source_size", "max")]
     )
     return [

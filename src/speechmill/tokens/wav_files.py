@@ -23,6 +23,7 @@ from speechmill.ahead import together
 from speechmill.dataset.arrays import tokens_to_arrays
 from speechmill.dataset.conform import conform
 from speechmill.dataset.layout import OWN_PREFIXES
+from speechmill.dataset.native import matching
 from speechmill.dataset.reader import read_columns, scan
 from speechmill.dataset.state import sink_state
 from speechmill.dataset.where import where_expression
@@ -223,7 +224,7 @@ class _Rows:
         return pa.schema([self._schema.field(name) for name in columns])
 
     def _filtered(self, table: pa.Table) -> pa.Table:
-        return table if self._filter is None else table.filter(self._filter)
+        return table if self._filter is None else matching(table, self._filter)
 
 
 def _stem(file_name: str) -> str:
