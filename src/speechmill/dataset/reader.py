@@ -213,10 +213,7 @@ def _newest_schema(store: Store) -> pa.Schema | None:
     wanted = recipe.choices.get("tokenizers", {}).keys() if recipe else set()
     first = None
     for part in newest[:NEWEST_PARTS]:
-        try:
-            schema = pq.read_schema(pa.BufferReader(store.get(part.key).data))
-        except (pa.ArrowException, OSError) as error:
-            raise unreadable(part.key, error) from None
+        schema = _schema_of(store, part)
         first = first or schema
         if wanted <= {one["column"] for one in described_tokenizers(schema)}:
             return schema
