@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from speechmill.pipeline.report import Tally
+from speechmill.records import ShardReport
 
 __all__ = ["Observer", "WorkReport", "WorkTally"]
 
@@ -28,6 +29,17 @@ class WorkTally:
     commit_s: float = 0.0
     conflicts: int = 0
     written_bytes: int = 0
+
+    def add(self, report: ShardReport, seconds: float, next_size: int) -> None:
+        """Count a batch that took ``seconds``; the next one is of ``next_size`` recordings."""
+        self.batches += 1
+        self.batch_s += seconds
+        self.batch_size = next_size
+        self.commit_s += report.commit_s
+        self.conflicts += report.conflicts
+        self.written_bytes += report.written_bytes
+        for done in report.done:
+            self.done.add(done)
 
 
 class Observer:

@@ -25,7 +25,6 @@ from speechmill.pipeline.resources import Resources
 from speechmill.pipeline.selection import selection
 from speechmill.queues.base import Broker, Consumer, Delivery
 from speechmill.queues.batch import BatchProcessor, Outcome, Request
-from speechmill.queues.dead_letters import MAX_LETTER_BYTES, SMALL_LETTER_BYTES
 from speechmill.queues.gathering import SUSPECT_REDELIVERIES, BatchSize, max_suspects, whole_groups
 from speechmill.queues.in_hand import (
     HeldMessage,
@@ -34,6 +33,7 @@ from speechmill.queues.in_hand import (
     RunningBatch,
     supersedes,
 )
+from speechmill.queues.letter_box import LetterBox
 from speechmill.queues.notices import Notice, PoisonError, key_below, read_notices
 from speechmill.queues.options import WorkOptions
 from speechmill.queues.tally import Observer, WorkTally
@@ -48,6 +48,7 @@ TICK_S = 0.2  # of waiting for messages in each round
 HURRY_S = 0.5  # without a message, until an incomplete batch starts under --until-empty
 LAG_EVERY_S = 5.0  # the broker is asked how many messages wait
 IDLE_S = 1.0  # without a message, until the queue may count as empty under --until-empty
+FORESEEN = (SpeechmillError, PoisonError)  # errors that say what is wrong
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0  # before a retry, doubling
 
 
@@ -71,7 +72,7 @@ class Worker:
         self.tools, self.options, self.job = tools, options, tools.job
         self.consumer, self.log, self.observer, self.stop = consumer, log, observer, stop
         self.tally = WorkTally()
-        self._dead_letters = broker.dead_letters()
+        self._letters = LetterBox(broker.dead_letters())
         self._batches = BatchProcessor(tools, commit_every_s=COMMIT_EVERY_S)
         self._reason = selection(tools.job)
         self._sink_below = inside(tools.source.url, tools.sink.url)
@@ -80,9 +81,6 @@ class Worker:
         self._waiting: dict[str, PendingRecording] = {}  # by key, in order of arrival
         self._working: dict[str, PendingRecording] = {}
         self._running: list[RunningBatch] = []
-        self._dead_letters_due: list[PendingDeadLetter] = []
-        self._dead_letters_not_before = 0.0
-        self._letter_bytes = MAX_LETTER_BYTES
         self._settled: list[Delivery] = []
         self._in_hand: set[HeldMessage] = set()
         self._last_message = time.monotonic()
@@ -113,7 +111,7 @@ class Worker:
             wait([b.future for b in self._running], self.options.grace_s)
             self._pool.shutdown(wait=False, cancel_futures=True)
             self._acknowledge()
-            self._dead_letters.close()
+            self._letters.close()
 
     def take(self, deliveries: Sequence[Delivery]) -> None:
         """Parse messages, and note the recordings that they request."""
@@ -124,10 +122,8 @@ class Worker:
             try:
                 requests = self._requests(read_notices(delivery.message))
             except Exception as error:  # noqa: BLE001 - the boundary of a message: it is set aside
-                ours = isinstance(error, SpeechmillError | PoisonError)
-                reason = str(error) if ours else repr(error)
-                letter = PendingDeadLetter(reason, [held], error=type(error).__name__)
-                self._add_dead_letter(letter)
+                reason = str(error) if isinstance(error, FORESEEN) else repr(error)
+                self._bury(PendingDeadLetter(reason, [held], error=type(error).__name__))
                 continue
             held.waits_for = len(requests)
             for request in requests:
@@ -138,7 +134,7 @@ class Worker:
     def _receive(self) -> None:
         size = self._size.size if self.consumer.shares else self.options.batch_recordings
         room = max(0, (PARALLEL_BATCHES + 1) * size - len(self._in_hand))
-        if self.stop() or self._dead_letters_due:
+        if self.stop() or self._letters:
             room = 0
         some = self.consumer.receive(room, TICK_S)
         if some:
@@ -156,9 +152,7 @@ class Worker:
             wanted.held = [h for h in wanted.held if h not in lost]
             if not wanted.held:
                 del self._waiting[key]
-        for dead in self._dead_letters_due:
-            dead.held = [h for h in dead.held if h not in lost]
-        self._dead_letters_due = [dead for dead in self._dead_letters_due if dead.held]
+        self._letters.forget(lost)
 
     def _requests(self, notices: Sequence[Notice]) -> list[Request]:
         """What a message asks for; none of it is begun if a part makes no sense.
@@ -232,26 +226,27 @@ class Worker:
             return [], False
         if apart := [w for w in ready if w.apart]:
             return apart[:1], False
-        redeliveries = max(w.redeliveries for w in ready)
-        suspects = [w for w in ready if self._batches.is_suspect(w.request)]
-        if suspects:
-            if self._running:
-                return [], False
-            suspects[0].request.alone = True
-            return suspects[:1], True
-        if redeliveries >= SUSPECT_REDELIVERIES:
-            if self._running:
-                return [], False
-            most = max_suspects(redeliveries)
-            chosen = [w for w in ready if w.redeliveries == redeliveries][:most]
-            chosen[0].request.alone = most == 1
-            return chosen, True
+        if suspects := self._suspects(ready):
+            return ([], False) if self._running else (suspects, True)
         size = self._size.size
         due = ready[0].since + self.options.linger_s <= now
         hurry = self.options.until_empty and now - self._last_message > HURRY_S
         if len(ready) < size and not (due or hurry or ready[0].attempts):
             return [], False
         return whole_groups(ready, lambda w: self._batches.part(w.request), size), False
+
+    def _suspects(self, ready: Sequence[PendingRecording]) -> list[PendingRecording]:
+        """Choose what workers may have died of, so few that it will be alone in the end."""
+        found = [w for w in ready if self._batches.is_suspect(w.request)]
+        most = 1
+        if not found:
+            redeliveries = max(w.redeliveries for w in ready)
+            if redeliveries < SUSPECT_REDELIVERIES:
+                return []
+            most = max_suspects(redeliveries)
+            found = [w for w in ready if w.redeliveries == redeliveries]
+        found[0].request.alone = most == 1
+        return found[:most]
 
     def _collect_batches(self) -> None:
         for batch in [b for b in self._running if b.future.done()]:
@@ -275,16 +270,10 @@ class Worker:
                 self._settle_outcome(by_request[outcome.request], outcome)
 
     def _count_batch(self, batch: RunningBatch, report: ShardReport) -> None:
-        seconds, tally = time.monotonic() - batch.started, self.tally
+        seconds = time.monotonic() - batch.started
         self._size.learn(len(report.done), seconds)
-        tally.batches += 1
-        tally.batch_s += seconds
-        tally.batch_size = self._size.size
-        tally.commit_s += report.commit_s
-        tally.conflicts += report.conflicts
-        tally.written_bytes += report.written_bytes
+        self.tally.add(report, seconds, self._size.size)
         for done in report.done:
-            tally.done.add(done)
             self.log.recording(done)
         self.log.event(
             "batch done",
@@ -313,7 +302,7 @@ class Worker:
         if len(batch.wanted) == 1:
             (wanted,) = batch.wanted
             name, what = wanted.request.file_name, type(error).__name__
-            self._add_dead_letter(PendingDeadLetter(repr(error), wanted.held, name, "worker", what))
+            self._bury(PendingDeadLetter(repr(error), wanted.held, name, "worker", what))
             return
         for wanted in batch.wanted:
             wanted.apart = True
@@ -349,7 +338,7 @@ class Worker:
         reason, stage, error = f"there is no such object: {name}", "fetch", "NotFoundError"
         if failure is not None:
             reason, stage, error = failure.message, failure.stage, failure.error
-        self._add_dead_letter(PendingDeadLetter(reason, wanted.held, name, stage, error, attempts))
+        self._bury(PendingDeadLetter(reason, wanted.held, name, stage, error, attempts))
 
     def _recording_settled(self, held: HeldMessage) -> None:
         held.waits_for -= 1
@@ -366,27 +355,19 @@ class Worker:
         if settled:
             self.consumer.ack(settled)
 
-    def _add_dead_letter(self, dead: PendingDeadLetter) -> None:
+    def _bury(self, dead: PendingDeadLetter) -> None:
         """Note a dead letter to send, if one of its messages is still ours."""
         dead.held = [h for h in dead.held if h in self._in_hand]
         if dead.held:
-            self._dead_letters_due.append(dead)
+            self._letters.add(dead)
 
     def _send_dead_letters(self) -> None:
-        now = time.monotonic()
-        if not self._dead_letters_due or now < self._dead_letters_not_before:
-            return
         try:
-            letters = [dead.message(self._letter_bytes) for dead in self._dead_letters_due]
-            self._dead_letters.publish(letters)
+            sent = self._letters.send(FIRST_PAUSE_S)
         except BrokerError as error:
-            self._letter_bytes = SMALL_LETTER_BYTES  # it may take no large ones
-            self._dead_letters_not_before = now + FIRST_PAUSE_S
             self._warn(f"dead letters cannot be sent: {error}; trying again", error)
             return
-        self._letter_bytes = MAX_LETTER_BYTES
-        buried, self._dead_letters_due = self._dead_letters_due, []
-        for dead in buried:
+        for dead in sent:
             self.tally.dead_letters += 1
             self.log.event(
                 "dead letter",
@@ -410,7 +391,7 @@ class Worker:
 
     def _is_done(self) -> bool:
         idle = time.monotonic() - self._last_message > IDLE_S
-        busy = self._in_hand or self._running or self._dead_letters_due or self._settled
+        busy = self._in_hand or self._running or self._letters or self._settled
         return idle and not busy and self.consumer.is_empty()
 
     def _warn(self, text: str, error: SpeechmillError) -> None:
