@@ -17,7 +17,7 @@ import pytest
 import soundfile
 
 from speechmill import temporary
-from speechmill.audio import Limits, decode, decode_isolated, isolated, spilling
+from speechmill.audio import NO_LIMITS, Limits, decode, decode_isolated, isolated, spilling
 from speechmill.errors import DamagedError, DecoderDiedError, EngineError, LimitError, NotAudioError
 from speechmill.machine import FileMap
 from tests.support.corpus import samples
@@ -141,6 +141,10 @@ def test_decoders_end_with_the_process_that_they_work_for(tmp_path: Path) -> Non
 def test_limits_hold_in_the_other_process(long: FileMap) -> None:
     with pytest.raises(LimitError, match="longer than 600 s"):
         decode_isolated(long, limits=Limits(max_duration_s=600))
+
+
+def test_recordings_that_had_passed_have_no_limits() -> None:
+    assert decode_isolated(CLIP.read_bytes(), limits=NO_LIMITS).channels == 1
 
 
 def test_the_file_of_a_long_waveform_counts_as_held_until_it_is_gone(long: FileMap) -> None:

@@ -351,9 +351,9 @@ class Worker:
             self._settled.append(held.delivery)
 
     def _acknowledge(self) -> None:
-        settled, self._settled = self._settled, []
-        if settled:
-            self.consumer.ack(settled)
+        if self._settled:
+            self.consumer.ack(self._settled)
+        self._settled = []
 
     def _bury(self, dead: PendingDeadLetter) -> None:
         """Note a dead letter to send, if one of its messages is still ours."""
