@@ -40,7 +40,7 @@ PROFILE = "benchmark"
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What one turn took, in seconds. Processor time is this process's and its decoders', without the
+    """What one turn took, in seconds. Processor time is this process's and its decoders', not the
     store's."""
 
     wall_s: float
