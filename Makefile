@@ -1,11 +1,12 @@
 # Everything on a fresh machine that has python3 (3.11 or later), make and git.
-#   make demo   the main job on real sound: bucket to bucket, through a profile
-#   make quick  linters, types, layers, and the tests that need no engine, broker, codec or model
-#   make test   the same, and all other tests
-#   make extras each extra by itself, in environments of their own
-#   make chaos  what dies, fails or comes twice, for long; again with SEED=…, which it prints
-#   make check  the linters alone
-#   make clean  away with the environment and what the demo wrote
+#   make demo     the main job on real sound: bucket to bucket, through a profile
+#   make quick    linters, types, layers, and the tests that need no engine, broker, codec or model
+#   make test     the same, and all other tests
+#   make coverage all tests, and which lines they reach: at least nine in ten
+#   make extras   each extra by itself, in environments of their own
+#   make chaos    what dies, fails or comes twice, for long; again with SEED=…, which it prints
+#   make check    the linters alone
+#   make clean    away with the environment and what the demo wrote
 
 PYTHON ?= python3
 VENV := .venv
@@ -17,7 +18,7 @@ QUICK := not (broker or chaos or codec or engine or model or slow)
 SEED ?= $(shell date +%s)
 PYTEST := -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
-.PHONY: demo quick quick-tests test extras chaos check clean
+.PHONY: demo quick quick-tests test coverage extras chaos check clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/demo-ready
@@ -29,17 +30,15 @@ quick: $(VENV)/test-ready
 quick-tests:
 	$(BIN)/python $(PYTEST) -m '$(QUICK)'
 
-# Coverage is measured where nobody waits for it: tests that are all Python take half as long again.
-ifeq ($(CI),true)
 test: check
+	$(BIN)/python $(PYTEST)
+
+# By itself: tests that are all Python take half as long again.
+coverage: $(VENV)/test-ready
 	rm -f .coverage .coverage.*
 	$(BIN)/coverage run $(PYTEST)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
-else
-test: check
-	$(BIN)/python $(PYTEST)
-endif
 
 extras: $(VENV)/test-ready
 	EXTRAS_ALONE=1 $(BIN)/python -m pytest tests/test_extras.py
