@@ -113,6 +113,8 @@ def _rows(folder_name: str, objects: list[Object]) -> pa.Table:
         "source_modified": [o.modified_us for o in objects],
         "recipe": [RECIPE] * len(objects),
     }
+    seconds = {f.name: [1.0] * len(objects) for f in schema if f.name.endswith("_s")}
+    known |= {**seconds, "sample_rate": [16_000] * len(objects), "channels": [1] * len(objects)}
     arrays = [
         pa.array(known[f.name], f.type) if f.name in known else pa.nulls(len(objects), f.type)
         for f in schema
