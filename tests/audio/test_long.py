@@ -240,7 +240,7 @@ def test_the_temporary_file_has_no_name_and_goes_with_the_samples(
     decoded = decode(_file("antiphase"))
     assert list(tmp_path.iterdir()) == []
     gc.collect()
-    assert len(_open_in(tmp_path)) == 2  # the map, and the descriptor that it has
+    assert len(_open_in(tmp_path)) == 3  # the map, the descriptor that it has, and the file
     assert len(decoded.waveform.samples) == 32_000
     del decoded
     gc.collect()
