@@ -47,12 +47,12 @@ class Claim:
     Not for several threads at once.
 
     Args:
-        held: bytes that the file, another process's, has already.
+        held: bytes that a file of another process has already; 0 for one that may come to be.
     """
 
-    def __init__(self, held: int = 0) -> None:
-        self._share = _Share(held, held)
-        if held:
+    def __init__(self, held: int | None = None) -> None:
+        self._share = _Share(held or 0, held or 0)
+        if held is not None:
             with _changed:
                 _shares.add(self._share)
         self.release: Final = weakref.finalize(self, _release, self._share)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import signal
@@ -11,13 +12,22 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
 
 from speechmill import temporary
-from speechmill.audio import NO_LIMITS, Limits, decode, decode_isolated, isolated, spilling
+from speechmill.audio import (
+    NO_LIMITS,
+    Limits,
+    decode,
+    decode_isolated,
+    decoder_process,
+    isolated,
+    spilling,
+)
 from speechmill.errors import DamagedError, DecoderDiedError, EngineError, LimitError, NotAudioError
 from speechmill.machine import FileMap
 from tests.support.corpus import samples
@@ -107,8 +117,56 @@ def test_a_decoder_that_cannot_be_started_ends_the_job_and_fails_no_recording(
     decoders: isolated._Decoders, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
+    monkeypatch.setattr(isolated, "START_PAUSES_S", (0.0,))
     with pytest.raises(EngineError, match="cannot be started: it ended by exit code 1"):
         decode_isolated(CLIP.read_bytes())
+
+
+def test_decoders_that_died_idle_are_no_recordings_fault(decoders: isolated._Decoders) -> None:
+    data = CLIP.read_bytes()
+    for _ in range(4):
+        assert decode_isolated(data).channels == 1
+        for decoder in decoders._idle:
+            decoder._process.kill()
+
+
+def test_a_shortage_that_passes_fails_no_recording(
+    decoders: isolated._Decoders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    popen, tries = subprocess.Popen, iter([True])
+
+    def short(*arguments: Any, **options: Any) -> Any:
+        if next(tries, False):
+            raise OSError(errno.EAGAIN, "no process for now")
+        return popen(*arguments, **options)
+
+    monkeypatch.setattr(subprocess, "Popen", short)
+    assert decode_isolated(CLIP.read_bytes()).channels == 1
+
+
+def test_an_answer_that_was_broken_off_is_not_read_by_the_next_recording(
+    decoders: isolated._Decoders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exactly, sizes = decoder_process._exactly, iter([True])
+
+    def short(channel: Any, count: int) -> Any:
+        if count > 10_000 and next(sizes, False):
+            raise MemoryError
+        return exactly(channel, count)
+
+    data = CLIP.read_bytes()
+    monkeypatch.setattr(decoder_process, "_exactly", short)
+    with pytest.raises(MemoryError):
+        decode_isolated(data)
+    assert decode_isolated(data).channels == 1
+
+
+def test_a_decoder_is_started_without_the_modules_of_the_working_directory(
+    tmp_path: Path, decoders: isolated._Decoders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "json.py").write_text("raise SystemExit(3)")
+    monkeypatch.chdir(tmp_path)
+    assert decode_isolated(CLIP.read_bytes()).channels == 1
 
 
 def test_a_process_that_was_forked_has_decoders_of_its_own(decoders: isolated._Decoders) -> None:

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
@@ -46,7 +47,12 @@ MAX_CPU_S: Final = 200_000.0  # as many milliseconds, ten times, are what poll c
 PATIENCE: Final = 10.0
 """So many times its processor time a decoder may take by the clock: the machine may be busy."""
 
+LARGE_BYTES: Final = 300_000
+"""A recording of five minutes, whose waveform goes to a file, is larger as Opus at 8 kbit/s."""
+
 CLOSE_S: Final = 1.0
+START_PAUSES_S: Final = (0.2, 1.0, 5.0)
+"""Before another try to start a decoder: the machine may be short of memory for a moment."""
 
 # With the modules of this process, wherever they were found.
 _START: Final = """
@@ -76,11 +82,15 @@ def decode_isolated(
     """
     cpu_s = min(MAX_CPU_S, (CPU_S + CPU_S_PER_BYTE * len(data)) * max(1.0, limits.load))
     told = {"keep_damaged": keep_damaged, "limits": asdict(limits), "cpu_s": cpu_s}
-    for _ in range(ATTEMPTS):
+    deaths = 0
+    held = Claim(0) if len(data) > LARGE_BYTES else None  # who wants room alone waits for this one
+    while deaths < ATTEMPTS:
         with _decoders.borrowed() as decoder:
             answer = decoder.ask(told, data, PATIENCE * cpu_s)
         if answer is not None:
+            del held
             return _decoded(*answer)
+        deaths += decoder.was_asked
         if decoder.exceeded:
             raise DecoderDiedError(
                 f"decoding it was given up after {cpu_s:.0f} s of processor time"
@@ -107,37 +117,39 @@ class _Decoder:
     """A process that decodes, and what ended it once it has ended."""
 
     def __init__(self) -> None:
-        self.ended_by, self.exceeded = "", False
+        self.ended_by, self.exceeded, self.was_asked = "", False, False
         self._channel, theirs = socket.socketpair()
         with theirs:
+            # -P: no module of the working directory is in the way, until sys.path is ours.
             self._process = subprocess.Popen(  # noqa: S603 - this Python, and nothing of a file's
-                [sys.executable, "-c", _START, json.dumps(sys.path), str(theirs.fileno())],
+                [sys.executable, "-P", "-c", _START, json.dumps(sys.path), str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
             )
         if self._receive() is None:
-            raise EngineError(
-                "the process that decodes recordings cannot be started: it ended by "
-                f"{self.ended_by}, and may have said why above"
-            )
+            raise OSError(f"it ended by {self.ended_by}, and may have said why above")
 
     @property
     def is_alive(self) -> bool:
         """Whether it can be asked again."""
-        return not self.ended_by
+        return not self.ended_by and self._process.poll() is None
 
     def ask(self, told: Mapping[str, Any], data: Octets, patience_s: float) -> _Answer | None:
-        """Let it decode; None where that has ended it."""
+        """Let it decode; None where it has ended, by that if it ``was_asked``."""
+        self.was_asked = False
         try:
             send(self._channel, told, data)
         except OSError:
             self.close()
             return None
+        self.was_asked = True
         waiting = select.poll()
         waiting.register(self._channel, select.POLLIN)
         if not waiting.poll(1000 * patience_s):
             self.exceeded = True
             self._process.kill()
+            self.close()
+            return None
         return self._receive()
 
     def _receive(self) -> _Answer | None:
@@ -179,18 +191,38 @@ class _Decoders:
             EngineError: it cannot be started.
         """
         with self._room:
-            try:
-                decoder = self._idle.pop()
-            except IndexError:
-                decoder = _Decoder()
-                self._all.add(decoder)
+            decoder = self._take()
             try:
                 yield decoder
+            except BaseException:  # within an answer, perhaps
+                decoder.close()
+                raise
             finally:
                 if decoder.is_alive:
                     self._idle.append(decoder)
                 else:
                     self._all.discard(decoder)
+
+    def _take(self) -> _Decoder:
+        with suppress(IndexError):
+            while True:
+                decoder = self._idle.pop()
+                if decoder.is_alive:
+                    return decoder
+                decoder.close()  # as by a system that was short of memory
+                self._all.discard(decoder)
+        for pause_s in (*START_PAUSES_S, None):
+            try:
+                decoder = _Decoder()
+                break
+            except OSError as error:
+                if pause_s is None:
+                    raise EngineError(
+                        f"the process that decodes recordings cannot be started: {error}"
+                    ) from None
+                time.sleep(pause_s)
+        self._all.add(decoder)
+        return decoder
 
     def close(self) -> None:
         """End all that are idle; those at work end when they find themselves alone."""

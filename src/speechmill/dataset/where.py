@@ -23,9 +23,10 @@ from speechmill.errors import JobError
 __all__ = ["where_expression"]
 
 MAX_DEPTH = 50  # parentheses and NOTs inside each other; far below what Python's stack takes
-MAX_TERMS = 2_000
+MAX_TERMS = 400
 """Comparisons in one condition. Arrow makes one chain of them, however they are joined, and walks
-it by recursion: 20,000 overflow a thread's stack of 8 MB (8,000 do not), which ends the process."""
+it by recursion, which ends the process where a thread's stack is full: 500 fit into 512 KB, which
+threads have on macOS, 2,000 into 2 MB."""
 _TOKEN = re.compile(
     r"""(?:
         (?P<number>(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?(?![\w.]))

@@ -12,8 +12,9 @@ import json
 import os
 import secrets
 import socket
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
@@ -70,6 +71,13 @@ class CrashCounts:
         self._sink.put(key, json.dumps(told).encode())
         return True
 
+    def take_back(self, file_name: str) -> None:
+        """Count the last begin no more: it has ended by an error, and not by a death."""
+        with suppress(NotFoundError, ValueError, KeyError, TypeError):
+            told = json.loads(self._sink.get(self._key(file_name)).data)
+            told["begun"] -= 1
+            self._sink.put(self._key(file_name), json.dumps(told).encode())
+
     def clear(self, file_name: str) -> None:
         """Forget a recording that has ended, whatever its outcome."""
         with suppress(NotFoundError):
@@ -105,26 +113,29 @@ class InHand:
 
     def __init__(self, sink: Store) -> None:
         self._sink, self._folder = sink, f"{STATE}/in-hand"
+        self._lock = threading.Lock()
         self._deaths: dict[str, int] = {}  # by file name
         self._left: dict[str, set[str]] = {}  # by note
-        for there in sink.list(self._folder):
-            with suppress(NotFoundError, ValueError, KeyError, TypeError, AttributeError):
-                told = json.loads(sink.get(there.key).data)
-                if not _is_alive(told["process"]):
-                    self._add(there, {str(k): int(v) for k, v in told["deaths"].items()})
+        with suppress(NotFoundError):  # there is no sink yet
+            self._read()
 
-    def _add(self, note: Object, deaths: Mapping[str, int]) -> None:
+    def _read(self) -> None:
+        for there in self._sink.list(self._folder):
+            with suppress(NotFoundError, ValueError, KeyError, TypeError, AttributeError):
+                told = json.loads(self._sink.get(there.key).data)
+                if not _is_alive(told["process"]):
+                    deaths = {str(name): int(count) for name, count in told["deaths"].items()}
+                    is_here = told["process"]["host"] == socket.gethostname()
+                    self._add(there, deaths, is_here=is_here)
+
+    def _add(self, note: Object, deaths: Mapping[str, int], *, is_here: bool) -> None:
         if time.time() - note.modified_us / 1e6 > KEPT_S:
             self._delete(note.key)
             return
-        self._left[note.key] = set(deaths)
+        if is_here:  # else its process may live: the note expires
+            self._left[note.key] = set(deaths)
         for name, before in deaths.items():
             self._deaths[name] = max(1 + before, self._deaths.get(name, 0))
-
-    @property
-    def has_suspects(self) -> bool:
-        """Whether there is a recording to be tried alone: then nothing runs beside it."""
-        return any(map(self.is_suspect, self._deaths))
 
     def is_suspect(self, file_name: str) -> bool:
         """Whether so many processes have died with it in hand that it must be tried alone."""
@@ -132,9 +143,9 @@ class InHand:
 
     @contextmanager
     def note(self, file_names: Sequence[str]) -> Iterator[None]:
-        """Note what is in hand until the end, unless that is the process's death. What comes to its
-        end is no longer suspected."""
-        deaths = {name: self._deaths.get(name, 0) for name in file_names}
+        """Note what is in hand until the end, unless that is the process's death."""
+        with self._lock:
+            deaths = {name: self._deaths.get(name, 0) for name in file_names}
         told = {"process": _this_process(), "deaths": deaths}
         key = f"{self._folder}/{secrets.token_hex(8)}.json"
         self._sink.put(key, json.dumps(told).encode())
@@ -142,17 +153,26 @@ class InHand:
             yield
         finally:
             self._delete(key)
-        for name in file_names:
-            self._deaths.pop(name, None)
-        for key, names in list(self._left.items()):
-            names.difference_update(file_names)
-            if not names:
+
+    def done(self, file_names: Iterable[str]) -> None:
+        """Suspect these no longer: they have come to their end."""
+        ended = set(file_names)
+        with self._lock:
+            for name in ended:
+                self._deaths.pop(name, None)
+            for names in self._left.values():
+                names.difference_update(ended)
+            settled = [key for key, names in self._left.items() if not names]
+            for key in settled:
                 del self._left[key]
-                self._delete(key)
+        for key in settled:
+            self._delete(key)
 
     def forget(self) -> None:
         """Delete the notes of the dead: all is done that they had in hand."""
-        for key in self._left:
+        with self._lock:
+            left = list(self._left)
+        for key in left:
             self._delete(key)
 
     def _delete(self, key: str) -> None:
@@ -166,8 +186,14 @@ def _this_process() -> dict[str, Any]:
 
 def _is_alive(process: dict[str, Any]) -> bool:
     """Whether it still runs here; one of another machine counts as dead, which costs time only."""
-    is_here = process["host"] == socket.gethostname()
-    return is_here and (start := _start(process["pid"])) is not None and start == process["start"]
+    if process["host"] != socket.gethostname():
+        return False
+    start = _start(process["pid"])
+    if start is None and not Path("/proc/self/stat").exists():  # as on macOS
+        with suppress(OSError):
+            os.kill(process["pid"], 0)
+            return True
+    return start is not None and start == process["start"]
 
 
 def _start(pid: int) -> str | None:

@@ -114,8 +114,21 @@ class BatchProcessor:
             UnavailableError: a store stays down. Rows already committed stay.
             SpeechmillError: see ``process_shard``.
         """
-        with self._in_hand.note([request.file_name for request in requests]):
-            return self._process(requests, stop)
+        alone = [request.file_name for request in requests if request.alone]
+        try:
+            with self._in_hand.note([request.file_name for request in requests]):
+                outcomes, report = self._process(requests, stop)
+        except Exception:
+            for name in alone:
+                self._crashes.take_back(name)
+            raise
+        unfinished = {o.request.file_name for o in outcomes if o.verdict == "unfinished"}
+        ended = {request.file_name for request in requests} - unfinished
+        self._in_hand.done(ended)
+        for name in alone:
+            end = self._crashes.clear if name in ended else self._crashes.take_back
+            end(name)
+        return outcomes, report
 
     def _process(
         self, requests: Sequence[Request], stop: Callable[[], bool]
@@ -149,9 +162,6 @@ class BatchProcessor:
             request, _ = todo[recording.file_name]
             outcomes.append(_outcome(request, done.get(recording.file_name)))
         self._follow_growth(report)
-        for request in requests:
-            if request.alone:
-                self._crashes.clear(request.file_name)
         return outcomes, report
 
     def _process_parts(

@@ -15,7 +15,6 @@ GROUP = "speechmill-dead-letters"  # the consumer group that reads them
 MAX_MESSAGES = 500  # received at a time
 IDLE_S = 1.0  # without a message, until the queue counts as read
 MAX_LETTER_BYTES = 768 * 1024  # Kafka's brokers take 1 MiB by default, RabbitMQ's more
-SMALL_LETTER_BYTES = 32 * 1024  # once a broker has refused one
 MAX_HEADER = 2_000  # characters: AMQP has one frame, of 128 KiB, for all of them
 PREFIX = "speechmill-"  # of our headers
 
@@ -37,7 +36,9 @@ def dead_letter(delivery: Delivery, headers: Mapping[str, str], max_bytes: int) 
         body, key, kept = body[: max_bytes // 2], key[:MAX_HEADER], {}
     for name, text in told.items():
         if text:
-            shown = text[:MAX_HEADER].encode("utf-8", "backslashreplace").decode()
+            shown = (
+                text[: min(MAX_HEADER, max_bytes // 4)].encode("utf-8", "backslashreplace").decode()
+            )
             kept[f"{PREFIX}{name}"] = shown
     return Message(body, key, kept)
 

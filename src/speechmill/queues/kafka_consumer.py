@@ -139,8 +139,7 @@ class KafkaConsumer:
         self._away_since = None
         self._ended.discard(number)
         part.marks.take(offset)
-        found: Any = fetched.headers() or ()
-        headers = {name: _text(value) for name, value in found}
+        headers = {name: _text(value) for name, value in _headers(fetched)}
         message = Message(fetched.value() or b"", _text(fetched.key()), headers)
         origin = f"{self._topic}[{number}]@{offset}"
         return Delivery(message, origin, part.redeliveries(offset), (part, number, offset))
@@ -240,6 +239,15 @@ class KafkaConsumer:
 
 def _tag(delivery: Delivery) -> tuple[Partition, int, int]:
     return cast("tuple[Partition, int, int]", delivery.tag)
+
+
+def _headers(fetched: Fetched) -> Sequence[tuple[str, Any]]:
+    """A message's headers; none where the client cannot read them, as a name that is not UTF-8."""
+    try:
+        found: Any = fetched.headers()
+    except Exception:  # noqa: BLE001 - whatever it is (a SystemError), the message is there
+        return ()
+    return found or ()
 
 
 def _text(value: object) -> str:

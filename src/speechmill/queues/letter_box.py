@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Collection, Sequence
 
 from speechmill.errors import BrokerError
 from speechmill.queues.base import Broker
-from speechmill.queues.dead_letters import MAX_LETTER_BYTES, SMALL_LETTER_BYTES
+from speechmill.queues.dead_letters import MAX_LETTER_BYTES
 from speechmill.queues.in_hand import HeldMessage, PendingDeadLetter
 
 __all__ = ["LetterBox"]
 
+LEAST_BYTES = 1024
+_SIZE = re.compile(r"\bsize\b|too (large|big|long)", re.IGNORECASE)  # as brokers put it
+
 
 class LetterBox:
-    """Dead letters that wait to be sent to ``broker``'s queue. They are cut to less once it has
-    refused them: it may take no large ones."""
+    """Dead letters that wait to be sent to ``broker``'s queue. They are cut to less as long as it
+    says that they are too large."""
 
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
@@ -46,8 +50,9 @@ class LetterBox:
             return ()
         try:
             self._broker.publish([letter.message(self._max_bytes) for letter in self._due])
-        except BrokerError:
-            self._max_bytes = SMALL_LETTER_BYTES
+        except BrokerError as error:
+            if _SIZE.search(str(error)):
+                self._max_bytes = max(LEAST_BYTES, self._max_bytes // 4)
             self._not_before = time.monotonic() + pause_s
             raise
         self._max_bytes = MAX_LETTER_BYTES

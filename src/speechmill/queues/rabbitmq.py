@@ -287,8 +287,10 @@ class RabbitConsumer:
     def _received(
         self, _: BlockingChannel, method: Basic.Deliver, properties: BasicProperties, body: bytes
     ) -> None:
-        headers = properties.headers or {}
-        deaths = headers.get("x-delivery-count", int(bool(method.redelivered)))
+        # Anybody's: a name may be bytes, a count a list.
+        headers = {k: v for k, v in (properties.headers or {}).items() if isinstance(k, str)}
+        deaths = headers.get("x-delivery-count")
+        deaths = deaths if type(deaths) is int else int(bool(method.redelivered))
         texts = {k: v for k, v in headers.items() if isinstance(v, str) and k != "key"}
         if "x-death" in headers:  # the broker has taken it out by itself
             texts.setdefault(
@@ -296,7 +298,7 @@ class RabbitConsumer:
             )
         message = Message(body, str(headers.get("key", "")), texts)
         tag = method.delivery_tag
-        delivery = Delivery(message, f"{self._queue}#{tag}", int(deaths), tag)
+        delivery = Delivery(message, f"{self._queue}#{tag}", deaths, tag)
         self._held[tag] = delivery
         self._inbox.append(delivery)
 

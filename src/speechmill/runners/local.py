@@ -3,8 +3,10 @@ other is fetched, decoded and committed."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from itertools import islice
 
@@ -41,6 +43,7 @@ class LocalRunner:
             return failed or stop()
 
         in_hand: InHand | None = None
+        turns = _Turns()
         waiting = iter(shards)
         running: set[Future[ShardReport]] = set()
         pool = ThreadPoolExecutor(SHARDS_AT_ONCE, thread_name_prefix="shard")
@@ -49,10 +52,9 @@ class LocalRunner:
                 if not stopping():
                     if isinstance(job, Job) and in_hand is None:
                         in_hand = InHand(open_resources(job).sink)
-                    at_once = 1 if in_hand and in_hand.has_suspects else SHARDS_AT_ONCE
-                    for shard in islice(waiting, at_once - len(running)):
+                    for shard in islice(waiting, SHARDS_AT_ONCE - len(running)):
                         task = Task(job, shard, "")
-                        running.add(pool.submit(_do, task, in_hand, stopping, on_done))
+                        running.add(pool.submit(_do, task, in_hand, turns, stopping, on_done))
                 if not running:
                     if in_hand is not None and not stopping():
                         in_hand.forget()
@@ -70,16 +72,37 @@ class LocalRunner:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
+class _Turns:
+    """Shards share the process; what may end it has it alone."""
+
+    def __init__(self) -> None:
+        self._free = threading.Semaphore(SHARDS_AT_ONCE)
+        self._one_waits = threading.Lock()
+
+    @contextmanager
+    def shared(self) -> Iterator[None]:
+        with self._free:
+            yield
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        with self._one_waits, ExitStack() as stack:
+            for _ in range(SHARDS_AT_ONCE):
+                stack.enter_context(self._free)
+            yield
+
+
 def _do(
     task: Task,
     in_hand: InHand | None,
+    turns: _Turns,
     stop: Callable[[], bool],
     on_done: Callable[[RecordingDone], None],
 ) -> ShardReport:
     job, shard = task.job, task.shard
     if in_hand is None or not isinstance(job, Job) or not isinstance(shard, Shard):
         return run_task(task, stop=stop)
-    done: list[RecordingDone] = []
+    reports: list[ShardReport] = []
     rest: list[tuple[Part, list[Recording]]] = []
     for part, recordings in shard.parts:
         rest.append((part, []))
@@ -87,26 +110,43 @@ def _do(
             if not in_hand.is_suspect(recording.file_name):
                 rest[-1][1].append(recording)
             elif not stop():
-                done += _alone(job, Shard(shard.index, [(part, [recording])]), on_done).done
+                one = Shard(shard.index, [(part, [recording])])
+                with turns.alone():
+                    reports.append(_alone(job, one, stop, on_done))
     rest = [(part, some) for part, some in rest if some]
-    with in_hand.note([recording.file_name for _, some in rest for recording in some]):
-        report = process_shard(job, Shard(shard.index, rest), stop=stop, on_done=on_done)
-    return replace(report, done=(*done, *report.done))
+    with turns.shared(), in_hand.note([r.file_name for _, some in rest for r in some]):
+        reports.append(process_shard(job, Shard(shard.index, rest), stop=stop, on_done=on_done))
+    in_hand.done(done.file_name for one in reports for done in one.done)
+    return replace(
+        reports[-1],
+        done=tuple(done for one in reports for done in one.done),
+        commit_s=sum(one.commit_s for one in reports),
+        conflicts=sum(one.conflicts for one in reports),
+        written_bytes=sum(one.written_bytes for one in reports),
+    )
 
 
-def _alone(job: Job, shard: Shard, on_done: Callable[[RecordingDone], None]) -> ShardReport:
+def _alone(
+    job: Job, shard: Shard, stop: Callable[[], bool], on_done: Callable[[RecordingDone], None]
+) -> ShardReport:
     """Work on a recording that may have ended processes, with nothing else in hand; give it up
     where it has ended them alone, too."""
     resources = open_resources(job)
     ((part, (recording,)),) = shard.parts
+    name = recording.file_name
     counts = CrashCounts(resources.sink, DEATHS_ALONE)
-    if counts.begin(recording.file_name):
-        report = process_shard(job, shard, on_done=on_done)
+    if counts.begin(name):
+        try:
+            report = process_shard(job, shard, stop=stop, on_done=on_done)
+        except Exception:
+            counts.take_back(name)
+            raise
+        if not report.done:  # stopped
+            counts.take_back(name)
+            return report
     else:
         (failure,) = give_up(resources, part, [recording], counts.message)
-        report = ShardReport(
-            shard.index, (RecordingDone(recording.file_name, recording.size, failure=failure),)
-        )
+        report = ShardReport(shard.index, (RecordingDone(name, recording.size, failure=failure),))
         on_done(report.done[0])
-    counts.clear(recording.file_name)
+    counts.clear(name)
     return report
