@@ -13,6 +13,7 @@ from queue import SimpleQueue
 from statistics import fmean
 
 from speechmill._version import __version__
+from speechmill.dataset.layout import directory
 from speechmill.dataset.run_log import RunLog, new_run_id
 from speechmill.errors import SpeechmillError
 from speechmill.job import Job
@@ -24,10 +25,13 @@ from speechmill.pipeline.resources import Resources
 from speechmill.records import RecordingDone
 from speechmill.runners import open_runner
 from speechmill.runners.base import Runner
+from speechmill.storage.base import SCRATCH
+from speechmill.storage.lookalikes import check_distinct
 
 __all__ = ["Observer", "build", "plan"]
 
 LIBRARIES = ("av", "ctranslate2", "faster-whisper", "numpy", "obstore", "pyarrow", "soxr")
+ANOTHER_SINK = "use a bucket, a disk that tells them apart, or --partition-by hash:64"
 
 
 class Observer:
@@ -71,7 +75,7 @@ def build(
     says ``stopped``; the same job goes on from there.
 
     Raises:
-        JobError: an option makes no sense.
+        JobError: an option makes no sense, or the sink takes two folders for one.
         DatasetError: the sink holds rows of another source or recipe.
         ModelError: weights cannot be found, or the engine cannot run them.
         StorageError: a store cannot be reached, read or written, or lacks conditional puts.
@@ -85,6 +89,8 @@ def build(
     log.event("started", version=__version__, source=tools.source.url, recipe=tools.recipe.id)
     with log.watching():
         made = _settled_plan(tools, observer)
+        folders = map(directory, made.parts)
+        check_distinct(tools.sink, folders, ANOTHER_SINK, scratch=SCRATCH)
         tidy(tools.sink, made)
         plan_s = time.monotonic() - started
         log.event(

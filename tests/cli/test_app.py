@@ -214,6 +214,18 @@ def test_plan_says_what_prune_would_remove_and_which_folders_do_not_match(
     )
 
 
+def test_a_job_file_that_is_thousands_deep_is_refused(tmp_path: Path) -> None:
+    job = tmp_path / "job.toml"
+    for deep in (f"source = {'[' * 5000}{']' * 5000}", f"[{'a.' * 5000}b]", f"a = {'{b=' * 5000}"):
+        job.write_text(deep)
+        done = run("build", "--config", job)
+        assert done.returncode == 2, done.stderr
+        assert "internal error" not in done.stderr
+    done = run("build", "a", "b", "--tokenizer-option", f"mfcc.n_mfcc={'[' * 5000}")
+    assert done.returncode == 2
+    assert "internal error" not in done.stderr
+
+
 def test_an_unknown_key_of_the_job_file_is_named(tmp_path: Path) -> None:
     job = tmp_path / "job.toml"
     job.write_text('source = "a"\nsink = "b"\nbeam_sice = 3\n')

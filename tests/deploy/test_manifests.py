@@ -342,7 +342,7 @@ def test_a_worker_has_its_brokers_settings_and_they_are_the_clients(
     assert sorted(pointed) == sorted(named) == ["BROKER_PASSWORD", "BROKER_USERNAME"]
     assert all(each["name"] == "speechmill-broker" for each in named.values())
     assert {each["key"] for each in named.values()} <= secret.keys()
-    with pytest.raises(JobError, match="BROKER_"):
+    with pytest.raises(JobError, match="not in the environment"):
         open_broker(options.queue, options.broker_option)
     for name in named:
         monkeypatch.setenv(name, "mill")
@@ -381,11 +381,33 @@ def test_probes_and_prometheus_find_a_workers_port(words: list[str]) -> None:
 
 
 def test_a_worker_is_known_by_labels_of_its_own() -> None:
-    (deployment,) = documents(DEPLOY / "kubernetes" / "worker.yaml")
+    deployment, _ = documents(DEPLOY / "kubernetes" / "worker.yaml")
     pod = worker_pod()
     selector = deployment["spec"]["selector"]["matchLabels"]
     chosen = [each for each in PODS if selector.items() <= each.labels.items()]
     assert chosen == [pod]
+
+
+def test_only_monitoring_reaches_a_worker_and_it_only_what_it_needs() -> None:
+    deployment, policy = documents(DEPLOY / "kubernetes" / "worker.yaml")
+    spec, pod = policy["spec"], worker_pod()
+    assert spec["podSelector"] == deployment["spec"]["selector"]
+    assert sorted(spec["policyTypes"]) == ["Egress", "Ingress"]
+    (ingress,) = spec["ingress"]
+    (monitoring,) = ingress["from"]
+    assert list(monitoring) == ["namespaceSelector"]
+    assert [*monitoring["namespaceSelector"]["matchLabels"].values()] == ["monitoring"]
+    assert [port["port"] for port in ingress["ports"]] == [
+        port["name"] for port in pod.container["ports"]
+    ]
+    names, brokers, store = spec["egress"]
+    assert {port["port"] for port in names["ports"]} == {53}
+    asked = {int(queue_of(words).address.rpartition(":")[2]) for words in WORKERS.values()}
+    assert {port["port"] for port in brokers["ports"]} == asked
+    assert brokers["to"] == [{"podSelector": {}}]
+    assert [port["port"] for port in store["ports"]] == [443]
+    (internet,) = store["to"]
+    assert "169.254.169.254/32" in internet["ipBlock"]["except"]
 
 
 @each_keda
@@ -399,7 +421,7 @@ def test_keda_asks_for_what_the_workers_take(name: str) -> None:
         "advanced",
         "triggers",
     }
-    (deployment,) = documents(DEPLOY / "kubernetes" / "worker.yaml")
+    deployment, _ = documents(DEPLOY / "kubernetes" / "worker.yaml")
     assert spec["scaleTargetRef"] == {"name": deployment["metadata"]["name"]}
     assert 0 <= spec["minReplicaCount"] <= spec["maxReplicaCount"]
     (trigger,) = spec["triggers"]

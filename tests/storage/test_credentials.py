@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+import speechmill.storage.credentials
 import speechmill.storage.s3
 from speechmill.errors import AccessDeniedError, JobError, NotFoundError, SpeechmillError
 from speechmill.storage import StoreOptions, inside, open_store
@@ -310,6 +311,50 @@ def test_where_nothing_is_given_the_machines_role_is_asked_for(
     with pytest.raises(AccessDeniedError, match="AWS_ACCESS_KEY_ID"):
         open_store("s3://b")
     assert metadata
+
+
+PROCESSES = {
+    "no JSON": ("echo hello", "has not printed JSON"),
+    "nothing": ("true", "has not printed JSON"),
+    "a list": ("echo [1]", "has not printed JSON"),
+    "deep": (f"{sys.executable} -c \"print('[' * 100000)\"", "has not printed JSON"),
+    "not UTF-8": (r"printf \\377", "has not printed JSON"),
+    "numbers as keys": (
+        """echo '{"Version": 1, "AccessKeyId": 5, "SecretAccessKey": 6}'""",
+        "has not printed JSON",
+    ),
+    "no keys": ("""echo '{"Version": 1}'""", "CredentialRetrievalError"),
+    "it fails": ("false", "CredentialRetrievalError"),
+    "it is not there": ("/no/such/program", "cannot be started: No such file"),
+    "it never ends": ("sleep 600", "has not ended within 1 s"),
+    "a quote that is open": ("echo 'x", "has not printed JSON"),
+}
+
+
+@pytest.mark.parametrize("case", PROCESSES)
+def test_a_credential_process_that_gives_no_keys_is_a_clear_error(
+    case: str, aws: AwsFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(speechmill.storage.credentials, "PROCESS_S", 1.0)
+    command, says = PROCESSES[case]
+    aws.write(f"[profile r2]\nendpoint_url = http://h:1\ncredential_process = {command}\n", "")
+    with pytest.raises(AccessDeniedError, match=says) as caught:
+        open_store("s3://b", StoreOptions(profile="r2"))
+    assert "hello" not in str(caught.value)
+
+
+def test_keys_that_cannot_be_renewed_are_a_clear_error(aws: AwsFiles, tmp_path: Path) -> None:
+    soon = (datetime.now(UTC) + timedelta(seconds=30)).isoformat()
+    keys = {"Version": 1, "AccessKeyId": "K", "SecretAccessKey": "S", "Expiration": soon}
+    said = tmp_path / "said"
+    said.write_text(json.dumps(keys))
+    config = f"[profile r2]\nendpoint_url = http://127.0.0.1:9\ncredential_process = cat {said}\n"
+    aws.write(config, "")
+    store = open_store("s3://b", StoreOptions(profile="r2", retry_s=1))
+    said.write_text("hello")
+    for ask in (lambda: list(store.list()), lambda: store.get("a")):
+        with pytest.raises(AccessDeniedError, match="log in again"):
+            ask()
 
 
 def test_broken_aws_files_are_a_clear_error(aws: AwsFiles) -> None:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import fcntl
 import os
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import speechmill.storage.local
 from speechmill.errors import NotFoundError, StorageError, UnavailableError, UnsupportedError
 from speechmill.storage import open_store
+from speechmill.storage.local import LocalStore
 
 INCREMENT = """
 import sys
@@ -141,3 +144,64 @@ def test_bytes_that_are_not_utf8_make_the_round_trip(tmp_path: Path) -> None:
     assert [(o.key, o.etag) for o in store.list()] == [(key, etag)]
     store.delete(key)
     assert list(store.list()) == []
+
+
+def test_a_file_that_only_looks_like_one_is_a_clear_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those of /proc and /sys: ordinary by their mode, but nothing is there to be read."""
+    (tmp_path / "kmsg").write_bytes(b"")
+    store = LocalStore(str(tmp_path))
+    held = os.pipe2(os.O_NONBLOCK)
+    monkeypatch.setattr(store, "_open", lambda key: os.fdopen(os.dup(held[0]), "rb", buffering=0))
+    with pytest.raises(StorageError, match="no real file"):
+        store.get("kmsg")
+    folder = os.open(tmp_path, os.O_RDONLY)
+    monkeypatch.setattr(store, "_open", lambda key: open_raw(os.dup(folder)))
+    with pytest.raises(StorageError, match="Is a directory"):
+        store.get("kmsg")
+
+
+def open_raw(descriptor: int) -> Any:
+    """What reads a descriptor, whatever it is of."""
+
+    class Raw:
+        def __enter__(self) -> Raw:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            os.close(descriptor)
+
+        def fileno(self) -> int:
+            return descriptor
+
+        def read(self, length: int) -> bytes:
+            return os.read(descriptor, max(length, 1))
+
+    return Raw()
+
+
+def test_special_files_of_a_source_are_left_out_and_fail_no_reader(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "socket"))
+        (tmp_path / "device").symlink_to("/dev/zero")
+        (tmp_path / "loop").symlink_to(tmp_path)
+        (tmp_path / "endless").symlink_to("endless")
+        (tmp_path / "real").write_bytes(b"x")
+        store = open_store(str(tmp_path))
+        assert [o.key for o in store.list() if o.etag] == ["real"]
+        for name in ("fifo", "socket", "device", "loop", "endless"):
+            with pytest.raises(StorageError):
+                store.get(name)
+            with pytest.raises(StorageError):
+                store.read(name, 0, 1, etag="1")
+            with pytest.raises(StorageError):
+                store.head(name)
+
+
+def test_what_lies_in_a_plain_folder_is_removed_without_a_trace(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    (tmp_path / "a").write_bytes(b"x")
+    store.delete("a")
+    assert list(tmp_path.iterdir()) == []

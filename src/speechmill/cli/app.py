@@ -6,16 +6,25 @@ Each command is one call down: flags and a TOML file become options, and what co
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
-from typing import Annotated, NoReturn
+from typing import Annotated, NoReturn, cast
 
 import typer
 from rich.text import Text
+from typer.rich_utils import rich_format_error
 
 from speechmill._version import __version__
 from speechmill.cli.build import build, plan
-from speechmill.cli.console import err
+from speechmill.cli.console import (
+    err,
+    guard_streams,
+    out,
+    output_is_lost,
+    tell_lost_output,
+    visible,
+)
 from speechmill.cli.doctor import doctor
 from speechmill.cli.exits import ExitCode
 from speechmill.cli.export import export_app
@@ -37,6 +46,11 @@ app = typer.Typer(
     help="A bucket of recorded speech goes in, a training-ready Parquet dataset comes out.",
     epilog="Example: `speechmill build ./corpus ./out --model base --language en`",
 )
+
+CLICK_ERROR = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[2])
+"""What the parser raises, its base class: older and newer typer have it in different places."""
+
+EXTRA_WORDS = re.compile(r"(unexpected extra argument(?:s|\(s\))?) \(.*\)", re.DOTALL)
 
 # Each with an example, which its help ends with.
 COMMANDS = (
@@ -77,7 +91,7 @@ for name, group, example in GROUPS:
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"speechmill {__version__}")
+        out.print(f"speechmill {__version__}")
         raise typer.Exit
 
 
@@ -99,8 +113,25 @@ def _exit(code: int) -> NoReturn:
 
 def main() -> None:
     """The command ``speechmill``: errors become one message and an exit code."""
+    guard_streams()
+    code = _run()
+    if tell_lost_output():
+        code = code or ExitCode.FAILED
+    if output_is_lost():
+        _exit(code)  # Python would try to write it once more, and complain
+    sys.exit(code)
+
+
+def _run() -> int:
+    """Run the command. Returns its exit code, unless threads still wait for a store."""
     try:
-        app()
+        return int(app(standalone_mode=False) or ExitCode.DONE)
+    except CLICK_ERROR as error:
+        error.message = _harmless(error.message)
+        rich_format_error(error)
+        return error.exit_code
+    except typer.Abort:
+        return ExitCode.FAILED
     except SpeechmillError as error:
         err.print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=not err.is_terminal)
         _exit(ExitCode.USAGE if isinstance(error, JobError) else ExitCode.FAILED)
@@ -117,3 +148,8 @@ def main() -> None:
             )
         )
         _exit(ExitCode.FAILED)
+
+
+def _harmless(message: str | None) -> str:
+    """What the parser says, without words that belong to no flag: a secret may be among them."""
+    return visible(EXTRA_WORDS.sub(r"\1", message or ""), keep="\n")

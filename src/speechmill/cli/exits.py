@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import typer
 
-from speechmill.cli.console import err
+from speechmill.cli.console import err, tell_lost_output
 from speechmill.cli.signals import GOES_ON, STOP_GRACE_S, Stop
 from speechmill.errors import UnavailableError
 
@@ -26,12 +26,14 @@ class ExitCode(IntEnum):
 
 
 def leave(complete: bool, stop: Stop | None = None, *, so_far: str = "") -> NoReturn:
-    """End a command: stopped by a signal, done but for some, or done.
+    """End a command that works: stopped by a signal, done but for some, or done.
 
+    That its report could not be printed changes nothing of that.
     ``so_far`` is what a stopped command says of what it did.
     """
+    tell_lost_output(of_work=True)
     if stop is not None and stop():
-        err.print(f"{so_far}; {GOES_ON}" if so_far else GOES_ON, highlight=False)
+        err.print(f"{so_far}; {GOES_ON}" if so_far else GOES_ON)
         raise typer.Exit(stop.exit_code)
     raise typer.Exit(ExitCode.DONE if complete else ExitCode.SOME_FAILED)
 

@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from speechmill.cli.console import err
+from speechmill.cli.console import err, print_fields
+from speechmill.cli.exits import leave
 from speechmill.cli.options import Destination, OutStorage, Sink, Storage, with_flags
 
 __all__ = ["export_app"]
@@ -38,7 +39,7 @@ def export_parquet(
     for exported in run(source, target, template):
         written.add(exported.key)
         rows += exported.rows
-        typer.echo(f"{target.url}/{exported.key}\t{exported.rows} rows")
+        print_fields(f"{target.url}/{exported.key}", f"{exported.rows} rows")
     err.print(f"{rows} rows in {len(written)} files")
     others = [o.key for o in target.list() if o.key.endswith(".parquet") and o.key not in written]
     if others and target.url != source.url:
@@ -46,3 +47,4 @@ def export_parquet(
             Text(f"note: {target.url} also holds {len(others)} files that are not of this export, ")
             + Text(f"such as {others[0]}", style="yellow")
         )
+    leave(True)

@@ -80,8 +80,7 @@ def _enqueue(config: Path | None, given: dict[str, Any]) -> None:
     ):
         report = run(job, broker, partitions=partitions, observer=display, stop=stop)
     print_enqueued(out, report)
-    if report.stopped:
-        leave(False, stop)
+    leave(not report.stopped, stop if report.stopped else None)
 
 
 def _work(config: Path | None, given: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from speechmill.cli.console import err, out
+from speechmill.cli.console import err, out, print_fields
 from speechmill.cli.exits import leave, resumable
 from speechmill.cli.options import Differing, Sink, Storage, with_flags
 
@@ -115,6 +115,7 @@ def repartition(
     if report.stopped:
         leave(False, stop, so_far=f"{report.rows:,} rows were written")
     print_repartitioned(out, report)
+    leave(True)
 
 
 def _grow(sink: str, storage: Storage, part_minutes: float) -> None:
@@ -130,5 +131,6 @@ def _grow(sink: str, storage: Storage, part_minutes: float) -> None:
     for name, count in sorted(folders.items()):
         if schema is not None:
             now = grow(store, name, count, schema).folders[name]
-            typer.echo(f"{name}\t{count} → {now} parts")
-    err.print(f"{len(folders):,} folders have more parts now", highlight=False)
+            print_fields(name, f"{count} → {now} parts")
+    err.print(f"{len(folders):,} folders have more parts now")
+    leave(True)

@@ -121,7 +121,7 @@ def stats(
 
     found = token_stats(storage.open(sink), column=column, progress=RowsDisplay(err).parts)
     if as_json:
-        typer.echo(json.dumps([asdict(one) for one in found], indent=2))
+        out.print(json.dumps([asdict(one) for one in found], indent=2), soft_wrap=True)
     else:
         print_stats(out, found)
 

@@ -19,6 +19,7 @@ from speechmill.dataset.schema import parquet_writer
 from speechmill.dataset.state import read_state
 from speechmill.errors import DatasetError, JobError
 from speechmill.storage import Object, Store, inside
+from speechmill.storage.lookalikes import check_distinct
 
 __all__ = ["Exported", "export_parquet"]
 
@@ -39,7 +40,7 @@ def export_parquet(store: Store, out: Store, template: str) -> Iterator[Exported
 
     Raises:
         JobError: the template has other placeholders, is no relative path, or leads into the
-            sink's own files.
+            sink's own files, or two of the files would be one there.
         DatasetError: the sink has no rows, or a part cannot be read.
         StorageError: a store cannot be read or written.
     """
@@ -64,6 +65,7 @@ def export_parquet(store: Store, out: Store, template: str) -> Iterator[Exported
         below = inside(store.url, f"{out.url}/{key}")
         if below is not None and below.partition("/")[0] in OWN_PREFIXES:
             raise JobError(f"{key!r} below {out.url} lies among the dataset's own files")
+    check_distinct(out, files, "export to a bucket, or to a disk that tells them apart")
     for key, parts in files.items():
         if rows := _write(store, parts, schema, out, key):
             yield Exported(key, rows)

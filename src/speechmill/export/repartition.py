@@ -27,6 +27,7 @@ from speechmill.dataset.stated import json_object
 from speechmill.errors import DatasetError, JobError, NotFoundError, StorageError
 from speechmill.export.files import File, Piece, Place, Unit, groups
 from speechmill.storage import Object, Store, inside
+from speechmill.storage.lookalikes import check_distinct
 
 __all__ = ["Observer", "RepartitionReport", "RunUnits", "repartition"]
 
@@ -97,7 +98,8 @@ def repartition(
     files: ``files.in_threads``, or ``on_dask`` of ``export.dask``.
 
     Raises:
-        JobError: a column does not exist or cannot be grouped by, or OUT and SINK overlap.
+        JobError: a column does not exist or cannot be grouped by, OUT and SINK overlap, or OUT
+            takes two groups for one.
         DatasetError: there are no rows, or OUT holds something else.
         ReplacedError: the sink was changed meanwhile.
         StorageError: a store cannot be read or written.
@@ -112,6 +114,8 @@ def repartition(
         raise DatasetError(f"there are no rows in {store.url} to repartition")
     _check_columns(schema, by, rows_per_file)
     plan = _make_plan(store, schema, by, rows_per_file)
+    advice = "give a bucket, or a disk that tells them apart, or another --by"
+    check_distinct(target, dict.fromkeys(file.directory for file in plan.files), advice)
     there = _agree(target, plan)
     missing = [file for file in plan.files if file.key not in there]
     wanted, resumed = sum(file.rows for file in missing), len(plan.files) - len(missing)

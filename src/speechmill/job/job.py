@@ -238,3 +238,8 @@ def read_job_file(path: Path | None) -> dict[str, Any]:
         raise JobError(f"cannot read the job file {path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise JobError(f"the job file {path} is no valid TOML: {error}") from None
+    except RecursionError:
+        raise JobError(
+            f"the job file {path} has lists or tables too deep within one another: no option needs "
+            "more than two"
+        ) from None

@@ -64,7 +64,8 @@ def parse_options(value: object, example: str) -> object:
     """Options by name. The flag's form, a list of NAME=VALUE, is taken, too.
 
     Raises:
-        ValueError: one of them has no name or no value; ``example`` shows how to write it.
+        ValueError: one of them has no name or no value; ``example`` shows how to write it. The text
+            itself is not shown: it may be a password.
     """
     if not isinstance(value, list):
         return value
@@ -72,7 +73,7 @@ def parse_options(value: object, example: str) -> object:
     for text in value:
         name, equals, setting = str(text).partition("=")
         if not (equals and name):
-            raise ValueError(f"{text!r}: write NAME=VALUE, such as {example}")
+            raise ValueError(f"one has no name or no '=': write NAME=VALUE, such as {example}")
         options[name] = parsed(setting)
     return options
 
@@ -81,7 +82,7 @@ def parsed(setting: str) -> Any:
     """What a flag's VALUE means as TOML; else it is text."""
     try:
         return tomllib.loads(f"value = {setting}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):  # which thousands of brackets raise
         return setting
 
 
@@ -98,7 +99,7 @@ def _explain(error: ValidationError, model: type[BaseModel]) -> str:
             text = f"there is no such key{did_you_mean(key, model.model_fields).rstrip(';')}"
         elif found["type"] == "missing":
             text = "is missing: give it as an argument, or as a key of the job file"
-        elif found["type"] != "value_error":
-            text = f"{text} (it is {found['input']!r})"
+        elif found["type"] == "literal_error" or isinstance(found["input"], int | float):
+            text = f"{text} (it is {found['input']!r})"  # other values may hold a secret
         lines.append(f"{key}: {text}")
     return "\n".join(lines)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from speechmill.errors import JobError
 
@@ -26,6 +26,9 @@ __all__ = [
 
 DEAD_LETTERS = ".dead-letters"  # appended to a queue's name, it names the queue of its dead letters
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,200}")  # what Kafka allows
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]{0,15}")
+_HOST = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::([0-9]{1,5}))?")
+_SPACE = re.compile(r"[A-Za-z0-9._~%+-]+")  # a virtual host; anything else is percent-encoded
 
 BrokerOptions = Mapping[str, str | int | float | bool]
 """Settings of the broker's client library by their own names. A value ``env:NAME`` is taken from
@@ -160,47 +163,54 @@ class QueueUrl:
 def parse_queue_url(url: str, schemes: Sequence[str]) -> QueueUrl:
     """Parse a queue's URL, such as ``kafka://broker:9092/recordings``.
 
+    A URL that is written wrongly may have its password anywhere: errors show the scheme alone.
+
     Raises:
-        JobError: the scheme is unknown, or host or queue are missing.
+        JobError: the scheme is unknown, or host or queue are missing or no such names.
     """
     scheme, colon, rest = url.partition("://")
     scheme = scheme.lower()
     if not colon or scheme not in schemes:
-        shown = f"{scheme}://" if colon else repr(url)
+        shown = f"{scheme}://" if colon and _SCHEME.fullmatch(scheme) else "a URL without scheme"
         raise JobError(
             f"{shown} is no queue that Speechmill knows: write kafka://host:9092/TOPIC or "
             "amqp://host:5672/QUEUE"
         )
+    has_user = scheme.startswith("amqp")
+    shown = f"the {scheme}:// URL of the queue"
+    form = f"write {scheme}://host/QUEUE"
+    if has_user:
+        form += f"; in {scheme}://user:password@host/VHOST/QUEUE all other signs as %40, %2F, …"
     address, _, path = rest.partition("/")
     user_info, at, address = address.rpartition("@")
-    user, _, password = user_info.partition(":")
-    # Without the user and password that may stand in it.
-    shown = f"{scheme}://{address}/{path}"
     names = path.strip("/").split("/")
-    if not address or not names[0]:
-        raise JobError(f"{shown} names no broker or no queue: write {scheme}://host/QUEUE")
-    if len(names) > (2 if scheme.startswith("amqp") else 1):
-        raise JobError(f"{shown} has too many parts: write {scheme}://host/QUEUE")
-    if at and not scheme.startswith("amqp"):
+    if at and not has_user:
         raise JobError(
-            f"{shown}: user and password do not belong into this URL; give "
+            f"{shown}: user and password do not belong into it; give "
             "--broker-option sasl.username=… and --broker-option sasl.password=env:NAME"
         )
-    if not _NAME.fullmatch(names[-1]):
+    if not address or not names[0]:
+        raise JobError(f"{shown} names no broker or no queue: {form}")
+    if len(names) > (2 if has_user else 1):
+        raise JobError(f"{shown} has too many parts: {form}")
+    if not _NAME.fullmatch(names[-1]) or not _SPACE.fullmatch(names[0]):
         raise JobError(
-            f"{names[-1]!r} is no name for a queue: letters, digits, '.', '_' and '-', 200 at most"
+            f"{shown}: what stands behind the host is no name for a queue (letters, digits, '.', "
+            f"'_' and '-', 200 at most): {form}"
         )
     for one in address.split(","):
-        try:
-            _ = urlsplit(f"//{one}").port
-        except ValueError:
-            raise JobError(f"{shown}: {one!r} has no number for its port") from None
+        host = _HOST.fullmatch(one)
+        if host is None or int(host[1] or 0) > 65_535:
+            raise JobError(f"{shown}: a host is no name, or has no number for its port: {form}")
+    user, _, password = user_info.partition(":")
     space = unquote(names[0]) if len(names) > 1 else "/"
     return QueueUrl(scheme, address, names[-1], space, unquote(user), unquote(password))
 
 
 def resolved(options: BrokerOptions) -> dict[str, str]:
     """Resolve settings to text: those that name a variable or a file are read.
+
+    Errors do not show what is named: a password may begin with "env:", too.
 
     Raises:
         JobError: there is no such variable, or the file cannot be read.
@@ -210,14 +220,17 @@ def resolved(options: BrokerOptions) -> dict[str, str]:
         kind, _, where = str(value).partition(":")
         if kind == "env" and where:
             if where not in os.environ:
-                raise JobError(f"broker_option {name}: there is no {where} in the environment")
+                raise JobError(
+                    f"broker_option {name}: the variable that it names is not in the environment"
+                )
             found[name] = os.environ[where]
         elif kind == "file" and where:
             try:
                 found[name] = Path(where).read_text(encoding="utf-8").strip()
-            except OSError as error:
+            except (OSError, ValueError) as error:
+                why = error.strerror if isinstance(error, OSError) else "it is no text"
                 raise JobError(
-                    f"broker_option {name}: cannot read {where}: {error.strerror}"
+                    f"broker_option {name}: the file that it names cannot be read: {why}"
                 ) from None
         else:
             found[name] = str(value).lower() if isinstance(value, bool) else str(value)

@@ -12,6 +12,7 @@ from speechmill.errors import BrokerError, JobError
 __all__ = ["CONNECT_S", "create_client", "log", "map_errors", "why"]
 
 CONNECT_S = 10.0  # for one answer of a broker that is there
+SECRET_CHARS = 4  # shorter values, such as "all" and "1", would be cut out of other words
 
 # librdkafka writes its own log to standard error unless it is given a logger.
 log = logging.getLogger("speechmill.librdkafka")
@@ -29,7 +30,11 @@ def create_client(of_type: Any, settings: Mapping[str, Any]) -> Any:
     try:
         return of_type(dict(settings), logger=log)
     except (KafkaException, TypeError, ValueError) as error:
-        raise JobError(f"broker_option: {why(error)}") from None
+        said = why(error)
+        for value in sorted(map(str, settings.values()), key=len, reverse=True):
+            if len(value) >= SECRET_CHARS:  # librdkafka quotes values, secrets among them
+                said = said.replace(value, "…")
+        raise JobError(f"broker_option: {said}") from None
 
 
 @contextmanager

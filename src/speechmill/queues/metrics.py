@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import http.server
+import logging
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -21,9 +23,13 @@ if TYPE_CHECKING:
 
 __all__ = ["DEFAULT_PORT", "Endpoint", "serve"]
 
+_log = logging.getLogger(__name__)
+
 LOOPBACK, DEFAULT_PORT = "127.0.0.1", 9464
 PORTS = 20  # tried from it on, where several workers share a machine
 SILENT_S = 60.0  # without progress the worker counts as hung
+CONNECTIONS = 64  # at the same time: probes and scrapes are a few a second, over in milliseconds
+CONNECTION_S = 10.0  # a scrape may take so long by Prometheus' own default
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 SECONDS = (0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600)
 
@@ -154,6 +160,43 @@ def serve(address: str) -> Iterator[Endpoint | None]:
         yield endpoint
 
 
+class _Server(http.server.ThreadingHTTPServer):
+    """Answers each connection in a thread, for a short time only, and not too many: of more than
+    ``CONNECTIONS`` the oldest is cut. So clients that say nothing keep no thread and no probe away.
+    """
+
+    request_queue_size = 2 * CONNECTIONS  # those that come at once wait in the kernel
+
+    def __init__(self, address: tuple[str, int], handler: Any) -> None:
+        self._lock = threading.Lock()
+        self._open: dict[Any, float] = {}  # connections, the oldest first, and until when
+        super().__init__(address, handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        with self._lock:
+            self._open[request] = time.monotonic() + CONNECTION_S
+        self.service_actions()
+        super().process_request(request, client_address)
+
+    def service_actions(self) -> None:
+        """Cut connections whose time is over, and those that are too many; twice a second."""
+        now = time.monotonic()
+        with self._lock:
+            too_many = len(self._open) - CONNECTIONS
+            for number, (connection, until) in enumerate(self._open.items()):
+                if number < too_many or until < now:
+                    with contextlib.suppress(OSError):  # its thread then reads its end
+                        connection.shutdown(socket.SHUT_RDWR)
+
+    def shutdown_request(self, request: Any) -> None:
+        with self._lock:
+            self._open.pop(request, None)
+        super().shutdown_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002
+        _log.debug("a connection to the metrics has failed", exc_info=True)
+
+
 def _bound(host: str, ports: range, endpoint: Endpoint) -> http.server.ThreadingHTTPServer:
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -169,7 +212,7 @@ def _bound(host: str, ports: range, endpoint: Endpoint) -> http.server.Threading
 
     for port in ports:
         try:
-            return http.server.ThreadingHTTPServer((host, port), Handler)
+            return _Server((host, port), Handler)
         except OSError as error:
             if port == ports[-1]:
                 why = error.strerror or str(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, ClassVar
 
 from pydantic import Field, field_validator
@@ -9,6 +10,9 @@ from pydantic import Field, field_validator
 from speechmill.job import Options, WorkerOptions, parse_options
 
 __all__ = ["WorkOptions"]
+
+EXAMPLE = "security.protocol=SASL_SSL"
+SETTING = re.compile(r"[A-Za-z0-9._-]{1,100}")  # no other name is shown: a password may be in it
 
 
 class WorkOptions(Options):
@@ -56,4 +60,7 @@ class WorkOptions(Options):
     @field_validator("broker_option", mode="before")
     @classmethod
     def _broker_options(cls, value: object) -> object:
-        return parse_options(value, "security.protocol=SASL_SSL")
+        options = parse_options(value, EXAMPLE)
+        if isinstance(options, dict) and not all(map(SETTING.fullmatch, map(str, options))):
+            raise ValueError(f"one has no setting's name: write NAME=VALUE, such as {EXAMPLE}")
+        return options

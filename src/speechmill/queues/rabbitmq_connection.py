@@ -51,8 +51,8 @@ def parameters_of(url: QueueUrl, options: dict[str, str]) -> ConnectionParameter
             ssl_options=_tls(url, options) if tls else None,
             client_properties={"connection_name": "speechmill"},
         )
-    except ValueError as error:
-        raise JobError(f"broker_option: {error}") from None
+    except (TypeError, ValueError):  # whose text may hold the value
+        raise JobError("broker_option heartbeat: it must be a whole number of seconds") from None
 
 
 def _tls(url: QueueUrl, options: dict[str, str]) -> Any:

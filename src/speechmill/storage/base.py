@@ -11,7 +11,10 @@ from typing import Protocol
 
 from speechmill.errors import ConflictError, StorageError, UnsupportedError
 
-__all__ = ["Blob", "Object", "Store", "StoreOptions", "check_store"]
+__all__ = ["SCRATCH", "Blob", "Object", "Store", "StoreOptions", "check_store"]
+
+SCRATCH = "_speechmill/check-"
+"""How the keys of scratch objects begin. A build that is killed amid its check leaves one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +141,7 @@ class Store(Protocol):
 
 def check_store(store: Store) -> None:
     """Implement ``Store.check`` by the store's other methods."""
-    key = f"_speechmill/check-{uuid.uuid4().hex}"
+    key = f"{SCRATCH}{uuid.uuid4().hex}"
     try:
         _check_conditions(store, key)
     finally:

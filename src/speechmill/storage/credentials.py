@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import boto3.session
+import botocore.credentials
 import botocore.exceptions
 
 from speechmill.errors import AccessDeniedError, JobError
 from speechmill.storage.base import StoreOptions
 
-__all__ = ["KEY_ERRORS", "S3Access", "resolve"]
+__all__ = ["KEY_ERRORS", "S3Access", "frozen_keys", "resolve"]
 
 KEY_ERRORS = (
     botocore.exceptions.BotoCoreError,
     botocore.exceptions.ClientError,
-    RuntimeError,  # keys that are expired again as soon as they are renewed
+    RuntimeError,  # keys that are expired again as soon as they are renewed; JSON too deep
+    # A profile's credential_process that cannot be started, does not end, or prints something else
+    # than JSON of keys.
+    OSError,
+    subprocess.SubprocessError,
+    ValueError,
+    TypeError,
+    AttributeError,
 )
 """What goes wrong where keys are obtained."""
 
+PROCESS_S = 60.0  # for a profile's credential_process: it may ask its user for a code
 _R2 = ".r2.cloudflarestorage.com"
 _FALLBACK_REGION = "us-east-1"  # stores other than AWS accept it; AWS names the right one
 
@@ -119,7 +129,14 @@ def _configured_endpoint(core: Any, options: StoreOptions) -> str | None:
 
 
 def _normalise_endpoint(url: str, bucket: str) -> str:
-    parts = urlsplit(url.strip())
+    # Errors do not show it: what is written wrongly may hold keys.
+    try:
+        parts = urlsplit(url.strip())
+        _ = parts.port
+    except ValueError:
+        raise JobError(
+            "the endpoint is no URL such as https://s3.example.com: its host or port cannot be read"
+        ) from None
     if parts.username or parts.password or "@" in parts.netloc:
         raise JobError(
             "the endpoint URL holds a user name or password. Keys do not belong into a URL: put "
@@ -127,8 +144,8 @@ def _normalise_endpoint(url: str, bucket: str) -> str:
         )
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query:
         raise JobError(
-            f"the endpoint {url.partition('?')[0]!r} is no URL such as https://s3.example.com: "
-            "it must start with https:// or http://"
+            "the endpoint is no URL such as https://s3.example.com: it must start with https:// or "
+            "http://, and have no '?'"
         )
     path = parts.path.strip("/")
     # R2's dashboard shows the endpoint with the bucket behind it: many paste it like that.
@@ -160,9 +177,12 @@ def _credentials(session: Any, options: StoreOptions, bucket: str, has_endpoint:
         resolver.remove("iam-role")  # asks 169.254.169.254
     if named:
         resolver.remove("container-role")  # a container's keys are not the profile's
+    for provider in resolver.providers:
+        if isinstance(provider, botocore.credentials.ProcessProvider):
+            provider._popen = _Process
     try:
         credentials = session.get_credentials()
-        frozen = credentials.get_frozen_credentials() if credentials is not None else None
+        frozen = frozen_keys(credentials) if credentials is not None else None
     except botocore.exceptions.PartialCredentialsError as error:
         raise AccessDeniedError(f"s3://{bucket}: {error}; {_login_hint(named)}") from None
     except (botocore.exceptions.SSOError, botocore.exceptions.TokenRetrievalError) as error:
@@ -171,9 +191,8 @@ def _credentials(session: Any, options: StoreOptions, bucket: str, has_endpoint:
     except (botocore.exceptions.ProfileNotFound, botocore.exceptions.InvalidConfigError):
         raise
     except KEY_ERRORS as error:
-        # Its text may quote what a credential process has printed.
         raise AccessDeniedError(
-            f"s3://{bucket}: no credentials ({type(error).__name__}); {_login_hint(named)}"
+            f"s3://{bucket}: no credentials ({_why(error)}); {_login_hint(named)}"
         ) from None
     if frozen is None or not frozen.access_key or not frozen.secret_key:
         where = f"the profile {named!r} holds no keys" if named else "there are no credentials"
@@ -182,6 +201,49 @@ def _credentials(session: Any, options: StoreOptions, bucket: str, has_endpoint:
             f"{'' if named else ', the environment'}); {_login_hint(named)}"
         )
     return credentials
+
+
+class _Process(subprocess.Popen[bytes]):
+    """A credential process, which gets ``PROCESS_S``: botocore would wait for ever."""
+
+    def communicate(
+        self,
+        input: bytes | None = None,  # noqa: A002 it is the base class's
+        timeout: float | None = None,
+    ) -> tuple[bytes, bytes]:
+        try:
+            return super().communicate(input, timeout or PROCESS_S)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            self.wait()
+            raise
+
+
+def frozen_keys(credentials: Any) -> Any:
+    """Return the keys of this moment, renewed where they expire.
+
+    Raises:
+        KEY_ERRORS: they cannot be obtained.
+    """
+    frozen = credentials.get_frozen_credentials()
+    for text in (frozen.access_key, frozen.secret_key, frozen.token):
+        if text is not None and not isinstance(text, str):
+            raise TypeError("a key is no text")
+    return frozen
+
+
+def _why(error: Exception) -> str:
+    """Say why there are no keys. Not by the error's own text: it may quote what was printed."""
+    if isinstance(error, subprocess.TimeoutExpired):
+        return f"the profile's credential_process has not ended within {PROCESS_S:.0f} s"
+    if isinstance(error, OSError):
+        return f"the profile's credential_process cannot be started: {error.strerror}"
+    if isinstance(error, ValueError | TypeError | AttributeError | RecursionError):
+        return (
+            "the profile's credential_process has not printed JSON with Version, AccessKeyId and "
+            "SecretAccessKey"
+        )
+    return type(error).__name__
 
 
 def _login_hint(profile: str | None) -> str:

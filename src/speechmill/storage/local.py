@@ -34,8 +34,9 @@ from speechmill.storage.base import Blob, Object, check_store
 
 __all__ = ["LocalStore"]
 
-LOCK = "_speechmill/lock"
-STAGED = "_speechmill/staged"
+OWN = "_speechmill"
+LOCK = f"{OWN}/lock"
+STAGED = f"{OWN}/staged"
 LOCK_TIMEOUT_S = 60.0
 """The lock is held for a few system calls only: a process that holds it longer is stopped, or its
 disk is."""
@@ -103,7 +104,7 @@ class LocalStore:
         for attempt in range(READ_ATTEMPTS):
             with self._open(key) as file:
                 before = os.fstat(file.fileno())
-                data = file.read()
+                data = self._read(file, key, -1)
                 after = os.fstat(file.fileno())
             if _version(before) == _version(after) and len(data) == after.st_size:
                 return Blob(data, str(after.st_mtime_ns), after.st_mtime_ns // 1000)
@@ -114,8 +115,7 @@ class LocalStore:
         """See ``Store.read``."""
         with self._open(key) as file:
             before = os.fstat(file.fileno())
-            file.seek(start)
-            data = file.read(length)
+            data = self._read(file, key, length, start)
             after = os.fstat(file.fileno())
         if _version(before) != _version(after) or str(after.st_mtime_ns) != etag:
             raise ConflictError(f"{self._shown(key)} is not as it was")
@@ -184,8 +184,13 @@ class LocalStore:
         target = self._path(key)
         if not os.path.lexists(target):
             return  # without a trace: not even a lock file
+        # Without that folder nobody makes conditional puts, which the lock is for.
+        own = os.path.isdir(f"{self._root}/{OWN}")  # noqa: PTH112 Path cannot hold every name
         try:
-            with self._locked(), contextlib.suppress(FileNotFoundError):
+            with (
+                self._locked() if own else contextlib.nullcontext(),
+                contextlib.suppress(FileNotFoundError),
+            ):
                 os.unlink(target)  # noqa: PTH108 Path cannot hold every name
         except OSError as error:
             raise self._translate(error, key) from None
@@ -220,6 +225,19 @@ class LocalStore:
             return os.fdopen(descriptor, "rb", buffering=0)
         os.close(descriptor)
         raise NotFoundError(f"{self._shown(key)} is no file")
+
+    def _read(self, file: BinaryIO, key: str, length: int, start: int = 0) -> bytes:
+        """Read so many bytes, or all. Some files of /proc and /sys say that they are ordinary ones,
+        and are not."""
+        try:
+            if start:  # some cannot even be sought in
+                file.seek(start)
+            data: bytes | None = file.read(length)
+        except OSError as error:
+            raise self._translate(error, key) from None
+        if data is None:
+            raise StorageError(f"{self._shown(key)} has nothing to be read now: it is no real file")
+        return data
 
     def _entries(self, key: str) -> tuple[tuple[int, int], builtins.list[str]]:
         path = f"{self._root}/{key}"

@@ -13,7 +13,7 @@ from obstore.store import S3Store as ObstoreS3
 
 from speechmill.errors import AccessDeniedError, ConflictError
 from speechmill.storage.base import Blob, Object, StoreOptions
-from speechmill.storage.credentials import KEY_ERRORS, S3Access, resolve
+from speechmill.storage.credentials import KEY_ERRORS, S3Access, frozen_keys, resolve
 from speechmill.storage.faults import Retrier
 from speechmill.storage.remote import NO_RETRIES, RemoteStore, client_config, lost_by_fork, nameable
 from speechmill.storage.signed import SignedClient
@@ -40,7 +40,7 @@ class _KeyProvider:
 
     def __call__(self) -> S3Credential:
         try:
-            frozen = self._credentials.get_frozen_credentials()
+            frozen = frozen_keys(self._credentials)
         except KEY_ERRORS as error:
             self.failure = error  # obstore would bury it in a general error
             raise

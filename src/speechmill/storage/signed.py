@@ -17,12 +17,13 @@ from urllib.parse import quote, unquote_to_bytes
 
 import botocore.auth
 import botocore.awsrequest
+import botocore.exceptions
 import botocore.httpsession
 import botocore.utils
 
-from speechmill.errors import UnavailableError
+from speechmill.errors import AccessDeniedError, UnavailableError
 from speechmill.storage.base import Blob, Object
-from speechmill.storage.credentials import S3Access
+from speechmill.storage.credentials import KEY_ERRORS, S3Access, frozen_keys
 from speechmill.storage.faults import Retrier, error_of_reply
 
 __all__ = ["SignedClient"]
@@ -94,7 +95,16 @@ class SignedClient:
     def _send(self, method: str, url: str, headers: Mapping[str, str], what: str) -> Any:
         request = botocore.awsrequest.AWSRequest(method, url, headers=dict(headers))
         if self._access.credentials is not None:
-            frozen = self._access.credentials.get_frozen_credentials()
+            try:
+                frozen = frozen_keys(self._access.credentials)
+            except KEY_ERRORS as error:
+                quotes = isinstance(error, botocore.exceptions.CredentialRetrievalError)
+                if isinstance(error, OSError | botocore.exceptions.BotoCoreError) and not quotes:
+                    raise  # mapped with those of the request, and tried again where that helps
+                raise AccessDeniedError(
+                    f"{what}: the credentials could not be renewed ({type(error).__name__}): log "
+                    "in again"
+                ) from None
             botocore.auth.S3SigV4Auth(frozen, "s3", self._access.region).add_auth(request)
         response = self._http.send(request.prepare())
         if response.status_code not in (200, 206):

@@ -13,6 +13,10 @@ __all__ = ["SCHEMES", "Location", "inside", "parse_url"]
 
 SCHEMES = ("s3", "gs", "az", "file", "memory")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*)://")
+_NO_BUCKET = re.compile(r"[@:?=&#]")
+_QUERY = re.compile(r"\?[^/]*=")  # a key may have a question mark, but ?name=value is no key's name
+# A relative path that begins as s3:x, user:password@host, or KEY/SECRET:x@host does.
+_LIKE_A_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*:|(?![./~])[^@]*:[^@]*@")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,40 +42,54 @@ class Location:
 def parse_url(url: str) -> Location:
     """Parse a URL or a plain path. Nothing in it is decoded, except after ``file://``.
 
+    A URL that is written wrongly may hold keys anywhere: errors show its scheme alone.
+
     Raises:
-        JobError: the scheme is unknown, the bucket is missing, or there are secrets in it.
+        JobError: the scheme is unknown, the bucket is missing, there are secrets in it, or it is
+            neither a URL nor a path.
     """
     match = _SCHEME.match(url)
     if match is None:
-        if not url or "\0" in url:
-            raise JobError(f"{url!r} is no path")
-        return Location("file", "", os.path.abspath(os.path.expanduser(url)))  # noqa: PTH100, PTH111 pathlib keeps ".."
+        return Location("file", "", _plain_path(url))
     scheme, rest = match[1].lower(), url[match.end() :]
     if scheme == "file":
         return Location("file", "", _file_path(rest))
     bucket, _, prefix = rest.partition("/")
     if scheme not in SCHEMES:
         raise JobError(
-            f"{scheme}:// is no store that Speechmill can open: use a folder, "
+            f"{scheme[:16]}:// is no store that Speechmill can open: use a folder, "
             + ", ".join(f"{s}://" for s in SCHEMES)
         )
-    if "@" in bucket or ":" in bucket:
+    if _NO_BUCKET.search(bucket) or _QUERY.search(prefix):
         raise JobError(
             f"the {scheme}:// URL holds more than a bucket and a path. Keys do not belong into a "
             "URL: put them into a profile (aws configure --profile NAME) and pass --profile NAME"
         )
     if not bucket:
-        raise JobError(f"{url!r} names no bucket: it must look like {scheme}://bucket/path")
+        raise JobError(f"the {scheme}:// URL names no bucket: write {scheme}://bucket/path")
     return Location(scheme, bucket, prefix.strip("/"))
+
+
+def _plain_path(path: str) -> str:
+    if not path or "\0" in path:
+        raise JobError(
+            "a path is empty, or holds a NUL character: write a folder, or s3://bucket/path"
+        )
+    if _LIKE_A_URL.match(path):
+        raise JobError(
+            "a path looks like a URL whose scheme is not followed by //, and may hold a password, "
+            "so it is not shown: write s3://bucket/path, or ./NAME for a folder with a colon"
+        )
+    return os.path.abspath(os.path.expanduser(path))  # noqa: PTH100, PTH111 pathlib keeps ".."
 
 
 def _file_path(rest: str) -> str:
     host, slash, path = rest.partition("/")
     if host not in ("", "localhost") or not slash:
-        raise JobError(f"file://{rest} must look like file:///absolute/path")
+        raise JobError("a file:// URL must look like file:///absolute/path")
     decoded = os.fsdecode(unquote_to_bytes(("/" + path).encode("utf-8", "surrogateescape")))
     if "\0" in decoded:
-        raise JobError(f"file://{rest} is no path")
+        raise JobError("a file:// URL holds a NUL character, which no path has")
     return os.path.abspath(decoded)  # noqa: PTH100 pathlib keeps ".."
 
 

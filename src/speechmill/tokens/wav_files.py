@@ -39,6 +39,7 @@ from speechmill.pipeline.isolate import Breaker, all_or_each
 from speechmill.pipeline.selection import extension_of
 from speechmill.records import Codes, number_of
 from speechmill.storage import Object, Store, inside
+from speechmill.storage.lookalikes import alike, folded, tells_apart
 from speechmill.tokenizers.base import Codec
 from speechmill.tokens.column import column_of
 from speechmill.tokens.decode import can_decode, codec_of, trimmed
@@ -114,7 +115,7 @@ def decode_dataset(
     Raises:
         DatasetError: there is no dataset, no tokens, or no row that ``where`` chooses.
         JobError: ``where`` makes no sense; there are several columns; these cannot be turned back
-            into sound; or ``out`` lies in the dataset or in its source.
+            into sound; ``out`` lies in the dataset or in its source, or takes two names for one.
         ModelError: the weights cannot be found, or are not those that made the codes.
         StorageError: a store cannot be read or written.
     """
@@ -127,6 +128,7 @@ def decode_dataset(
     rows.choose(limit)
     if not rows.count:
         raise DatasetError(f"no row of {sink.url} is chosen by {where!r}")
+    rows.check_distinct(out)
     report = DecodeReport(out.url, described["column"], rows.count)
     observer = observer or DecodeObserver()
     observer.planned(rows.count, rows.audio_s)
@@ -173,12 +175,14 @@ class _Rows:
             name for name in schema.names if name in needed or (where and name in where)
         ]
         self._clashing: frozenset[int] = frozenset()
+        self._alike: frozenset[int] = frozenset()
         self._parts: list[Object] = []
         self.count, self.audio_s = 0, 0.0
 
     def choose(self, limit: int | None) -> None:
         """Find and count the rows, and the names that two recordings would share."""
         stems: list[NDArray[np.uint64]] = []
+        chosen: list[NDArray[np.uint64]] = []  # [num_names, 2]: each stem's number, without case
         for part, table in scan(self._sink, self._columns):
             names = set(table["file_name"].to_pylist())
             stems.append(np.array([number_of(_stem(name)) for name in names], np.uint64))
@@ -187,12 +191,35 @@ class _Rows:
                 some = some.slice(0, limit - self.count)
             if some.num_rows:
                 self._parts.append(part)
+                some_stems = {_stem(name) for name in some["file_name"].to_pylist()}
+                numbers = [(number_of(stem), number_of(folded(stem))) for stem in some_stems]
+                chosen.append(np.array(numbers, np.uint64))
                 self.count += some.num_rows
                 self.audio_s += pc.sum(some["duration_s"]).as_py()
         values, counts = np.unique(
             np.concatenate(stems or [np.empty(0, np.uint64)]), return_counts=True
         )
         self._clashing = frozenset(values[counts > 1].tolist())
+        pairs = np.unique(np.concatenate([*chosen, np.empty((0, 2), np.uint64)]), axis=0)
+        values, counts = np.unique(pairs[:, 1], return_counts=True)
+        self._alike = frozenset(values[counts > 1].tolist())
+
+    def check_distinct(self, out: Store) -> None:
+        """Make sure that ``out`` does not take two of the names for one.
+
+        Raises:
+            JobError: it does.
+        """
+        if not self._alike or tells_apart(out):
+            return
+        found: dict[str, str] = {}
+        for _, table in scan(self._sink, ["file_name"]):
+            for name in table["file_name"].to_pylist():
+                stem = _stem(name)
+                same = folded(stem)
+                if number_of(same) in self._alike and found.setdefault(same, stem) != stem:
+                    advice = "choose fewer with --where, or another place"
+                    raise JobError(alike(out, found[same], stem, advice))
 
     def batches(self) -> Iterator[list[_Row]]:
         """The rows with their codes, together as the codec is given them."""

@@ -36,8 +36,6 @@ def print_report(console: Console, report: BuildReport) -> None:
         console.print(
             f"nothing to do: {report.already_done:,} recordings are done{failed} "
             f"({format_duration(report.wall_s)}); {report.sink}",
-            highlight=False,
-            markup=False,
             soft_wrap=True,
         )
         return

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from rich.console import Console
 from rich.text import Text
 
+from speechmill.cli.console import visible
+
 __all__ = [
     "HOUR",
     "MINUTE",
@@ -57,4 +59,6 @@ def print_facts(console: Console, title: str, rows: Iterable[tuple[str, str]]) -
     if title:
         console.print(Text(title, style="bold"), soft_wrap=True)
     for name, value in rows:
-        console.print(Text.assemble((name.ljust(width), "dim"), "  ", value), soft_wrap=True)
+        console.print(
+            Text.assemble((name.ljust(width), "dim"), "  ", visible(value)), soft_wrap=True
+        )

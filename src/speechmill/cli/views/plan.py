@@ -90,4 +90,4 @@ def print_plan(console: Console, plan: Plan, *, brief: bool = False) -> None:
         unmatched = f"note: {plan.unmatched:,} recordings do not match --folder; they go to _root"
         notes.insert(0, unmatched)
     for note in notes:
-        console.print(Text(note, style="yellow"))
+        console.print(Text(note, style="yellow"), soft_wrap=True)

@@ -62,7 +62,7 @@ class ProgressDisplay:
     def say(self, text: str) -> None:
         """Print a line, also a long one."""
         self._said = time.monotonic()
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self._console.print(text, soft_wrap=True)
 
     def say_now_and_then(self, text: str) -> None:
         """Print a line, unless there was one a moment ago."""

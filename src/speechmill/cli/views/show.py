@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from speechmill.cli.console import visible
 from speechmill.cli.views.facts import (
     MINUTE,
     format_bytes,
@@ -53,11 +54,13 @@ def print_summary(
         "folder", "rows", "minutes", title=format_plural(len(summary.folders), "folder"), box=None
     )
     for name, count in summary.folders.most_common(MOST):
-        folders.add_row(Text(name), f"{count:,}", f"{summary.folder_audio_s[name] / MINUTE:,.1f}")
+        folders.add_row(
+            Text(visible(name)), f"{count:,}", f"{summary.folder_audio_s[name] / MINUTE:,.1f}"
+        )
     console.print(folders)
     if len(summary.folders) > MOST:
         console.print(f" … and {len(summary.folders) - MOST:,} more")
     slowest = Table("seconds", "recording", title="slowest recordings", box=None)
     for seconds, name in summary.slowest:
-        slowest.add_row(f"{seconds:.2f}", Text(name))
+        slowest.add_row(f"{seconds:.2f}", Text(visible(name)))
     console.print(slowest)

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from speechmill.cli.console import visible
 from speechmill.cli.views.facts import HOUR, format_counts, format_duration, print_facts
 from speechmill.cli.views.progress import ProgressDisplay
 from speechmill.enrich.add import EnrichObserver, EnrichReport
@@ -95,8 +96,8 @@ def print_added(console: Console, report: EnrichReport) -> None:
     if report.already and not (report.rows or report.resumed or report.lost):
         console.print(
             f"nothing to do: {report.already:,} rows have {columns} already; {report.sink}",
-            highlight=False, markup=False, soft_wrap=True,
-        )  # fmt: skip
+            soft_wrap=True,
+        )
         return
     name = "columns" if len(report.columns) > 1 else "column"
     facts = [(name, columns), ("rows", f"{report.rows:,}")]
@@ -199,6 +200,6 @@ def _codebooks(codebooks: Iterable[CodebookStats]) -> Table:
 
 def _print_reasons(console: Console, reasons: Mapping[str, str]) -> None:
     for name, reason in list(reasons.items())[:SHOWN]:
-        console.print(Text(f"  {name}: {reason}", style="yellow"), soft_wrap=True)
+        console.print(Text(f"  {visible(name)}: {reason}", style="yellow"), soft_wrap=True)
     if len(reasons) > SHOWN:
-        console.print(f"  … and {len(reasons) - SHOWN:,} more", highlight=False)
+        console.print(f"  … and {len(reasons) - SHOWN:,} more")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.text import Text
 
+from speechmill.cli.console import visible
 from speechmill.cli.views.facts import HOUR, format_duration, print_facts
 from speechmill.cli.views.progress import ProgressDisplay
 from speechmill.units.cluster import Quality
@@ -62,9 +63,11 @@ def print_fit(console: Console, report: FitReport) -> None:
     ]
     print_facts(console, "", rows)
     for name, reason in report.skipped[:SHOWN]:
-        console.print(Text.assemble(("skipped  ", "yellow"), f"{name}: {reason}"), soft_wrap=True)
+        console.print(
+            Text.assemble(("skipped  ", "yellow"), f"{visible(name)}: {reason}"), soft_wrap=True
+        )
     if len(report.skipped) > SHOWN:
-        console.print(f"… and {len(report.skipped) - SHOWN:,} more", highlight=False)
+        console.print(f"… and {len(report.skipped) - SHOWN:,} more")
 
 
 def _quality(quality: Quality, clusters: int) -> str:
