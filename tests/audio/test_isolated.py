@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from speechmill import temporary
+from speechmill import machine
 from speechmill.audio import (
     NO_LIMITS,
     Limits,
@@ -207,12 +207,12 @@ def test_recordings_that_had_passed_have_no_limits() -> None:
 
 def test_the_file_of_a_long_waveform_counts_as_held_until_it_is_gone(long: FileMap) -> None:
     gc.collect()
-    before = len(temporary._shares)
+    before = len(machine._shares)
     decoded = decode_isolated(long)
-    assert len(temporary._shares) == before + 1
+    assert len(machine._shares) == before + 1
     del decoded
     gc.collect()
-    assert len(temporary._shares) == before
+    assert len(machine._shares) == before
 
 
 def test_no_file_stays_open(long: FileMap) -> None:

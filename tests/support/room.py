@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from speechmill import audio, temporary
+from speechmill import audio, machine
 
 __all__ = ["limited_room"]
 
@@ -15,7 +15,7 @@ def limited_room(monkeypatch: pytest.MonkeyPatch, num_bytes: int) -> None:
     monkeypatch.setattr(audio, "decode_isolated", audio.decode)
 
     def free_bytes() -> int:
-        written = sum(share.written for share in list(temporary._shares))
-        return temporary.SPARE_BYTES + num_bytes - written
+        written = sum(share.written for share in list(machine._shares))
+        return machine.SPARE_BYTES + num_bytes - written
 
-    monkeypatch.setattr(temporary, "_free_bytes", free_bytes)
+    monkeypatch.setattr(machine, "_free_bytes", free_bytes)

@@ -26,9 +26,8 @@ from speechmill.audio.decoding import Decoded
 from speechmill.audio.formats.octets import Octets
 from speechmill.audio.limits import DEFAULT_LIMITS, Limits
 from speechmill.errors import DecoderDiedError, EngineError
-from speechmill.machine import FileMap, num_cores
+from speechmill.machine import Claim, FileMap, num_cores
 from speechmill.records import Waveform
-from speechmill.temporary import Claim
 
 __all__ = ["decode_isolated"]
 

@@ -11,8 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from speechmill.errors import NoRoomError, StorageError
-from speechmill.machine import FileMap
-from speechmill.temporary import Claim, is_no_room
+from speechmill.machine import Claim, FileMap, is_no_room
 
 __all__ = ["PIECE_SAMPLES", "SPILL_SAMPLES", "Spool", "pieces"]
 

@@ -22,6 +22,7 @@ from speechmill.dataset.growth import place_anew
 from speechmill.dataset.schema import utterances_to_table, with_sample_check
 from speechmill.errors import ModelError, SpeechmillError
 from speechmill.job import Job
+from speechmill.machine import alone
 from speechmill.pipeline.batching import Batch, batched
 from speechmill.pipeline.intake import Intake, ReadyPiece, ReadyRecording
 from speechmill.pipeline.isolate import Breaker, all_or_each
@@ -32,7 +33,6 @@ from speechmill.pipeline.selection import estimate_s
 from speechmill.pipeline.shared_encoder import SharedEncoder
 from speechmill.pipeline.tokenize import RoundTrip, SampleCheck, tokenize
 from speechmill.records import Part, Recording, RecordingDone, Shard, ShardReport
-from speechmill.temporary import alone
 
 __all__ = ["process_shard"]
 

@@ -9,10 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from speechmill.errors import ConflictError, NoRoomError, StorageError, UnavailableError
-from speechmill.machine import FileMap
+from speechmill.machine import Claim, FileMap, is_no_room
 from speechmill.records import printable
 from speechmill.storage.base import Object, Store
-from speechmill.temporary import Claim, is_no_room
 
 __all__ = ["Fetched", "fetch"]
 

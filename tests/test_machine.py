@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speechmill import temporary
-from speechmill.temporary import Claim, alone, is_no_room
+from speechmill import machine
+from speechmill.machine import Claim, alone, is_no_room
 from tests.support.room import limited_room
 
 NULL = Path("/dev/null")
@@ -25,10 +25,10 @@ NULL = Path("/dev/null")
 @pytest.fixture(autouse=True)
 def nothing_held() -> Iterator[None]:
     gc.collect()
-    assert not temporary._shares
+    assert not machine._shares
     yield
     gc.collect()
-    assert not temporary._shares
+    assert not machine._shares
 
 
 def test_what_is_expected_is_claimed_before_it_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,10 +100,10 @@ def test_claims_never_exceed_the_room(steps: list[tuple[int, int, int]], room: i
                     continue
                 with suppress(OSError):
                     claims[who].write(file, bytes(count), expected)
-                assert sum(share.claimed for share in temporary._shares) <= room
-                assert all(share.written <= share.claimed for share in temporary._shares)
+                assert sum(share.claimed for share in machine._shares) <= room
+                assert all(share.written <= share.claimed for share in machine._shares)
         del claims
-        assert not temporary._shares
+        assert not machine._shares
 
 
 def test_who_waits_to_be_alone_begins_when_the_others_are_done() -> None:
@@ -115,7 +115,7 @@ def test_who_waits_to_be_alone_begins_when_the_others_are_done() -> None:
         with alone(lambda: False) as may_begin:
             assert may_begin
             order.append(name)
-            assert not temporary._shares
+            assert not machine._shares
             time.sleep(0.01)
             order.append(name)
 
@@ -147,7 +147,7 @@ def test_a_stop_ends_the_waiting() -> None:
 def test_what_a_caller_keeps_for_ever_does_not_hold_up_the_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(temporary, "STILL_S", 0.1)
+    monkeypatch.setattr(machine, "STILL_S", 0.1)
     kept = Claim()
     with NULL.open("wb", buffering=0) as file:
         kept.write(file, bytes(10))
