@@ -103,6 +103,7 @@ def odd_messages(source: str) -> list[Message]:
         ours(source, key="p1/\0.flac"),
         ours(source, size=True, etag=None),
         Message(b"[" * 100_000),
+        Message(b"odd headers", "\0", {"x-delivery-count": "many", "x-death": "\0", "": "h" * 9}),
         Message(b'{"Type": "Notification", "Message": "' + b"[" * 100_000 + b'"}'),
         *(Message(json.dumps(event).encode()) for event in events),
     ]
