@@ -25,9 +25,11 @@ from tests.support.harness import (
     fill_folder,
     recording,
 )
+from tests.support.killing import age_leftovers, killed_and_finished, state_of
 from tests.support.services import SeaweedFS
 
 KILLS, MANY_KILLS = 6, 60
+MANY_ROUNDS = 10_000
 FILES = corpus(20, 4, broken=4)
 DONE_WITH_FAILURES = 3
 # A build takes so long for its work that the kills come in its midst, one after the other.
@@ -166,6 +168,9 @@ def test_bucket_to_bucket_killed_at_any_moment_ends_as_undisturbed(
     assert sum(n for at, n in killer.hits.items() if "commit" in at) >= kills // 12
     assert not poller.wrong
     assert_same_dataset(killed, whole)
+    assert state_of(killed) == state_of(whole)
+    chaos.count("kills", killer.hits.total() + by_time.total())
+    chaos.count("looks at the sink", poller.polls)
 
 
 @pytest.mark.timeout(900)
@@ -199,6 +204,11 @@ def test_folder_to_folder_killed_at_any_moment_ends_as_undisturbed(
     assert not poller.wrong
     assert_same_dataset(killed, whole)
     assert {p.name for p in (tmp_path / "killed").iterdir()} == set(OWN_PREFIXES)
+    age_leftovers(killed)
+    assert Build(source.url, killed.url).finish().code in {0, DONE_WITH_FAILURES}
+    assert state_of(killed) == state_of(whole)
+    chaos.count("kills", hits)
+    chaos.count("looks at the sink", poller.polls)
 
 
 def _wait_for_a_change(folder: Path, build: Build) -> None:
@@ -251,13 +261,26 @@ def test_a_reader_never_misses_a_row_while_recordings_and_recipes_change(
     assert set(sink.names()) > first  # what is cut short is a row now
 
 
-@pytest.mark.slow
-def test_two_builds_at_once_make_every_row_once(bucket: Bucket) -> None:
-    source = bucket.fill("twice", FILES)
-    alone, shared = bucket.place("s3://dst/twice/alone"), bucket.place("s3://dst/twice/shared")
-    builds = [Build(source.url, shared.url, seconds=0.01) for _ in range(2)]
-    with ended(*builds):
-        codes = [build.finish().code for build in builds]
-    assert codes == [DONE_WITH_FAILURES, DONE_WITH_FAILURES]
-    assert Build(source.url, alone.url).finish().code == DONE_WITH_FAILURES
-    assert_same_dataset(shared, alone, attempts=False)
+@pytest.mark.timeout(900)
+def test_two_builds_at_once_make_every_row_once(bucket: Bucket, chaos: Chaos) -> None:
+    """In the long form one of them is killed, now and then, and begun anew."""
+    source, alone = bucket.fill("twice", FILES), bucket.place("s3://dst/twice/alone")
+    undisturbed = Build(source.url, alone.url, seconds=0.01).finish()
+    assert undisturbed.code == DONE_WITH_FAILURES
+    for number in chaos.rounds(1, MANY_ROUNDS):
+        draw = chaos.draw("twice", number)
+        shared = bucket.place(f"s3://dst/twice/shared-{number}")
+        other = Build(source.url, shared.url, seconds=0.01)
+        with ended(other):
+            kills, finished = killed_and_finished(
+                lambda to=shared.url: Build(source.url, to, seconds=0.01),  # type: ignore[misc]
+                *(undisturbed.seconds, chaos.choose(0, draw.randrange(3)), draw),
+            )
+            codes = [other.finish().code, finished.code]
+        if not kills:
+            assert codes == [DONE_WITH_FAILURES, DONE_WITH_FAILURES]
+        assert set(codes) <= {0, DONE_WITH_FAILURES}
+        assert_same_dataset(shared, alone, attempts=False)
+        assert state_of(shared) == state_of(alone)
+        chaos.count("pairs of builds")
+        chaos.count("kills", kills)
