@@ -1,5 +1,5 @@
-"""Recordings of every container, mutated: each is sound or an AudioError, in a time that is limited,
-and none ends its decoder."""
+"""Recordings of every container, mutated: each is sound or an AudioError, in limited time, and none
+ends its decoder."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SECONDS = 0.4  # of each recording
 # What a mutant may ask for: little, so that tens of thousands can ask.
 LIMITS = Limits(max_duration_s=600.0)
 LONGEST_S = 60.0
-"""A mutant may take: 10 s of processor time and 1 s a second of sound, while four share two cores."""
+"""One may take 10 s of processor time and 1 s a second of sound, where four share two cores."""
 pytestmark = pytest.mark.timeout(900)
 
 

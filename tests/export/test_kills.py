@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -66,5 +65,5 @@ def test_an_export_killed_at_any_moment_ends_as_undisturbed(
         assert out.objects() == expected, number
         chaos.count("kills", hits)
         chaos.count("exports")
-    chaos.count("temporary folders left", len(os.listdir(tmp_path / "temporary")))
+    chaos.count("temporary folders left", len(list((tmp_path / "temporary").iterdir())))
     assert chaos.counts["kills"]

@@ -15,8 +15,8 @@ from tests.support.harness import Command, Finished, Place, ended
 
 __all__ = ["age_leftovers", "copied", "jumpy_clock", "killed_and_finished", "state_of"]
 
-LEFTOVER_S = 2 * 3600
-"""What is younger than an hour may be of a writer that is at work."""
+LEFTOVER_S = 30 * 3600
+"""What is younger may be of a writer that is at work."""
 
 
 def jumpy_clock(seed: int) -> dict[str, str]:
@@ -55,7 +55,7 @@ def copied(place: Place, other: Place) -> Place:
 def age_leftovers(place: Place) -> None:
     """Let what dead writers have left in a folder be of yesterday."""
     for path in Path(place.url).rglob("*"):
-        if "staged" in path.name or path.parent.name in {"staged", "check"}:
+        if path.is_file() and (path.suffix == ".staged" or path.parent.name in {"staged", "check"}):
             then = time.time() - LEFTOVER_S
             os.utime(path, (then, then))
 
