@@ -73,7 +73,7 @@ def test_files_that_may_not_grow_end_a_build_and_an_export_in_plain_words(
             Build(source.url, sink.url),
             Command("export", "parquet", whole.url, str(tmp_path / f"out-{number}")),
         ):
-            most = int(2 ** draw.uniform(4, 14))
+            most = int(2 ** draw.uniform(10, 13))  # what is printed goes to a file, too
             psutil.Process(command.pid).rlimit(resource.RLIMIT_FSIZE, (most, most))
             assert_says_what_is_wrong(command.finish(), chaos)
         assert Build(source.url, sink.url).finish().code in {0, DONE_WITH_FAILURES}

@@ -7,6 +7,7 @@ import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -273,7 +274,7 @@ def test_two_builds_at_once_make_every_row_once(bucket: Bucket, chaos: Chaos) ->
         other = Build(source.url, shared.url, seconds=0.01)
         with ended(other):
             kills, finished = killed_and_finished(
-                lambda to=shared.url: Build(source.url, to, seconds=0.01),  # type: ignore[misc]
+                partial(Build, source.url, shared.url, seconds=0.01),
                 *(undisturbed.seconds, chaos.choose(0, draw.randrange(3)), draw),
             )
             codes = [other.finish().code, finished.code]

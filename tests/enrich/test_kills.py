@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -51,16 +52,13 @@ def test_measure_killed_at_any_moment_ends_as_undisturbed(
         sink = copied(built, place(str(number)))
         kills = chaos.choose(KILLS, draw.randrange(1, MOST_KILLS))
         hits, finished = killed_and_finished(
-            lambda sink=sink: measure(sink),
-            undisturbed.seconds,
-            kills,
-            draw,  # type: ignore[misc]
+            partial(measure, sink), undisturbed.seconds, kills, draw
         )
         assert finished.code == 0, finished.err
         assert_same_dataset(sink, whole)
         if bucket is None:
             age_leftovers(sink)
-            assert Build(source.url, sink.url, "--measure", "level").finish().code == 0
+            assert Build(source.url, sink.url).finish().code == 0
         assert state_of(sink) == state_of(whole), number
         chaos.count("kills", hits)
         chaos.count("sinks measured")

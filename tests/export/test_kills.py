@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -50,12 +51,7 @@ def test_an_export_killed_at_any_moment_ends_as_undisturbed(
         draw = chaos.draw("export", number)
         out = Place(f"{start.url}-{number}", start.endpoint_url, start.profile)
         kills = chaos.choose(KILLS, draw.randrange(1, MOST_KILLS))
-        hits, finished = killed_and_finished(
-            lambda out=out: export(out),
-            undisturbed.seconds,
-            kills,
-            draw,  # type: ignore[misc]
-        )
+        hits, finished = killed_and_finished(partial(export, out), undisturbed.seconds, kills, draw)
         assert finished.code == 0, finished.err
         if start.endpoint_url is None:
             age_leftovers(out)

@@ -134,7 +134,7 @@ def test_good_messages_among_bad_ones_become_rows_and_no_worker_stops(
         assert report.messages >= len(bad) + len(messages)
         assert rows_of(one.sink).equals(expected), number
         letters = read_dead_letters(broker)
-        assert len(letters) == report.dead_letters > len(bad) // 3
+        assert len(bad) // 3 < len(letters) <= report.dead_letters
         assert all(letter.reason and letter.error for letter in letters)
         broker.close()
         chaos.count("messages", len(bad))

@@ -37,42 +37,42 @@ def _block(data: bytearray, draw: Random) -> slice:
     return slice(start, start + draw.choice((1, 4, 40, 400, 1 + len(data) // 3)))
 
 
-def _flip(data: bytearray, draw: Random, _: Sequence[bytes]) -> None:
+def _flip(data: bytearray, draw: Random, others: Sequence[bytes]) -> None:
     for _ in range(draw.choice((1, 2, 20))):
         if data:
             data[min(_place(data, draw), len(data) - 1)] ^= 1 << draw.randrange(8)
 
 
-def _cut_end(data: bytearray, draw: Random, _: Sequence[bytes]) -> None:
+def _cut_end(data: bytearray, draw: Random, others: Sequence[bytes]) -> None:
     del data[_place(data, draw) :]
 
 
-def _cut_beginning(data: bytearray, draw: Random, _: Sequence[bytes]) -> None:
+def _cut_beginning(data: bytearray, draw: Random, others: Sequence[bytes]) -> None:
     del data[: _place(data, draw)]
 
 
-def _remove(data: bytearray, draw: Random, _: Sequence[bytes]) -> None:
+def _remove(data: bytearray, draw: Random, others: Sequence[bytes]) -> None:
     del data[_block(data, draw)]
 
 
-def _insert(data: bytearray, draw: Random, _: Sequence[bytes]) -> None:
+def _insert(data: bytearray, draw: Random, others: Sequence[bytes]) -> None:
     at, count = _place(data, draw), draw.choice((1, 4, 100, 5_000))
     data[at:at] = draw.choice((bytes(count), draw.randbytes(count)))
 
 
-def _overwrite(data: bytearray, draw: Random, _: Sequence[bytes]) -> None:
+def _overwrite(data: bytearray, draw: Random, others: Sequence[bytes]) -> None:
     where = _block(data, draw)
     count = len(data[where])
     data[where] = draw.choice((bytes(count), b"\xff" * count, draw.randbytes(count)))
 
 
-def _duplicate(data: bytearray, draw: Random, _: Sequence[bytes]) -> None:
+def _duplicate(data: bytearray, draw: Random, others: Sequence[bytes]) -> None:
     where = _block(data, draw)
     at = draw.choice((where.start, _place(data, draw)))
     data[at:at] = data[where] * draw.choice((1, 1, 30))
 
 
-def _set_field(data: bytearray, draw: Random, _: Sequence[bytes]) -> None:
+def _set_field(data: bytearray, draw: Random, others: Sequence[bytes]) -> None:
     """Set a number of 1 to 8 bytes to one that programs stumble over."""
     for _ in range(draw.choice((1, 1, 3))):
         size = draw.choice((1, 2, 4, 4, 8))

@@ -75,19 +75,18 @@ class Attacker:
             return {}, [f"attack {number}: no end within {LONGEST_S:.0f} s"]
         line = process.stdout.readline()
         if not line:
-            return {}, [f"attack {number}: the process has ended with {self._end()}"]
+            code = process.wait(LONGEST_S)
+            self._end()
+            return {}, [f"attack {number}: the process has ended with {code}"]
         outcomes: dict[str, str] = json.loads(line)
         wrong = [f"attack {number}, {c}: {o}" for c, o in outcomes.items() if " " in o]
         return outcomes, wrong
 
-    def _end(self) -> int | None:
+    def _end(self) -> None:
         process, self._process = self._process, None
-        if process is None:
-            return None
-        with process:
-            code = process.poll()
-            process.kill()
-        return process.returncode if code is None else code
+        if process is not None:
+            with process:
+                process.kill()
 
 
 def _spoil(sink: Path, draw: Random) -> None:
