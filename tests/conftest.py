@@ -69,9 +69,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--long", type=int, metavar="SEED", help="the long form of chaos, drawn from this seed"
     )
     parser.addoption(
-        *("--long-s", "--long-seconds"), type=float, default=LONG_S, metavar="SECONDS",
-        help="how long a test of the long form goes on beginning things (default: %(default)s)",
-    )  # fmt: skip
+        "--long-s", type=float, default=LONG_S, metavar="SECONDS", help="of each such test"
+    )
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:

@@ -132,7 +132,9 @@ def test_good_messages_among_bad_ones_become_rows_and_no_worker_stops(
             broker.publish(some)
         report = work(one, WorkOptions(queue=url, until_empty=True, metrics="none"))
         assert report.messages >= len(bad) + len(messages)
-        assert rows_of(one.sink).equals(expected), number
+        found = rows_of(one.sink)
+        assert found["file_name"].to_pylist() == expected["file_name"].to_pylist(), number
+        assert [n for n in SAME if not found[n].equals(expected[n])] == [], number
         letters = read_dead_letters(broker)
         assert len(bad) // 3 < len(letters) <= report.dead_letters
         assert all(letter.reason and letter.error for letter in letters)

@@ -41,7 +41,7 @@ CPU_S: Final = 60.0
 CPU_S_PER_BYTE: Final = 40e-6
 """Processor time that a decoder may take for a recording, times a raised ``Limits.load``: for what
 stays within one call of a library, where no limit is asked about."""
-MAX_CPU_S: Final = 1e6
+MAX_CPU_S: Final = 200_000.0  # as many milliseconds, ten times, are what poll can wait
 
 PATIENCE: Final = 10.0
 """So many times its processor time a decoder may take by the clock: the machine may be busy."""

@@ -1,6 +1,5 @@
 """On the path of a process whose clock jumps by hours, forward and back: see ``jumpy_clock``."""
 
-import datetime
 import os
 import random
 import time
@@ -17,13 +16,5 @@ def _jumping() -> float:
     return _real() + _offset_s
 
 
-class _Datetime(datetime.datetime):
-    @classmethod
-    def now(cls, tz=None):  # type: ignore[no-untyped-def]
-        """Now, by the clock that jumps."""
-        return cls.fromtimestamp(_jumping(), tz)
-
-
 time.time = _jumping
 time.time_ns = lambda: int(_jumping() * 1e9)
-datetime.datetime = _Datetime  # type: ignore[misc]
