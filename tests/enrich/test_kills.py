@@ -15,7 +15,7 @@ from tests.support.services import SeaweedFS
 
 FILES = corpus(6, 4)
 ROUNDS, MANY_ROUNDS = 1, 10_000
-KILLS, MOST_KILLS = 2, 5
+KILLS, MOST_KILLS = 1, 5
 
 
 @pytest.fixture(params=["folder", "bucket"])

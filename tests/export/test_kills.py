@@ -14,7 +14,7 @@ from tests.support.services import SeaweedFS
 
 FILES = corpus(12, 2)
 ROUNDS, MANY_ROUNDS = 1, 10_000
-KILLS, MOST_KILLS = 2, 5
+KILLS, MOST_KILLS = 1, 5
 
 
 @pytest.fixture(params=["folder", "bucket"])

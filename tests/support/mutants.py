@@ -80,8 +80,8 @@ def _set_field(data: bytearray, draw: Random, others: Sequence[bytes]) -> None:
         if abs(value) > 1:  # 0x7F0000…, 0x7FFFFF…, and likewise
             value = (value + 1 << 8 * (size - 1)) - draw.randrange(2)
         at = _place(data, draw)
-        order = draw.choice(("big", "little"))
-        data[at : at + size] = (value % (1 << 8 * size)).to_bytes(size, order)
+        field = (value % (1 << 8 * size)).to_bytes(size, "big")
+        data[at : at + size] = field[:: draw.choice((1, -1))]
 
 
 def _join(data: bytearray, draw: Random, others: Sequence[bytes]) -> None:
