@@ -186,6 +186,9 @@ class _Decoders:
                 self._all.add(decoder)
             try:
                 yield decoder
+            except BaseException:  # want of memory, an interrupt: the next one would get its answer
+                decoder.close()
+                raise
             finally:
                 if decoder.is_alive:
                     self._idle.append(decoder)
