@@ -4,6 +4,7 @@ stops, and the good messages around them become the rows that a build makes."""
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from random import Random
@@ -31,6 +32,7 @@ from tests.support.mutants import mutant, mutated_json
 FILES = corpus(3, 4)
 ROUNDS, MANY_ROUNDS = 2, 100_000
 A_ROUND, A_LONG_ROUND = 150, 600  # messages
+LONGEST_S = 150.0  # of a round
 SAME = ["file_name", "source_size", "source_etag", "transcription", "token", "start_s", "end_s"]
 pytestmark = pytest.mark.timeout(900)
 
@@ -130,7 +132,13 @@ def test_good_messages_among_bad_ones_become_rows_and_no_worker_stops(
         messages = good(one, store)
         for some in (messages[:6], bad, messages[6:]):
             broker.publish(some)
-        report = work(one, WorkOptions(queue=url, until_empty=True, metrics="none"))
+        latest = time.monotonic() + LONGEST_S
+        report = work(
+            one,
+            WorkOptions(queue=url, until_empty=True, metrics="none"),
+            stop=lambda latest=latest: time.monotonic() > latest,  # type: ignore[misc]
+        )
+        assert not report.stopped, f"round {number} did not come to its end"
         assert report.messages >= len(bad) + len(messages)
         found = rows_of(one.sink)
         assert found["file_name"].to_pylist() == expected["file_name"].to_pylist(), number
