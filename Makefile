@@ -4,7 +4,8 @@
 #   make test     the same, and all other tests
 #   make coverage all tests, and which lines they reach: at least nine in ten
 #   make extras   each extra by itself, in environments of their own
-#   make chaos    what dies, fails or comes twice, for long; again with SEED=…, which it prints
+#   make chaos    what dies, fails, comes twice or is mutated, for long; again with SEED=…, which it
+#                 prints; LONG_S=60 for a minute a test
 #   make check    the linters alone
 #   make clean    away with the environment and what the demo wrote
 
@@ -16,6 +17,8 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-input
 
 QUICK := not (broker or chaos or codec or engine or model or slow)
 SEED ?= $(shell date +%s)
+# Each test of `make chaos` begins nothing more after so long.
+LONG_S ?= 720
 PYTEST := -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
 .PHONY: demo quick quick-tests test coverage extras chaos check clean
@@ -44,7 +47,7 @@ extras: $(VENV)/test-ready
 	EXTRAS_ALONE=1 $(BIN)/python -m pytest tests/test_extras.py
 
 chaos: $(VENV)/test-ready
-	$(BIN)/python $(PYTEST) -m chaos --long $(SEED)
+	$(BIN)/python $(PYTEST) -m chaos --long $(SEED) --long-s $(LONG_S)
 
 check: $(VENV)/test-ready
 	$(BIN)/ruff check

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import settings
 
 from tests.support.brokers import KafkaMock, RabbitMQ, Tansu
-from tests.support.chaos import Chaos
+from tests.support.chaos import LONG_S, Chaos
 from tests.support.services import SeaweedFS, find_weed
 
 settings.register_profile("by no clock", deadline=None)
@@ -68,11 +68,27 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--long", type=int, metavar="SEED", help="the long form of chaos, drawn from this seed"
     )
+    parser.addoption(
+        "--long-s", type=float, default=LONG_S, metavar="SECONDS", help="of each such test"
+    )
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
     seed = config.getoption("long")
     return None if seed is None else f"chaos: long, seed {seed}; again: make chaos SEED={seed}"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Show what the long forms have counted."""
+    if terminalreporter.config.getoption("long") is None:
+        return
+    terminalreporter.section("chaos")
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            counts = dict(getattr(report, "user_properties", ())).get("chaos")
+            if counts is not None and report.when == "call":
+                told = ", ".join(f"{count:,} {what}" for what, count in counts.items())
+                terminalreporter.line(f"{report.nodeid} ({report.duration:.0f} s): {told}")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -115,8 +131,9 @@ def _words(item: pytest.Item) -> set[str]:
 @pytest.fixture
 def chaos(request: pytest.FixtureRequest) -> Chaos:
     """How long and from which seed a test disturbs what it tests."""
-    seed = request.config.getoption("long")
-    found = Chaos() if seed is None else Chaos(seed, is_long=True)
+    seed, long_s = (request.config.getoption(name) for name in ("long", "--long-s"))
+    found = Chaos() if seed is None else Chaos(seed, is_long=True, long_s=long_s)
+    request.node.user_properties.append(("chaos", found.counts))
     print("seed", found.seed)  # noqa: T201 - pytest shows it where the test fails
     return found
 

@@ -25,7 +25,7 @@ from speechmill.pipeline.resources import Resources
 from speechmill.records import RecordingDone
 from speechmill.runners import open_runner
 from speechmill.runners.base import Runner
-from speechmill.storage.base import SCRATCH
+from speechmill.storage.base import CHECKS
 from speechmill.storage.lookalikes import check_distinct
 
 __all__ = ["Observer", "build", "plan"]
@@ -90,7 +90,7 @@ def build(
     with log.watching():
         made = _settled_plan(tools, observer)
         folders = map(directory, made.parts)
-        check_distinct(tools.sink, folders, ANOTHER_SINK, scratch=SCRATCH)
+        check_distinct(tools.sink, folders, ANOTHER_SINK, scratch=f"{CHECKS}/")
         tidy(tools.sink, made)
         plan_s = time.monotonic() - started
         log.event(

@@ -37,7 +37,12 @@ class Recipe:
     def from_json(text: str | bytes) -> Recipe:
         """The inverse of ``to_json``; ValueError, KeyError or TypeError for other JSON."""
         kept = json.loads(text)
-        return Recipe(kept["choices"], kept["made_by"])
+        choices, made_by = kept["choices"], kept["made_by"]
+        if not (isinstance(choices, dict) and isinstance(made_by, dict)):
+            raise TypeError("choices and made_by must be objects")
+        recipe = Recipe(choices, made_by)
+        recipe.to_json().encode()  # it may have text that is no Unicode: a ValueError
+        return recipe
 
     def differences(self, other: Recipe) -> list[str]:
         """What differs, one line a choice, as ``path: this → other``."""

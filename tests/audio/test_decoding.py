@@ -15,7 +15,7 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speechmill.audio import EXTENSIONS, decode, looks_like_audio, resample
+from speechmill.audio import EXTENSIONS, decode, decode_isolated, looks_like_audio, resample
 from speechmill.errors import DamagedError, NotAudioError
 from speechmill.records import Waveform
 from tests.support.audio_files import (
@@ -140,6 +140,17 @@ def test_any_rate_and_number_of_channels(rate: int, channels: int) -> None:
     assert (decoded.sample_rate, decoded.channels) == (rate, channels)
     assert len(decoded.waveform.samples) == rate // 4
     assert abs(resample(decoded.waveform, 16000).duration_s - 0.25) < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("kind", "channels"), [("CAF:ALAC_16", 8), *(("OGG:VORBIS", count) for count in (7, 8, 9, 24))]
+)
+def test_channels_in_planes_of_their_own_are_read_however_many(kind: str, channels: int) -> None:
+    container, _, subtype = kind.partition(":")
+    sound = speech(0.25, 16000, 1)
+    decoded = decode_isolated(sf_bytes(container, subtype, sound.repeat(channels, 0)))
+    assert decoded.channels == channels
+    np.testing.assert_allclose(decoded.waveform.samples, sound[0], atol=0.1)
 
 
 @pytest.mark.parametrize("container", ["WAV", "FLAC", "AIFF"])

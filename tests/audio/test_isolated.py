@@ -30,7 +30,7 @@ from speechmill.audio import (
 )
 from speechmill.errors import DamagedError, DecoderDiedError, EngineError, LimitError, NotAudioError
 from speechmill.machine import FileMap
-from tests.support.corpus import samples
+from tests.support.corpus import samples, wav
 from tests.support.hostile_decoder import ENDLESS, ENDS, HUNGRY, SLEEPS, hostile_path
 
 CORPUS = Path(__file__).parents[2] / "examples" / "corpus"
@@ -111,6 +111,21 @@ def test_a_file_that_takes_all_memory_gets_no_more_than_a_limit(
     with pytest.raises(MemoryError):
         decode_isolated(HUNGRY)
     assert decode_isolated(CLIP.read_bytes()).channels == 1
+
+
+def test_a_request_that_is_given_up_midway_leaves_its_answer_to_no_other(
+    decoders: isolated._Decoders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = decode_isolated(CLIP.read_bytes()).waveform.samples
+
+    def out_of_memory(channel: object) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(isolated, "receive", out_of_memory)
+        with pytest.raises(MemoryError):
+            decode_isolated(wav())
+    np.testing.assert_array_equal(decode_isolated(CLIP.read_bytes()).waveform.samples, expected)
 
 
 def test_a_decoder_that_cannot_be_started_ends_the_job_and_fails_no_recording(

@@ -7,11 +7,13 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.support.chaos import Chaos
 from tests.support.faults import FaultyProxy
 from tests.support.harness import Bucket, Build, Place, Watched, assert_same_dataset, corpus, ended
 from tests.support.services import SeaweedFS
 
 FILES = corpus(16, 3)
+MANY_ROUNDS = 10_000
 RETRY_S = 3.0
 
 
@@ -38,18 +40,24 @@ def undisturbed(bucket: Bucket, source: Place) -> Place:
     return sink
 
 
-@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_one_request_in_ten_goes_wrong_and_the_dataset_is_the_same(
-    object_store: SeaweedFS, bucket: Bucket, source: Place, undisturbed: Place
+    object_store: SeaweedFS, bucket: Bucket, source: Place, undisturbed: Place, chaos: Chaos
 ) -> None:
-    sink = bucket.place("s3://dst/faults/rough")
-    with FaultyProxy(object_store.endpoint_url, rate=0.1, seed=11) as proxy:
-        finished = Build(source.url, sink.url, "--endpoint-url", proxy.endpoint_url).finish()
-        print(f"{proxy.requests} requests, {dict(proxy.faults)}, {finished.seconds:.1f} s")  # noqa: T201
-        assert finished.code == 0, finished.err
-        assert proxy.faults.total() >= 10
-        assert len(proxy.faults) >= 4
-    assert_same_dataset(sink, undisturbed)
+    for number in chaos.rounds(1, MANY_ROUNDS):
+        draw = chaos.draw("faults", number)
+        sink = bucket.place(f"s3://dst/faults/rough-{number}")
+        rate, seed = chaos.choose(0.1, draw.uniform(0.1, 0.2)), draw.randrange(10**6)
+        with FaultyProxy(object_store.endpoint_url, rate=rate, seed=seed) as proxy:
+            finished = Build(source.url, sink.url, "--endpoint-url", proxy.endpoint_url).finish()
+            print(f"{proxy.requests} requests, {dict(proxy.faults)}, {finished.seconds:.1f} s")  # noqa: T201
+            assert finished.code == 0, finished.err
+            assert proxy.faults.total() >= 10
+            assert len(proxy.faults) >= 4
+        assert_same_dataset(sink, undisturbed)
+        chaos.count("builds")
+        chaos.count("requests", proxy.requests)
+        chaos.count("faults", proxy.faults.total())
 
 
 def _at_request(proxy: Watched, sign: str, count: int, act: Callable[[], None]) -> None:

@@ -7,6 +7,7 @@ import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -25,9 +26,11 @@ from tests.support.harness import (
     fill_folder,
     recording,
 )
+from tests.support.killing import age_leftovers, killed_and_finished, state_of
 from tests.support.services import SeaweedFS
 
 KILLS, MANY_KILLS = 6, 60
+MANY_ROUNDS = 10_000
 FILES = corpus(20, 4, broken=4)
 DONE_WITH_FAILURES = 3
 # A build takes so long for its work that the kills come in its midst, one after the other.
@@ -120,6 +123,14 @@ class Killer:
                 self.hits[self._aim] += 1
 
 
+def count_left_over(killed: Place, whole: Place, chaos: Chaos) -> None:
+    """All that an undisturbed build leaves is there; what else is there, is shown and counted."""
+    there, expected = state_of(killed), state_of(whole)
+    assert expected <= there
+    print("left over:", sorted(there - expected))  # noqa: T201
+    chaos.count("objects left over", len(there - expected))
+
+
 @pytest.mark.timeout(900)
 def test_bucket_to_bucket_killed_at_any_moment_ends_as_undisturbed(
     bucket: Bucket, proxy: Watched, chaos: Chaos
@@ -166,6 +177,9 @@ def test_bucket_to_bucket_killed_at_any_moment_ends_as_undisturbed(
     assert sum(n for at, n in killer.hits.items() if "commit" in at) >= kills // 12
     assert not poller.wrong
     assert_same_dataset(killed, whole)
+    count_left_over(killed, whole, chaos)
+    chaos.count("kills", killer.hits.total() + by_time.total())
+    chaos.count("looks at the sink", poller.polls)
 
 
 @pytest.mark.timeout(900)
@@ -199,6 +213,11 @@ def test_folder_to_folder_killed_at_any_moment_ends_as_undisturbed(
     assert not poller.wrong
     assert_same_dataset(killed, whole)
     assert {p.name for p in (tmp_path / "killed").iterdir()} == set(OWN_PREFIXES)
+    age_leftovers(killed)
+    assert Build(source.url, killed.url).finish().code in {0, DONE_WITH_FAILURES}
+    count_left_over(killed, whole, chaos)
+    chaos.count("kills", hits)
+    chaos.count("looks at the sink", poller.polls)
 
 
 def _wait_for_a_change(folder: Path, build: Build) -> None:
@@ -251,13 +270,26 @@ def test_a_reader_never_misses_a_row_while_recordings_and_recipes_change(
     assert set(sink.names()) > first  # what is cut short is a row now
 
 
-@pytest.mark.slow
-def test_two_builds_at_once_make_every_row_once(bucket: Bucket) -> None:
-    source = bucket.fill("twice", FILES)
-    alone, shared = bucket.place("s3://dst/twice/alone"), bucket.place("s3://dst/twice/shared")
-    builds = [Build(source.url, shared.url, seconds=0.01) for _ in range(2)]
-    with ended(*builds):
-        codes = [build.finish().code for build in builds]
-    assert codes == [DONE_WITH_FAILURES, DONE_WITH_FAILURES]
-    assert Build(source.url, alone.url).finish().code == DONE_WITH_FAILURES
-    assert_same_dataset(shared, alone, attempts=False)
+@pytest.mark.timeout(900)
+def test_two_builds_at_once_make_every_row_once(bucket: Bucket, chaos: Chaos) -> None:
+    """In the long form one of them is killed, now and then, and begun anew."""
+    source, alone = bucket.fill("twice", FILES), bucket.place("s3://dst/twice/alone")
+    undisturbed = Build(source.url, alone.url, seconds=0.01).finish()
+    assert undisturbed.code == DONE_WITH_FAILURES
+    for number in chaos.rounds(1, MANY_ROUNDS):
+        draw = chaos.draw("twice", number)
+        shared = bucket.place(f"s3://dst/twice/shared-{number}")
+        other = Build(source.url, shared.url, seconds=0.01)
+        with ended(other):
+            kills, finished = killed_and_finished(
+                partial(Build, source.url, shared.url, seconds=0.01),
+                *(undisturbed.seconds, chaos.choose(0, draw.randrange(3)), draw),
+            )
+            codes = [other.finish().code, finished.code]
+        if not kills:
+            assert codes == [DONE_WITH_FAILURES, DONE_WITH_FAILURES]
+        assert set(codes) <= {0, DONE_WITH_FAILURES}
+        assert_same_dataset(shared, alone, attempts=False)
+        count_left_over(shared, alone, chaos)
+        chaos.count("pairs of builds")
+        chaos.count("kills", kills)

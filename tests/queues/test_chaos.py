@@ -170,6 +170,9 @@ def survive(
     assert failed <= set(found.about)
     assert max(crew.peaks) < memory
     broker.close()
+    chaos.count("kills", crew.kills)
+    chaos.count("looks at the sink", poller.polls)
+    chaos.count("failed requests", proxy.faults.total())
     LOG.warning(
         "%s: %d kills, %d polls, %d faults, at most %d MB",
         *(name, crew.kills, poller.polls, proxy.faults.total(), max(crew.peaks) // 1024**2),

@@ -23,7 +23,7 @@ from speechmill.queues.options import WorkOptions
 from speechmill.queues.run import work
 from speechmill.queues.tally import WorkReport
 from speechmill.records import Recording
-from speechmill.storage import open_store
+from speechmill.storage import StoreOptions, open_store
 from tests.support.harness import Place, corpus, fill_folder
 
 FILES = corpus(2, 6)
@@ -65,8 +65,9 @@ def job_of(source: Place, sink: Path) -> Job:
     return Job(source=source.url, sink=str(sink), transcriber="fake")
 
 
-def good(job: Job) -> list[Message]:
-    made = make_plan(job, open_store(job.source), open_store("memory://none"), "")
+def good(job: Job, reach: StoreOptions = StoreOptions()) -> list[Message]:  # noqa: B008
+    """What ``enqueue`` would publish; ``reach`` says how the source is reached."""
+    made = make_plan(job, open_store(job.source, reach), open_store("memory://none"), "")
     return [
         encode(job.source, recording, part)
         for shard in made.shards

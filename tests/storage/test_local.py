@@ -100,6 +100,34 @@ def test_leftovers_of_killed_writers_go_after_an_hour(tmp_path: Path) -> None:
     assert [o.key for o in store.list()] == ["a"]
 
 
+def test_a_clock_that_is_hours_ahead_takes_no_writers_file_for_a_leftover(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    staged = tmp_path / "_speechmill" / "staged"
+    staged.mkdir(parents=True)
+    (staged / "new").write_bytes(b"of another machine")
+    ahead_s = time.time() + 5 * 3600
+    monkeypatch.setattr(time, "time", lambda: ahead_s)
+    open_store(str(tmp_path)).check()
+    assert [p.name for p in staged.iterdir()] == ["new"]
+
+
+def test_what_killed_writers_leave_is_removed_later(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    (tmp_path / "_speechmill" / "check").mkdir(parents=True)
+    left = [tmp_path / f".{1:032x}.staged", tmp_path / "_speechmill" / "check" / "1"]
+    kept = [tmp_path / f".{2:032x}.staged", tmp_path / "_speechmill" / "check" / "2"]
+    kept += [tmp_path / "old", tmp_path / ".mine.staged"]
+    for path in (*left, *kept):
+        path.write_bytes(b"x")
+    for path in (*left, tmp_path / "old", tmp_path / ".mine.staged"):
+        os.utime(path, (time.time() - 90_000, time.time() - 90_000))
+    store.check()
+    store.put_file("a", tmp_path / "old")
+    assert not any(path.exists() for path in left)
+    assert all(path.exists() for path in kept)
+
+
 def test_our_own_files_are_listed_but_not_the_lock_nor_what_is_staged(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
     store.put("_speechmill/source.json", b"{}")

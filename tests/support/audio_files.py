@@ -13,7 +13,10 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-__all__ = ["ENCODED", "encoded", "mp4_with_video", "pcm_wav", "remuxed", "sf_bytes", "speech"]
+__all__ = [
+    "CONTAINERS", "ENCODED", "amr_wb", "encoded", "mp4_with_video", "of_container", "pcm_wav",
+    "remuxed", "sf_bytes", "speech",
+]  # fmt: skip
 
 # Name → FFmpeg's container, codec, sample rate (Hz), bit rate (0: the encoder's own).
 ENCODED: dict[str, tuple[str, str, int, int]] = {
@@ -32,6 +35,17 @@ ENCODED: dict[str, tuple[str, str, int, int]] = {
     "webm": ("webm", "libopus", 48000, 0),
     "wma": ("asf", "wmav2", 44100, 64000),
 }
+
+# What docs/audio.md lists, by names of ENCODED, of libsndfile, or of ``of_container``. There is no
+# encoder of Speex here.
+CONTAINERS = [
+    *ENCODED,
+    *("amr_wb", "fast_m4a", "fragments", "mov", "3gp", "video", "piped_flac", "piped_webm"),
+    *("mka_aac", "g722", "adpcm", "mp3_wav", "wmav1"),
+    *("FLAC:PCM_24", "OGG:VORBIS", "WAV:PCM_16", "WAV:PCM_U8", "WAV:FLOAT", "WAV:ULAW", "WAV:ALAW"),
+    *("WAV:IMA_ADPCM", "WAV:MS_ADPCM", "WAV:GSM610", "WAVEX:PCM_24", "RF64:PCM_16", "W64:PCM_16"),
+    *("AIFF:PCM_24", "AIFF:ULAW", "AU:PCM_16", "CAF:PCM_16", "CAF:ALAC_16", "NIST:PCM_16"),
+]
 
 
 def speech(
@@ -88,6 +102,44 @@ def encoded(
             out.mux(stream.encode(part))
         out.mux(stream.encode(None))
     return bytes(file.data) if pipe else bytes(file.getvalue())
+
+
+def amr_wb(seconds: float = 2.0, seed: int = 0) -> bytes:
+    """AMR-WB at 6.6 kbit/s, of which any bits are some sound."""
+    rng = np.random.default_rng(seed)
+    return b"#!AMR-WB\n" + b"".join(b"\x04" + rng.bytes(17) for _ in range(round(seconds * 50)))
+
+
+@cache
+def of_container(name: str, seconds: float = 2.0) -> bytes:
+    """``speech`` as one of ``CONTAINERS``."""
+    if name in ENCODED:
+        return encoded(*ENCODED[name], seconds=seconds)
+    if ":" in name:
+        container, _, subtype = name.partition(":")
+        rate = 8000 if subtype == "GSM610" else 16000
+        return sf_bytes(container, subtype, speech(seconds, rate), rate)
+    if name == "amr_wb":
+        return amr_wb(seconds)
+    if name == "video":
+        return mp4_with_video(seconds)
+    if name == "fast_m4a":
+        return remuxed(of_container("m4a", seconds), "ipod", {"movflags": "faststart"})
+    fragments = (("movflags", "frag_keyframe+empty_moov"), ("frag_duration", "100000"))
+    container, codec, rate, pipe, options = {
+        "fragments": ("mp4", "aac", 16000, True, fragments),
+        "mov": ("mov", "pcm_s16le", 16000, False, ()),
+        "3gp": ("3gp", "libopencore_amrnb", 8000, False, ()),
+        "piped_flac": ("flac", "flac", 16000, True, ()),
+        "piped_webm": ("webm", "libopus", 48000, True, ()),
+        "mka_aac": ("matroska", "aac", 16000, False, ()),
+        "g722": ("wav", "g722", 16000, False, ()),
+        "adpcm": ("wav", "adpcm_ima_wav", 16000, False, ()),
+        "mp3_wav": ("wav", "libmp3lame", 16000, False, ()),
+        "wmav1": ("asf", "wmav1", 44100, False, ()),
+    }[name]
+    bit_rate = 12200 if name == "3gp" else 64000 if name == "wmav1" else 0
+    return encoded(container, codec, rate, bit_rate, seconds=seconds, pipe=pipe, options=options)
 
 
 def remuxed(data: bytes, container: str, options: dict[str, str]) -> bytes:

@@ -193,7 +193,7 @@ class _Decoders:
             decoder = self._take()
             try:
                 yield decoder
-            except BaseException:  # within an answer, perhaps
+            except BaseException:  # want of memory, an interrupt: the next one would get its answer
                 decoder.close()
                 raise
             finally:

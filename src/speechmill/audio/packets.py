@@ -243,7 +243,9 @@ def _frame_samples(
     """View a frame's samples, [num_channels, num_samples] in FFmpeg's format, without a copy."""
     count = frame.samples
     if planar:
-        planes = [np.frombuffer(memoryview(plane), dtype, count) for plane in frame.planes]
+        # From eight channels on PyAV 18 also gives planes that are none: what lies behind the last.
+        found = frame.planes[:channels]
+        planes = [np.frombuffer(memoryview(plane), dtype, count) for plane in found]
         return planes[0][None, :] if channels == 1 else np.stack(planes)
     return (
         np.frombuffer(memoryview(frame.planes[0]), dtype, count * channels)

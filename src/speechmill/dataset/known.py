@@ -87,6 +87,8 @@ def _misdescribed(schema: pa.Schema, metadata: Mapping[str, Any]) -> str | None:
         columns = one.get("columns")
         if not isinstance(columns, list) or not all(c in schema.names for c in columns):
             return f"its metadata names columns of the measure {one['name']!r:.80} that it lacks"
+        if not (isinstance(one.get("version"), int) and isinstance(one.get("recipe"), dict)):
+            return f"its metadata does not say how the measure {one['name']!r:.80} was made"
     return None
 
 

@@ -193,7 +193,7 @@ def _parse(data: bytes | None) -> dict[str, MeasureColumns]:
             name: MeasureColumns(
                 name,
                 int(one["version"]),
-                one["recipe"],
+                {**one["recipe"]},
                 tuple(pa.ipc.read_schema(pa.py_buffer(base64.b64decode(one["schema"])))),
             )
             for name, one in json_object(data).items()

@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import time
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import suppress
 
 from speechmill.dataset.commit import Version, remove, versions
-from speechmill.dataset.layout import DATA, FAILURES, STATE, data_key
+from speechmill.dataset.layout import DATA, FAILURES, data_key
 from speechmill.dataset.reader import scan
 from speechmill.dataset.schema import IDENTITY_COLUMNS
-from speechmill.errors import JobError, NotFoundError, StorageError, UnsupportedError
+from speechmill.errors import JobError, NotFoundError, UnsupportedError
 from speechmill.pipeline.listing import name_digest
 from speechmill.pipeline.planner import Plan
 from speechmill.records import Part
 from speechmill.storage import Store
-from speechmill.storage.base import SCRATCH
 
 __all__ = ["count_gone", "prune", "tidy"]
-
-SCRATCH_S = 24 * 3600.0  # a check takes seconds: what is older is of a build that was killed
 
 
 def tidy(sink: Store, plan: Plan) -> None:
     """Take away what a build that was cut short left over: failures of recordings that have their
-    row, rows of recordings whose present version is known to be no audio, and scratch objects."""
-    _remove_scratch(sink)
+    row, and rows of recordings whose present version is known to be no audio."""
     stale: defaultdict[str, set[str]] = defaultdict(set)
     for key, name in plan.stale_failures:
         stale[key].add(name)
@@ -37,14 +31,6 @@ def tidy(sink: Store, plan: Plan) -> None:
         outdated[part][name] = version
     for part, rows in outdated.items():
         remove(sink, data_key(part), lambda name, v, rows=rows: rows.get(name) == v)  # type: ignore[misc]
-
-
-def _remove_scratch(sink: Store) -> None:
-    oldest_us = (time.time() - SCRATCH_S) * 1e6
-    with suppress(StorageError):  # they are in nobody's way
-        for found in list(sink.list(STATE)):
-            if found.key.startswith(SCRATCH) and found.modified_us < oldest_us:
-                sink.delete(found.key)
 
 
 def prune(source: Store, sink: Store, plan: Plan) -> int:

@@ -11,10 +11,12 @@ from typing import Protocol
 
 from speechmill.errors import ConflictError, StorageError, UnsupportedError
 
-__all__ = ["SCRATCH", "Blob", "Object", "Store", "StoreOptions", "check_store"]
+__all__ = ["CHECKS", "Blob", "Object", "Store", "StoreOptions", "check_store"]
 
-SCRATCH = "_speechmill/check-"
-"""How the keys of scratch objects begin. A build that is killed amid its check leaves one."""
+CHECKS = "_speechmill/check"
+CHECK_LEFTOVER_S = 24 * 3600.0
+"""Older scratch objects are of killed builds. In a folder their times are by the clocks of their
+writers, which may differ by hours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,14 +142,24 @@ class Store(Protocol):
 
 
 def check_store(store: Store) -> None:
-    """Implement ``Store.check`` by the store's other methods."""
-    key = f"{SCRATCH}{uuid.uuid4().hex}"
+    """Implement ``Store.check`` by the store's other methods, and remove what killed ones left."""
+    key = f"{CHECKS}/{uuid.uuid4().hex}"
     try:
         _check_conditions(store, key)
+        _remove_leftovers(store)
     finally:
         # A scratch object that cannot be removed is no reason to refuse the store.
         with contextlib.suppress(StorageError):
             store.delete(key)
+
+
+def _remove_leftovers(store: Store) -> None:
+    with contextlib.suppress(StorageError):
+        found = list(store.list(CHECKS))
+        now_us = max((o.modified_us for o in found), default=0)  # ours, by the store's clock
+        for left in found:
+            if now_us - left.modified_us > CHECK_LEFTOVER_S * 1e6:
+                store.delete(left.key)
 
 
 def _check_conditions(store: Store, key: str) -> None:

@@ -12,8 +12,10 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import shutil
 import stat
+import tempfile
 import threading
 import time
 import uuid
@@ -37,10 +39,11 @@ __all__ = ["LocalStore"]
 OWN = "_speechmill"
 LOCK = f"{OWN}/lock"
 STAGED = f"{OWN}/staged"
+STAGED_HERE = re.compile(r"\.[0-9a-f]{32}\.staged")  # the names that put_file gives
+LEFTOVER_S = 3600.0  # older staged files are of killed writers
 LOCK_TIMEOUT_S = 60.0
 """The lock is held for a few system calls only: a process that holds it longer is stopped, or its
 disk is."""
-LEFTOVER_S = 3600.0  # older staged files are of killed writers
 READ_ATTEMPTS = 5  # of a file that is changed while it is read
 # Resolutions of modification times: nanoseconds (ext4, XFS) down to two seconds (FAT).
 _TICKS_NS = (1, 1_000, 1_000_000, 1_000_000_000, 2_000_000_000)
@@ -58,6 +61,7 @@ class LocalStore:
         self.url = root
         self._root = root.rstrip("/")  # "" for "/"
         self._lock = threading.Lock()
+        self._is_tidy = False  # nothing is left of killed calls of put_file
 
     def __repr__(self) -> str:
         return f"LocalStore({self.url!r})"
@@ -159,6 +163,9 @@ class LocalStore:
         """See ``Store.put_file``. Leaves nothing else in the folder: no lock, nothing staged."""
         staged = f"{self._root}/.{uuid.uuid4().hex}.staged"
         with self._replacing(key, staged) as target:
+            if not self._is_tidy:
+                _remove_leftovers(self._root or "/", STAGED_HERE)
+                self._is_tidy = True
             with path.open("rb") as original, _durable(staged) as file:
                 shutil.copyfileobj(original, file)
             os.replace(staged, target)  # noqa: PTH105 Path cannot hold every name
@@ -198,12 +205,7 @@ class LocalStore:
     def check(self) -> None:
         """See ``Store.check``. Also removes files that killed writers left behind."""
         check_store(self)
-        now = time.time()
-        with contextlib.suppress(OSError), os.scandir(f"{self._root}/{STAGED}") as entries:
-            for entry in entries:
-                with contextlib.suppress(OSError):
-                    if now - entry.stat(follow_symlinks=False).st_mtime > LEFTOVER_S:
-                        os.unlink(entry.path)  # noqa: PTH108 see above
+        _remove_leftovers(f"{self._root}/{STAGED}", re.compile(".*"))
 
     def _path(self, key: str) -> str:
         """Return the path of ``key``. A key cannot lead out of the folder."""
@@ -314,6 +316,19 @@ def _object(key: str, status: os.stat_result) -> Object:
 
 def _version(status: os.stat_result) -> tuple[int, int, int]:
     return status.st_mtime_ns, status.st_size, status.st_ino
+
+
+def _remove_leftovers(folder: str, names: re.Pattern[str]) -> None:
+    """Remove files that killed writers have staged, by the clock of the disk: this machine's may be
+    hours ahead, and what it then takes for old is of a writer that is at work."""
+    with contextlib.suppress(OSError), tempfile.TemporaryFile(dir=folder) as file:
+        now = os.fstat(file.fileno()).st_mtime
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                with contextlib.suppress(OSError):
+                    age_s = now - entry.stat(follow_symlinks=False).st_mtime
+                    if names.fullmatch(entry.name) and age_s > LEFTOVER_S:
+                        os.unlink(entry.path)  # noqa: PTH108 Path cannot hold every name
 
 
 @contextlib.contextmanager

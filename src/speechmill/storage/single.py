@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from speechmill.storage.base import SCRATCH, Blob, Object, Store
+from speechmill.storage.base import CHECKS, Blob, Object, Store
 
 __all__ = ["SingleWriter"]
 
@@ -54,6 +54,6 @@ class SingleWriter:
 
     def check(self) -> None:
         """Prove that the store can be written; conditions are not needed."""
-        key = f"{SCRATCH}single-writer"
+        key = f"{CHECKS}/single-writer"
         self._store.put(key, b"")
         self._store.delete(key)
