@@ -35,7 +35,7 @@ class KafkaConsumer:
         self._stash: list[Delivery] = []
         self._paused: set[int] = set()
         self._joined = False
-        self._group_checked_at, self._others_empty = 0.0, False
+        self._group_checked_at, self._all_empty = 0.0, False
         self._trouble: KafkaError | None = None
         self._away_since: float | None = None
         self._consumer: Consumer = create_client(Consumer, {**settings, "error_cb": self._on_error})
@@ -73,6 +73,7 @@ class KafkaConsumer:
             base = one.offset if one.offset >= 0 else None
             self._parts[one.partition] = Partition(base, begun, end)
             self._ended.discard(one.partition)
+            self._all_empty = False
         return known
 
     def _on_revoke(self, _: Consumer, partitions: Sequence[TopicPartition]) -> None:
@@ -138,6 +139,7 @@ class KafkaConsumer:
             return None
         self._away_since = None
         self._ended.discard(number)
+        self._all_empty = False
         part.marks.take(offset)
         headers = {name: _text(value) for name, value in _headers(fetched)}
         message = Message(fetched.value() or b"", _text(fetched.key()), headers)
@@ -201,26 +203,30 @@ class KafkaConsumer:
         return waiting
 
     def is_empty(self) -> bool:
-        """See ``Consumer``. Others' partitions are empty when their offsets are at the end."""
+        """See ``Consumer``. A partition is empty when its offset is at its end."""
         if not self._joined or self._stash or any(p.marks.num_out for p in self._parts.values()):
             return False
-        return self._parts.keys() <= self._ended and self._others_are_empty()
+        return self._all_are_empty()
 
-    def _others_are_empty(self) -> bool:
+    def _all_are_empty(self) -> bool:
         if time.monotonic() - self._group_checked_at < GROUP_CHECK_EVERY_S:
-            return self._others_empty
-        self._group_checked_at, self._others_empty = time.monotonic(), False
+            return self._all_empty
+        self._group_checked_at, self._all_empty = time.monotonic(), False
+        # Ours are asked about as well: that one has ended is told once, and may be lost in a pause.
+        offsets = {n: p.marks.low for n, p in self._parts.items() if n not in self._ended}
         try:
             numbers = set(self._partition_numbers()) - self._parts.keys()
             others = [TopicPartition(self._topic, n) for n in numbers]
             known = self._consumer.committed(others, timeout=ANSWER_S) if others else []
-            for one in known:
+            offsets |= {one.partition: one.offset if one.offset >= 0 else None for one in known}
+            for number, offset in offsets.items():
+                one = TopicPartition(self._topic, number)
                 low, high = self._consumer.get_watermark_offsets(one, timeout=ANSWER_S)
-                if (one.offset if one.offset >= 0 else low) < high:
+                if (low if offset is None else offset) < high:
                     return False
         except (KafkaException, BrokerError):
             return False
-        self._others_empty = True
+        self._all_empty = True
         return True
 
     def close(self) -> None:

@@ -83,8 +83,7 @@ class Worker:
         self._running: list[RunningBatch] = []
         self._settled: list[Delivery] = []
         self._in_hand: set[HeldMessage] = set()
-        self._last_message = time.monotonic()
-        self._lag_at = 0.0
+        self._last_message, self._lag_at = time.monotonic(), 0.0
         self._troubles = 0  # batches in a row that a store has failed
         self._giving_up = False
 
@@ -113,7 +112,7 @@ class Worker:
             self._acknowledge()
             self._letters.close()
 
-    def take(self, deliveries: Sequence[Delivery]) -> None:
+    def _take(self, deliveries: Sequence[Delivery]) -> None:
         """Parse messages, and note the recordings that they request."""
         for delivery in deliveries:
             self.tally.messages += 1
@@ -140,7 +139,7 @@ class Worker:
         if some:
             self._last_message = time.monotonic()
         self._forget_lost()
-        self.take(some)
+        self._take(some)
 
     def _forget_lost(self) -> None:
         """Drop messages that the broker will deliver again, here or elsewhere."""
@@ -224,8 +223,8 @@ class Worker:
         ]
         if not ready or any(batch.exclusive for batch in self._running):
             return [], False
-        if apart := [w for w in ready if w.apart]:
-            return apart[:1], False
+        if apart := next((w for w in ready if w.apart), None):
+            return [apart], False
         if suspects := self._suspects(ready):
             return ([], False) if self._running else (suspects, True)
         size = self._size.size
@@ -311,10 +310,8 @@ class Worker:
     def _put_back(self, wanted: PendingRecording, pause_s: float) -> None:
         """Put a recording back. If a newer message has arrived meanwhile, it takes over."""
         wanted.not_before = time.monotonic() + pause_s
-        newer = self._waiting.get(wanted.request.key)
-        if newer is None:
-            self._waiting[wanted.request.key] = wanted
-        else:
+        newer = self._waiting.setdefault(wanted.request.key, wanted)
+        if newer is not wanted:
             newer.held += wanted.held
 
     def _settle_outcome(self, wanted: PendingRecording, outcome: Outcome) -> None:
