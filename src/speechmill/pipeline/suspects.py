@@ -22,7 +22,7 @@ from typing import Any, Final
 from speechmill.dataset.commit import commit
 from speechmill.dataset.layout import STATE
 from speechmill.dataset.schema import utterances_to_table
-from speechmill.errors import NotFoundError, WorkerDiedError
+from speechmill.errors import NotFoundError, StorageError, UnavailableError, WorkerDiedError
 from speechmill.pipeline.resources import Resources
 from speechmill.records import Failure, Part, Recording
 from speechmill.storage import Object, Store
@@ -32,6 +32,9 @@ __all__ = ["CrashCounts", "InHand", "give_up"]
 DEATHS_TOGETHER: Final = 2
 """Processes that may die with a recording in hand, among others, before it is tried alone: they
 also die of the machine that goes away."""
+
+DOWN_S: Final = 2.0
+"""For the deletion of a note where a store is down, which may be the sink."""
 
 KEPT_S: Final = 24 * 3600.0
 """How long a note of what a dead process had in hand counts."""
@@ -149,10 +152,17 @@ class InHand:
         told = {"process": _this_process(), "deaths": deaths}
         key = f"{self._folder}/{secrets.token_hex(8)}.json"
         self._sink.put(key, json.dumps(told).encode())
+        waits_s: float | None = None
         try:
             yield
+        except UnavailableError:
+            waits_s = DOWN_S
+            raise
         finally:
-            self._delete(key)
+            # In a thread: a sink that is down is tried for a minute, which nobody is to wait for.
+            deleting = threading.Thread(target=self._delete, args=(key,), daemon=True)
+            deleting.start()
+            deleting.join(waits_s)
 
     def done(self, file_names: Iterable[str]) -> None:
         """Suspect these no longer: they have come to their end."""
@@ -176,7 +186,7 @@ class InHand:
             self._delete(key)
 
     def _delete(self, key: str) -> None:
-        with suppress(NotFoundError):
+        with suppress(StorageError):  # what is left expires
             self._sink.delete(key)
 
 
