@@ -240,7 +240,7 @@ def test_times_small_floats_and_capitals(text: str, expected: bool) -> None:
 def test_a_long_list_and_a_long_chain_are_no_trouble() -> None:
     many = ", ".join(f"'{i}'" for i in range(5_000))
     assert found(f"name IN ({many})") == []
-    chain = " OR ".join(f"count = {i + 10}" for i in range(1_999))
+    chain = " OR ".join(f"count = {i + 10}" for i in range(399))
     assert found(f"{chain} OR id = 3") == [3]
 
 
@@ -253,9 +253,9 @@ def test_a_list_of_many_numbers_is_no_trouble(column: str) -> None:
 
 def test_no_number_of_comparisons_ends_the_process() -> None:
     for one, join in (("count = 1", " OR "), ("count IS NULL", " AND "), ("TRUE", " OR ")):
-        with pytest.raises(JobError, match=r"more than 2,000 comparisons; IN \(…\) takes any"):
+        with pytest.raises(JobError, match=r"more than 400 comparisons; IN \(…\) takes any"):
             where_expression(join.join([one] * 20_000), SCHEMA)
-    with pytest.raises(JobError, match="more than 2,000"):
+    with pytest.raises(JobError, match="more than 400"):
         where_expression(f"count IN ({', '.join(['1.5'] * 20_000)})")  # of an unknown type
 
 
