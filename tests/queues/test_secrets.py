@@ -6,7 +6,7 @@ import string
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from speechmill.errors import SpeechmillError
@@ -62,6 +62,7 @@ def test_no_error_of_a_stores_url_has_a_secret(url: tuple[list[str], str, list[s
     assert SECRET not in said(lambda: parse_url(typed(url)))
 
 
+@example("kafka://h:9092/t", ["security.protocol"], "= ", False)
 @given(
     st.sampled_from(("kafka://h:9092/t", "amqp://h:5672/q", "memory://m/q")),
     st.lists(st.text(alphabet=SIGNS + "abc.", max_size=12) | st.sampled_from(NAMES), max_size=2),

@@ -165,9 +165,10 @@ def test_where_all_workers_die_of_anything_they_are_not_started_for_each_recordi
 ) -> None:
     monkeypatch.setattr(cluster, "MAX_DEATHS", 4)
     engine = Processes(1, die_always)
-    report = speechmill.build(job, runner=ClusterRunner(lambda *_: engine))
+    once = job.model_copy(update={"max_attempts": 1})
+    report = speechmill.build(once, runner=ClusterRunner(lambda *_: engine))
     assert (report.recordings, report.failed) == (12, 12)
-    assert len(engine.submitted) < 24
+    assert len(engine.submitted) < 12
 
 
 def test_what_a_dead_worker_had_committed_is_not_done_again(job: Job) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -31,8 +32,10 @@ def create_client(of_type: Any, settings: Mapping[str, Any]) -> Any:
         return of_type(dict(settings), logger=log)
     except (KafkaException, TypeError, ValueError) as error:
         said = why(error)
-        for value in sorted(map(str, settings.values()), key=len, reverse=True):
-            if len(value) >= SECRET_CHARS:  # librdkafka quotes values, secrets among them
+        # librdkafka quotes values, trimmed, secrets among them.
+        said = re.sub(r'"([^"]*)"', lambda m: m[0] if m[1] in settings else '"…"', said)
+        for value in sorted((str(v).strip() for v in settings.values()), key=len, reverse=True):
+            if len(value) >= SECRET_CHARS:
                 said = said.replace(value, "…")
         raise JobError(f"broker_option: {said}") from None
 
