@@ -168,7 +168,7 @@ def test_where_all_workers_die_of_anything_they_are_not_started_for_each_recordi
     once = job.model_copy(update={"max_attempts": 1})
     report = speechmill.build(once, runner=ClusterRunner(lambda *_: engine))
     assert (report.recordings, report.failed) == (12, 12)
-    assert len(engine.submitted) < 12
+    assert len(engine.submitted) <= 4 + 2 * 4  # the shards, and halves of four
 
 
 def test_what_a_dead_worker_had_committed_is_not_done_again(job: Job) -> None:
