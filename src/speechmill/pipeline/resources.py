@@ -37,7 +37,6 @@ from speechmill.transcribers.languages import LANGUAGES, language_code
 __all__ = [
     "Resources",
     "forget_resources",
-    "load_models",
     "open_resources",
     "open_sink",
     "open_stores",
@@ -113,17 +112,6 @@ def forget_resources() -> None:
     """Open stores anew from now on, with the credentials that there are then. Models stay."""
     with _opening:
         _open_resources.cache_clear()
-
-
-def load_models(job: Job) -> None:
-    """Load what does not depend on source and sink, and stays with the process: the transcriber's
-    model, and the digests of all weights.
-
-    Raises:
-        JobError, ModelError: as ``open_resources``.
-    """
-    with _opening:
-        _open_models(job)
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,7 +60,7 @@ def work(
     ``until_empty``, once the queue is empty. ``job.source`` may be ``OF_SINK``.
 
     Raises:
-        JobError: an option makes no sense.
+        JobError: an option makes no sense, or nothing says where the recordings are.
         BrokerError: the broker cannot be reached, refuses, or stays away.
         DatasetError: the sink holds rows of another source or recipe.
         ModelError: weights cannot be found, or the engine cannot run them.
@@ -103,7 +103,7 @@ def work(
             worker = Worker(tools, options, broker, consumer, log, observer, stop=stop)
             with log.watching():
                 worker.run()
-        report = _report(job, broker.url, tools, run_id, worker.tally, started, stopped=stop())
+        report = _report(broker.url, tools, run_id, worker.tally, started, stopped=stop())
         log.event("stopped" if stop() else "finished", rows=report.rows, failed=report.failed)
         log.flush(now=True)
         with suppress(SpeechmillError):  # the rows are there; the report is told in any case
@@ -142,9 +142,8 @@ def _settled(job: Job, consumer: Consumer, checked: Future[None] | None) -> Reso
 
 
 def _report(
-    job: Job,
     queue: str,
-    tools: Resources | None,
+    tools: Resources,
     run_id: str,
     tally: WorkTally,
     started: float,
@@ -155,8 +154,8 @@ def _report(
     return WorkReport(
         run_id=run_id,
         queue=queue,
-        sink=tools.sink.url if tools else job.sink,
-        recipe=tools.recipe.id if tools else "",
+        sink=tools.sink.url,
+        recipe=tools.recipe.id,
         messages=tally.messages,
         recordings=done.recordings,
         rows=done.rows,
