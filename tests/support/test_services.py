@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -34,3 +35,9 @@ def test_the_object_store_dies_with_a_killed_parent(object_store: SeaweedFS) -> 
 def test_a_new_bucket_can_be_used_at_once(object_store: SeaweedFS) -> None:
     assert object_store.make_bucket("made-later") == "s3://made-later"
     object_store.client().put_object(Bucket="made-later", Key="a", Body=b"x")
+
+
+def test_tests_that_share_a_server_run_in_one_process(request: pytest.FixtureRequest) -> None:
+    """What xdist sends by is what it adds to a test's name: pytest 9.2 keeps it from that."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        assert request.node.nodeid.endswith("@support/test_services.py")
