@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from speechmill.audio.formats import boxes, flac, mpeg, ogg, riff
+from speechmill.audio.formats import aiff, au, boxes, caf, flac, mp4, mpeg, ogg, riff, sphere
+from speechmill.audio.formats.files import inspect_all
 from speechmill.audio.formats.octets import Octets
 from speechmill.audio.formats.structure import Structure
 from speechmill.audio.limits import DEFAULT_LIMITS, Limits, Meter
 from speechmill.audio.packets import WITH_PAUSES, decode_packets
 from speechmill.audio.resampling import resample
 from speechmill.audio.sniffing import Kind, describe, recognise
-from speechmill.audio.spilling import Spool, pieces
+from speechmill.audio.spilling import PIECE_SAMPLES, Spool, pieces
 from speechmill.audio.tally import Tally, as_error, find_problem, has_gap, nothing_decoded
 from speechmill.errors import DamagedError, EmptyAudioError, NotAudioError
 from speechmill.records import Waveform
@@ -24,23 +26,26 @@ __all__ = ["Decoded", "decode"]
 
 _INSPECTORS: dict[Kind, Callable[[Octets, int, Meter], Structure]] = {
     "aac": mpeg.inspect_aac,
-    "aiff": riff.inspect_aiff,
-    "amr": mpeg.inspect_amr,
-    "asf": boxes.inspect_asf,
-    "au": riff.inspect_au,
-    "caf": riff.inspect_caf,
+    "aiff": partial(inspect_all, aiff.inspect_aiff),
+    "amr": partial(inspect_all, mpeg.inspect_amr),
+    "asf": partial(inspect_all, boxes.inspect_asf),
+    "au": partial(inspect_all, au.inspect_au),
+    "caf": partial(inspect_all, caf.inspect_caf),
     "flac": flac.inspect_flac,
     "mp3": mpeg.inspect_mp3,
-    "mp4": boxes.inspect_mp4,
+    "mp4": partial(inspect_all, mp4.inspect_mp4),
     "ogg": ogg.inspect_ogg,
-    "sph": riff.inspect_sph,
-    "w64": riff.inspect_w64,
-    "wav": riff.inspect_wav,
-    "webm": boxes.inspect_webm,
+    "sph": partial(inspect_all, sphere.inspect_sph),
+    "w64": partial(inspect_all, riff.inspect_w64),
+    "wav": partial(inspect_all, riff.inspect_wav),
+    "webm": partial(inspect_all, boxes.inspect_webm),
 }
 # Samples. Encoders pad by a frame or two (AAC: 1,024 or 2,048 a frame); a stated length that is
 # shorter by more is taken for wrong, so that it cuts no sound away.
 _MAX_PADDING = 4096
+# Sound that begins so much later than its file keeps its times; tracks of a video begin some frames
+# apart.
+_LATE_S = 0.1
 _LARGEST_PEAK = 2.0**31  # of 32-bit integers that a file stores as floats; more is no sound
 _CLEAR_OVERSHOOT = 1.122  # 1 dB above full scale; what lossy codecs add stays below it
 
@@ -130,6 +135,11 @@ def _to_mono(
         mixed = decode_packets(data, structure, [weights for weights, _ in chosen], meter)
     samples = _join_runs(mixed, first.sample_rate)
     samples = samples[: _unpadded_length(structure, tally)]
+    late_samples = round(tally.late_s * first.sample_rate) if tally.late_s >= _LATE_S else 0
+    if late_samples:
+        meter.sound(late_samples, first.sample_rate)
+        samples = _delay(samples, late_samples)
+        flags.add("late_start")
     peak = max(float(samples.max()), -float(samples.min()))
     if peak > _LARGEST_PEAK:
         raise DamagedError(f"a sample of {peak:.3g} is no sound: full scale is 1.0")
@@ -158,6 +168,16 @@ def _join_runs(tally: Tally, sample_rate: int) -> NDArray[np.float32]:
         for piece in pieces(run):
             joined.add(piece)
     return joined.join()
+
+
+def _delay(samples: NDArray[np.float32], count: int) -> NDArray[np.float32]:
+    """Put ``count`` zeros before samples, float32 [num_samples]."""
+    delayed = Spool(count + len(samples))
+    for left in range(count, 0, -PIECE_SAMPLES):
+        delayed.add(np.zeros(min(left, PIECE_SAMPLES), np.float32))
+    for piece in pieces(samples):
+        delayed.add(piece)
+    return delayed.join()
 
 
 def _scale_to_peak(samples: NDArray[np.float32], peak: float) -> NDArray[np.float32]:

@@ -14,15 +14,14 @@ from speechmill.audio.formats import flac, mpeg
 from speechmill.audio.formats.octets import Octets, SpanReader
 from speechmill.audio.formats.structure import Problem, Structure
 from speechmill.audio.limits import Meter
-from speechmill.audio.mixing import Mixer, Weights
+from speechmill.audio.mixing import Weights
+from speechmill.audio.plain import read_samples
 from speechmill.audio.tally import Tally, as_error, declared_s
 from speechmill.errors import DamagedError, NotAudioError
 
 __all__ = ["CODECS", "WITH_PAUSES", "decode_packets"]
 
 _DTYPES = {"u8": "u1", "s16": "i2", "s32": "i4", "s64": "i8", "flt": "f4", "dbl": "f8"}
-# Hz. Telephony has 8 kHz, studios 192 kHz: a rate beyond these limits comes of a damaged header.
-_MIN_RATE, _MAX_RATE = 1_000, 1_000_000
 _SKIP_MANUAL = int(av.codec.context.Flags2.skip_manual)
 # Decoders that may be opened: sound only, whatever else a file holds.
 # fmt: off
@@ -52,9 +51,13 @@ def decode_packets(
     """
     tally = Tally(meter)
     meter.begin_pass()
-    for span in structure.pieces:
+    for piece in structure.pieces:
         try:
-            file = SpanReader(data, span, meter.check_time)
+            if piece.form is not None:
+                read_samples(data, piece, piece.form, tally, weights)
+                continue
+            span = piece.start, piece.end
+            file = SpanReader(data, span, meter.check_time, piece.head)
             _decode_span(file, structure, tally, weights, decoder)
         except av.error.FFmpegError as error:
             if not tally.samples:
@@ -106,7 +109,7 @@ def _decode_span(
         if structure.name == "CAF" and context.name == "alac":
             # FFmpeg would cut the last packet twice: it is a short one, not a padded one.
             context.flags2 |= _SKIP_MANUAL
-        tally.alone = len(container.streams) == 1
+        tally.alone &= len(container.streams) == 1
         if context.name == "flac":
             context.options = {"err_detect": "crccheck+explode"}
             info = context.extradata or b""
@@ -114,10 +117,15 @@ def _decode_span(
                 check = flac.FlacCheck(info)
                 tally.checks.append(check)
         if stream.duration is not None and stream.time_base is not None:
-            tally.stream_s = float(stream.duration * stream.time_base)
+            seconds = float(stream.duration * stream.time_base)
+            tally.stream_s = (tally.stream_s or 0.0) + seconds
         tally.expected_s = declared_s(structure, tally) or 0.0
         chosen = context if decoder is None else av.CodecContext.create(decoder, "r")
-        _decode_track(container, stream, chosen, tally, weights, check)
+        late_s = _decode_track(container, stream, chosen, tally, weights, check)
+        if structure.has_start:
+            # Times of MP4 count from 0; those of WebM from wherever its first track begins.
+            begin_s = (container.start_time or 0) / 1e6 if structure.name == "WebM" else 0.0
+            tally.late_s = max(0.0, late_s - begin_s)
 
 
 @dataclass(slots=True)
@@ -142,11 +150,12 @@ def _decode_track(
     tally: Tally,
     weights: list[Weights | None] | None,
     check: flac.FlacCheck | None,
-) -> None:
+) -> float:
+    """Decode one track. Returns when its first packet is played, in seconds."""
     clock = _Clock()
     first_sample: int | None = None
     skipped = _pre_skip(tally.codec, context.extradata)
-    tally.skipped_s = skipped / 48_000
+    tally.skipped_s += skipped / 48_000
     for packet in container.demux(stream):
         if tally.codec == "vorbis" and not packet.size and packet.buffer_ptr:
             # Some encoders end with an empty packet, which FFmpeg refuses.
@@ -175,9 +184,11 @@ def _decode_track(
             _mix_frame(frame, tally, weights, check)
     if tally.mixers:
         _check_samples(check, tally.mixers[-1].flush())
-    if clock.first is not None and stream.time_base is not None:
-        tally.end_s = float(clock.end * stream.time_base)
-        tally.span_s = float((clock.end - clock.first) * stream.time_base)
+    if clock.first is None or stream.time_base is None:
+        return 0.0
+    tally.end_s += float(clock.end * stream.time_base)  # files that were joined each begin at 0
+    tally.span_s += float((clock.end - clock.first) * stream.time_base)
+    return float(clock.first * stream.time_base)
 
 
 def _note_bad(packet: Any, tally: Tally) -> None:
@@ -218,20 +229,9 @@ def _mix_frame(
     sample_format = name[:-1] if planar else name
     key = (frame.sample_rate, channels, sample_format)
     if not tally.mixers or tally.mixers[-1].key != key:
-        tally.meter.check_channels(channels)
-        if not _MIN_RATE <= frame.sample_rate <= _MAX_RATE:
-            raise DamagedError(f"a sample rate of {frame.sample_rate} Hz makes no sense")
         if tally.mixers:
             _check_samples(check, tally.mixers[-1].flush())
-        run = len(tally.mixers)
-        chosen = weights[run] if weights is not None and run < len(weights) else None
-        if weights is not None and chosen is None:
-            chosen = (1.0 / channels,) * channels
-        emit, over_range = tally.spool.add, tally.codec.startswith("pcm_f")
-        mixer = Mixer(*key, chosen, emit, over_range=over_range)
-        tally.mixers.append(mixer)
-        longest_s = min(tally.expected_s, tally.meter.limits.max_duration_s)
-        tally.spool.expected_samples = tally.samples + int(longest_s * frame.sample_rate)
+        tally.begin_run(key, weights, over_range=tally.codec.startswith("pcm_f"))
     tally.meter.sound(frame.samples, frame.sample_rate)
     samples = _frame_samples(frame, _DTYPES[sample_format], channels, planar=planar)
     _check_samples(check, tally.mixers[-1].add(samples))

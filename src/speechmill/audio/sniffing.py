@@ -5,7 +5,13 @@ from __future__ import annotations
 from typing import Literal
 
 from speechmill.audio.formats import mpeg
+from speechmill.audio.formats.au import AU_MAGICS
+from speechmill.audio.formats.boxes import ASF_MAGIC
+from speechmill.audio.formats.caf import CAF_MAGIC
+from speechmill.audio.formats.chunks import RIFF_MAGICS
 from speechmill.audio.formats.octets import Octets, only_zeros, starts_with
+from speechmill.audio.formats.riff import W64_MAGIC
+from speechmill.audio.formats.sphere import SPHERE_MAGIC
 
 __all__ = ["EXTENSIONS", "Kind", "describe", "looks_like_audio", "recognise"]
 
@@ -64,19 +70,16 @@ Kind = Literal[
     "webm",
 ]
 
-_ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
-_W64 = b"riff\x2e\x91\xcf\x11\xa5\xd6\x28\xdb\x04\xc1\x00\x00"
 _PREFIXES: tuple[tuple[bytes, Kind], ...] = (
     (b"fLaC", "flac"),
     (b"OggS", "ogg"),
     (b"\x1a\x45\xdf\xa3", "webm"),
-    (b"caff", "caf"),
-    (b".snd", "au"),
-    (b"NIST_1A", "sph"),
-    (b"#!AMR\n", "amr"),
-    (b"#!AMR-WB\n", "amr"),
-    (_ASF, "asf"),
-    (_W64, "w64"),
+    (CAF_MAGIC, "caf"),
+    *((magic, "au") for magic in AU_MAGICS),
+    (SPHERE_MAGIC, "sph"),
+    *((magic, "amr") for magic in mpeg.AMR_MAGICS),
+    (ASF_MAGIC, "asf"),
+    (W64_MAGIC, "w64"),
 )
 _MP4_BOXES = (b"ftyp", b"moov", b"mdat", b"wide")
 _IMAGE_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"heif", b"mif1", b"msf1", b"crx ")
@@ -139,7 +142,7 @@ def _by_magic(head: bytes) -> Kind | None:
     for magic, kind in _PREFIXES:
         if head.startswith(magic):
             return kind
-    if head[:4] in {b"RIFF", b"RF64", b"BW64", b"RIFX"} and head[8:12] in {b"WAVE", b""}:
+    if head[:4] in RIFF_MAGICS and head[8:12] in {b"WAVE", b""}:
         return "wav"
     if head[:4] == b"FORM" and head[8:12] in {b"AIFF", b"AIFC", b""}:
         return "aiff"

@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 from speechmill.audio.formats.flac import FlacCheck
 from speechmill.audio.formats.structure import Problem, Structure
 from speechmill.audio.limits import Meter
-from speechmill.audio.mixing import Mixer
+from speechmill.audio.mixing import Mixer, Weights
 from speechmill.audio.spilling import Spool
 from speechmill.errors import AudioError, DamagedError, EmptyAudioError, TruncatedError
 
 __all__ = ["Tally", "as_error", "declared_s", "find_problem", "has_gap", "nothing_decoded"]
 
+# Hz. Telephony has 8 kHz, studios 192 kHz: a rate beyond these limits comes of a damaged header.
+_MIN_RATE, _MAX_RATE = 1_000, 1_000_000
 _TOLERANCE_S = 0.15  # lossy codecs start and end a frame (up to 128 ms) early or late
 _WMA_GAP_S = 0.1  # WMA has no pauses; its first frame, up to 46 ms, only primes the decoder
 _GAP_S = 0.3  # a hole in the packets' times that deserves a flag; clocks of containers jitter less
@@ -42,10 +44,37 @@ class Tally:
     span_s: float = 0.0  # from the start of the first packet to there
     stated_samples: int | None = None  # what an empty last packet of the last span states
     expected_s: float = 0.0  # as far as the file says
-    stream_s: float | None = None  # length of the track, as FFmpeg has read it
+    stream_s: float | None = None  # length of the tracks, as FFmpeg has read it
     codec: str = ""
     alone: bool = True  # the file holds nothing but this one track
+    late_s: float = 0.0  # before the first sound, as the packets' times say
     checks: list[FlacCheck] = field(default_factory=list)  # one per span, FLAC only
+
+    def begin_run(
+        self,
+        key: tuple[int, int, str],
+        weights: list[Weights | None] | None,
+        *,
+        over_range: bool,
+    ) -> Mixer:
+        """Begin a run of samples of one rate (Hz), number of channels and format, the ``key``.
+
+        ``weights`` has one entry per run, None for equal ones; without it, they are to be found.
+        Raises LimitError for too many channels, DamagedError for a rate that makes no sense.
+        """
+        sample_rate, channels, _ = key
+        self.meter.check_channels(channels)
+        if not _MIN_RATE <= sample_rate <= _MAX_RATE:
+            raise DamagedError(f"a sample rate of {sample_rate} Hz makes no sense")
+        run = len(self.mixers)
+        chosen = weights[run] if weights is not None and run < len(weights) else None
+        if weights is not None and chosen is None:
+            chosen = (1.0 / channels,) * channels
+        longest_s = min(self.expected_s, self.meter.limits.max_duration_s)
+        self.spool.expected_samples = self.samples + int(longest_s * sample_rate)
+        mixer = Mixer(*key, chosen, self.spool.add, over_range=over_range)
+        self.mixers.append(mixer)
+        return mixer
 
     @property
     def decoded_s(self) -> float:
@@ -114,17 +143,21 @@ def _packet_problem(structure: Structure, tally: Tally) -> Problem | None:
 
 
 def _length_problem(structure: Structure, tally: Tally) -> Problem | None:
-    if structure.name == "WMA" and tally.span_s - tally.decoded_s > _WMA_GAP_S:
+    files = len(structure.pieces)
+    if structure.name == "WMA" and tally.span_s - tally.decoded_s > _WMA_GAP_S * files:
         return Problem("damaged", "some of its packets are missing")
     expected = structure.declared_samples
     if expected is not None and tally.samples < expected:
         return Problem("damaged", f"{tally.samples} of {expected} samples could be decoded")
+    least = structure.least_samples
+    if least is not None and tally.samples < least:
+        return Problem("truncated", f"{tally.samples} of {least} samples are there")
     stated_s = declared_s(structure, tally)
     if structure.packet_clock and stated_s is not None:
-        seen_s = max(tally.decoded_s, tally.end_s)
+        seen_s = max(tally.decoded_s, tally.end_s - tally.late_s)
         if structure.name == "WebM":  # its duration counts from before what is skipped
             seen_s += tally.skipped_s
-        if stated_s - seen_s > _TOLERANCE_S:
+        if stated_s - seen_s > _TOLERANCE_S * files:
             return Problem("truncated", "its end is missing")
     return None
 

@@ -1,4 +1,4 @@
-"""Containers of packets (MP4, WebM, ASF): the last element must end within the file."""
+"""Containers of packets (WebM, ASF): the last element must end within the file."""
 
 from __future__ import annotations
 
@@ -6,38 +6,27 @@ import struct
 from dataclasses import dataclass
 
 from speechmill.audio.formats.octets import Octets, Span, starts_with
-from speechmill.audio.formats.structure import Problem, Structure
+from speechmill.audio.formats.sizes import rest_flags
+from speechmill.audio.formats.structure import Piece, Problem, Structure
 from speechmill.audio.limits import Meter
-from speechmill.errors import EmptyAudioError, TruncatedError
+from speechmill.errors import EmptyAudioError
 
-__all__ = ["inspect_asf", "inspect_mp4", "inspect_webm"]
+__all__ = ["ASF_MAGIC", "inspect_asf", "inspect_webm"]
 
-# FFmpeg's name of the demuxer for all of ISO 14496-12 and QuickTime.
-_MP4_DEMUXER = "mov,mp4,m4a,3gp,3g2,mj2"
-_TOP_BOXES = {
-    b"ftyp",
-    b"styp",
-    b"moov",
-    b"moof",
-    b"mdat",
-    b"mfra",
-    b"free",
-    b"skip",
-    b"wide",
-    b"pnot",
-    b"uuid",
-    b"udta",
-    b"meta",
-    b"sidx",
-    b"ssix",
-    b"prft",
-    b"emsg",
-    b"pdin",
-}
+ASF_MAGIC = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 _ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 _ASF_DATA = bytes.fromhex("3626b2758e66cf11a6d900aa0062ce6c")
+# What may stand behind the data: the simple index, the index, and those of media objects and time
+# codes.
+_ASF_INDEXES = (
+    bytes.fromhex("33000890e5b1cf1189f400a0c90349cb"),
+    bytes.fromhex("d329e2d6da35d111903400a0c90349be"),
+    bytes.fromhex("f803b1fead12644c840f2a1d2f7ad48c"),
+    bytes.fromhex("d03fb73c4a0c0348953dedf7b6228f0c"),
+)
 
 _EBML, _SEGMENT, _CLUSTER, _INFO = 0x1A45DFA3, 0x18538067, 0x1F43B675, 0x1549A966
+_EBML_MAGIC = _EBML.to_bytes(4, "big")
 _DURATION, _SCALE = 0x4489, 0x2AD7B1
 _MASTERS = {_SEGMENT, _CLUSTER, _INFO}
 _LEAVES = {
@@ -74,43 +63,6 @@ _LEAVES = {
 }
 
 
-def inspect_mp4(data: Octets, start: int, meter: Meter) -> Structure:
-    """Check the boxes at the top of an MP4, M4A, MOV or 3GP file (ISO 14496-12)."""
-    at, problem, trailing = start, None, False
-    seen: set[bytes] = set()
-    while at + 8 <= len(data):
-        meter.step()
-        size, name = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
-        if {b"moov", b"mdat"} <= seen and name not in _TOP_BOXES:
-            if data.find(b"moof", at) >= 0:
-                problem = Problem("damaged", f"there is no valid box at byte {at - start}")
-            trailing = True
-            break
-        if size == 1 and at + 16 <= len(data):
-            size = int.from_bytes(data[at + 8 : at + 16], "big")
-        elif size == 0:
-            size = len(data) - at
-        seen.add(name)
-        if size < 8:
-            problem = Problem("damaged", f"the box at byte {at - start} has no size")
-            break
-        if at + size > len(data):
-            problem = Problem("truncated", f"it ends inside its {name.decode('latin-1')!r} box")
-            break
-        at += size
-    if problem is None and not trailing and any(data[at:]):
-        problem = Problem("truncated", "it ends inside the head of a box")
-    if b"moov" not in seen:
-        raise TruncatedError("the MP4 file's index (its moov box) is missing: the end was cut off")
-    flags: tuple[str, ...] = ()
-    if problem is None:
-        endless = b"moof" in seen and b"mfra" not in seen
-        flags = ("trailing_data",) * trailing + ("unknown_length",) * endless
-    return Structure(
-        "MP4", _MP4_DEMUXER, ((start, len(data)),), problem=problem, flags=flags, packet_clock=True
-    )
-
-
 def _vint(data: Octets, at: int, *, keep_marker: bool) -> tuple[int, int]:
     """Read an EBML number and its length in bytes; length 0 where there is none (RFC 8794)."""
     if at >= len(data) or data[at] == 0:
@@ -131,12 +83,15 @@ class _EbmlWalk:
     scale_ns: int = 1_000_000
     duration: float | None = None
     clusters: int = 0
+    in_segment: bool = False
+    behind: int | None = None  # where another file starts
     open_end: bool = False  # the Segment does not say how long it is
     problem: Problem | None = None
 
     def enter(self, name: int, body: int, size: int, *, unknown: bool) -> None:
         """Note the start of an element that has elements inside."""
         if name == _SEGMENT:
+            self.in_segment = True
             self.open_end = unknown
             self.end = self.end if unknown else body + size
         elif name == _CLUSTER:
@@ -144,10 +99,16 @@ class _EbmlWalk:
             self.cluster_end = self.end if unknown else body + size
 
 
-def inspect_webm(data: Octets, start: int, meter: Meter) -> Structure:
-    """Follow the elements of a WebM or Matroska file to the last block (RFC 9559)."""
+def inspect_webm(data: Octets, start: int, meter: Meter) -> tuple[Structure, int | None]:
+    """Follow the elements of a WebM or Matroska file to the last block (RFC 9559), and find where
+    another file starts behind it."""
     walk, at = _EbmlWalk(end=len(data)), start
-    while at < min(len(data), walk.end):
+    while at < len(data):
+        if walk.in_segment and starts_with(data, _EBML_MAGIC, at):
+            walk.behind = at
+            break
+        if at >= walk.end:
+            break
         meter.step()
         name, name_bytes = _vint(data, at, keep_marker=True)
         size, size_bytes = _vint(data, at + name_bytes, keep_marker=False)
@@ -178,20 +139,26 @@ def inspect_webm(data: Octets, start: int, meter: Meter) -> Structure:
         there = f"{len(data) - start} of {walk.end - start} bytes are there"
         walk.problem = Problem("truncated", there)
     declared_s = walk.duration * walk.scale_ns / 1e9 if walk.duration else None
-    flags = ("unknown_length",) if walk.open_end and declared_s is None else ()
-    return Structure(
+    flags: tuple[str, ...] = ()
+    if walk.problem is None:
+        flags = ("unknown_length",) * (walk.open_end and declared_s is None)
+        flags = (*flags, *(rest_flags(data, at) if walk.behind is None else ()))
+    structure = Structure(
         "WebM",
         "matroska,webm",
-        ((start, len(data)),),
+        (Piece(start, len(data) if walk.behind is None else walk.behind),),
         declared_s,
         problem=walk.problem,
-        flags=flags if walk.problem is None else (),
+        flags=flags,
         packet_clock=True,
+        has_start=True,
     )
+    return structure, walk.behind
 
 
-def inspect_asf(data: Octets, start: int, meter: Meter) -> Structure:
-    """Compare the size of an ASF (WMA) file's data object with the bytes present."""
+def inspect_asf(data: Octets, start: int, meter: Meter) -> tuple[Structure, int | None]:
+    """Compare the size of an ASF (WMA) file's data object with the bytes present, and find where
+    another file starts behind it."""
     at = start
     while at + 24 <= len(data):
         meter.step()
@@ -209,15 +176,22 @@ def inspect_asf(data: Octets, start: int, meter: Meter) -> Structure:
             present = len(data) - at
             problem = Problem("truncated", f"{present} of {size} bytes of sound are there")
         end = min(len(data), at + size)  # without an index or what was appended
-        return Structure(
+        declared_s = None if flags else _asf_duration_s(data, (start, at), meter)
+        at = end
+        while starts_with(data, _ASF_INDEXES, at):
+            meter.step()
+            at += max(24, int.from_bytes(data[at + 16 : at + 24], "little"))
+        behind = at if starts_with(data, ASF_MAGIC, at) else None
+        structure = Structure(
             "WMA",
             "asf",
-            ((start, end),),
-            None if flags else _asf_duration_s(data, (start, at), meter),
+            (Piece(start, end),),
+            declared_s,
             problem=problem,
-            flags=flags,
+            flags=flags if behind is not None else (*flags, *rest_flags(data, at)),
             packet_clock=True,
         )
+        return structure, behind
     raise EmptyAudioError("header only: the WMA file holds no samples")
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from speechmill.audio.formats.octets import Octets
-from speechmill.audio.formats.structure import Structure
+from speechmill.audio.formats.structure import Piece, Structure
 from speechmill.audio.limits import Meter
 from speechmill.errors import EmptyAudioError
 
@@ -31,7 +31,7 @@ def inspect_flac(data: Octets, start: int, meter: Meter) -> Structure:
     return Structure(
         "FLAC",
         "flac",
-        ((start, len(data)),),
+        (Piece(start, len(data)),),
         check.total / check.sample_rate if check.total and check.sample_rate else None,
         flags=() if check.total else ("unknown_length",),
     )

@@ -14,17 +14,19 @@ from functools import cache
 from typing import Literal
 
 from speechmill.audio.formats.octets import Octets, starts_with
-from speechmill.audio.formats.structure import Problem, Structure
+from speechmill.audio.formats.structure import Piece, Problem, Structure
 from speechmill.audio.limits import Meter
 from speechmill.errors import EmptyAudioError, NotAudioError
 
 __all__ = [
+    "AMR_MAGICS",
     "adts_length",
     "amr_pauses",
     "first_frame",
     "inspect_aac",
     "inspect_amr",
     "inspect_mp3",
+    "is_trailing_tag",
     "mpeg_length",
     "skip_id3",
 ]
@@ -40,6 +42,7 @@ _KBPS = {
     (False, 2): (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
     (False, 1): (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }
+AMR_MAGICS = (b"#!AMR\n", b"#!AMR-WB\n")
 _AMR_NB = (13, 14, 16, 18, 20, 21, 27, 32, 6, 0, 0, 0, 0, 0, 0, 1)
 _AMR_WB = (18, 24, 33, 37, 41, 47, 51, 59, 61, 6, 0, 0, 0, 0, 1, 1)
 _AMR_FRAME_S = 0.02
@@ -149,7 +152,7 @@ def first_frame(data: Octets, start: int) -> tuple[Literal["mp3", "aac"], int] |
             if at > start + 8 * 8192:
                 break
         if at > start and (
-            at >= len(data) or _frames_follow(data, start, length) or _is_trailing_tag(data, at)
+            at >= len(data) or _frames_follow(data, start, length) or is_trailing_tag(data, at)
         ):
             return kind, start
     for kind, length in lengths:
@@ -159,7 +162,8 @@ def first_frame(data: Octets, start: int) -> tuple[Literal["mp3", "aac"], int] |
     return None
 
 
-def _is_trailing_tag(data: Octets, at: int) -> bool:
+def is_trailing_tag(data: Octets, at: int) -> bool:
+    """Whether a tag starts at ``at`` that stands behind the sound (ID3, APE, Lyrics3)."""
     return starts_with(data, (b"TAG", b"APETAGEX", b"LYRICSBEGIN", b"3DI", b"ID3"), at)
 
 
@@ -191,7 +195,7 @@ def _follow_frames(
             break
         at = after_tag
         walk.parts.append([at, at, 0])
-    if at < size and not _is_trailing_tag(data, at):
+    if at < size and not is_trailing_tag(data, at):
         again, tail = _find_frames(data, at, size, length, meter), size - at
         if again >= 0:
             walk.problem = Problem("damaged", f"bytes {at} to {again} are no audio frames")
@@ -270,26 +274,31 @@ def _stream_structure(
         raise EmptyAudioError(f"an {name} stream without a single whole frame")
     if problem is not None:
         walk.parts[-1][1] = len(data)
-    pieces = tuple((at, end) for at, end, frames in walk.parts if frames)
+    pieces = tuple(Piece(at, end) for at, end, frames in walk.parts if frames)
     flags: tuple[str, ...] = ()
     lead = walk.parts[0][0] - skip_id3(data, 0)
     if problem is None and lead > _MAX_STRAY_BYTES:
         problem = Problem("damaged", f"its first {lead} bytes are no audio frames")
     elif lead:
         flags = ("leading_data",)
-    if problem is None and walk.end < len(data) and not _is_trailing_tag(data, walk.end):
+    if problem is None and walk.end < len(data) and not is_trailing_tag(data, walk.end):
         flags = (*flags, "trailing_data")
     return Structure(name, name.lower(), pieces, declared_s, problem=problem, flags=flags)
 
 
-def inspect_amr(data: Octets, start: int, meter: Meter) -> Structure:
-    """Follow the frames of an AMR or AMR-WB file (one channel)."""
+def inspect_amr(data: Octets, start: int, meter: Meter) -> tuple[Structure, int | None]:
+    """Follow the frames of an AMR or AMR-WB file (one channel), and find where another one starts
+    behind it."""
     wide = starts_with(data, b"#!AMR-WB\n", start)
     sizes, head = (_AMR_WB, 9) if wide else (_AMR_NB, 6)
     at = start + head
     frames, problem = 0, None
     flags: tuple[str, ...] = ()
+    behind: int | None = None
     while at < len(data):
+        if frames and starts_with(data, AMR_MAGICS, at):
+            behind = at
+            break
         step = sizes[data[at] >> 3 & 15]
         if not data[at] and len(data) - at <= _MAX_STRAY_BYTES and not any(data[at:]):
             flags = ("trailing_data",)
@@ -309,7 +318,8 @@ def inspect_amr(data: Octets, start: int, meter: Meter) -> Structure:
         if problem is not None and problem.kind == "damaged":
             raise NotAudioError("an AMR header, and behind it no AMR frames")
         raise EmptyAudioError("header only: an AMR file without a single whole frame")
-    return Structure("AMR", "amr", ((start, at),), problem=problem, flags=flags)
+    pieces = (Piece(start, at),)
+    return Structure("AMR", "amr", pieces, problem=problem, flags=flags), behind
 
 
 def amr_pauses(packet: bytes, *, wide: bool) -> bool:

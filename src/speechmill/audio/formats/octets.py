@@ -23,26 +23,30 @@ def starts_with(data: Octets, prefixes: bytes | tuple[bytes, ...], at: int = 0) 
     return data[at : at + longest].startswith(prefixes)
 
 
-def only_zeros(data: Octets) -> bool:
-    """Whether every byte is zero."""
-    starts = range(0, len(data), _SCAN_BYTES)
+def only_zeros(data: Octets, start: int = 0) -> bool:
+    """Whether every byte from ``start`` on is zero."""
+    starts = range(start, len(data), _SCAN_BYTES)
     return not any(data[at : at + _SCAN_BYTES].strip(b"\x00") for at in starts)
 
 
 class SpanReader(io.RawIOBase):
-    """Part of a file, as a read-only file object of its own.
+    """Part of a file behind a ``head`` of its own, as a read-only file object.
 
     ``before_read`` is called before each read; what it raises ends the reading.
     """
 
     def __init__(
-        self, data: Octets, span: Span, before_read: Callable[[], None] | None = None
+        self,
+        data: Octets,
+        span: Span,
+        before_read: Callable[[], None] | None = None,
+        head: bytes = b"",
     ) -> None:
         super().__init__()
         self._before_read = before_read
-        self._data = data
-        self._start, self._end = span
-        self._at = self._start
+        self._data, self._head = data, head
+        self._first, self._end = span
+        self._start = self._at = self._first - len(head)  # as if it came right before
 
     def readable(self) -> bool:
         """See ``io.RawIOBase``."""
@@ -67,6 +71,8 @@ class SpanReader(io.RawIOBase):
         if self._before_read is not None:
             self._before_read()
         end = self._end if size < 0 else min(self._end, self._at + size)
-        octets = self._data[self._at : max(self._at, end)]
+        octets = self._data[max(self._at, self._first) : max(self._at, self._first, end)]
+        if self._at < self._first:
+            octets = self._head[self._at - self._start : max(0, end - self._start)] + octets
         self._at += len(octets)
         return octets

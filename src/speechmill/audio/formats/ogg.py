@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from speechmill.audio.formats.octets import Octets, starts_with
-from speechmill.audio.formats.structure import Problem, Structure
+from speechmill.audio.formats.structure import Piece, Problem, Structure
 from speechmill.audio.limits import Meter
 
 __all__ = ["inspect_ogg"]
@@ -99,4 +99,10 @@ def _structure(data: Octets, start: int, walk: _PageWalk) -> Structure:
     if walk.problem is None and walk.open:
         flags = ("unknown_length",)  # the page that says "the end" is not there
     links = [*(walk.links or [start]), len(data)]
-    return Structure("Ogg", "ogg", tuple(pairwise(links)), problem=walk.problem, flags=flags)
+    return Structure(
+        "Ogg",
+        "ogg",
+        tuple(Piece(*span) for span in pairwise(links)),
+        problem=walk.problem,
+        flags=flags,
+    )

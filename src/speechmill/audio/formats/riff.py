@@ -1,299 +1,171 @@
-"""Containers of plain samples (WAV, RF64, W64, AIFF, AU, CAF, SPHERE): check their sizes."""
+"""WAV (RIFF, RIFX, RF64, BW64) and Wave64: find all samples, and check the sizes of chunks."""
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from speechmill.audio.formats.octets import Octets, Span
-from speechmill.audio.formats.structure import Problem, Structure
+from speechmill.audio.formats.chunks import (
+    MAX_CHUNKS,
+    RIFF_MAGICS,
+    Chunk,
+    ChunkAt,
+    iff_chunk,
+    is_name,
+    only_chunks,
+)
+from speechmill.audio.formats.octets import Octets, starts_with
+from speechmill.audio.formats.sample_format import Order
+from speechmill.audio.formats.sizes import Extent, is_unknown, rest_flags
+from speechmill.audio.formats.structure import Structure
+from speechmill.audio.formats.wave_format import Sound, structure_of
 from speechmill.audio.limits import Meter
-from speechmill.errors import EmptyAudioError, NotAudioError
+from speechmill.errors import DamagedError, EmptyAudioError
 
-__all__ = ["inspect_aiff", "inspect_au", "inspect_caf", "inspect_sph", "inspect_w64", "inspect_wav"]
+__all__ = ["W64_MAGIC", "inspect_w64", "inspect_wav"]
 
-# Writers that cannot seek back leave a placeholder: 0xFFFFFFFF, 0x7FFFF000 (SoX), 0x80000000 …
-_UNKNOWN_FROM = 0x7FFF0000
-_UNKNOWN_64 = 1 << 62  # their 64-bit placeholders are all above
-_PCM_TAGS = {1, 3, 6, 7}  # integers, floats, A-law, µ-law
-# ADPCM, GSM, MPEG, AAC, WMA, G.722: of other codecs FFmpeg would guess the kind from the bytes.
-# fmt: off
-_OTHER_TAGS = {
-    2, 0x11, 0x31, 0x50, 0x55, 0xFF, 0x160, 0x161, 0x162, 0x163, 0x28F, 0x1610, 0xA106,
-}
-# fmt: on
-_MAX_CHUNKS = 10_000  # a file of empty chunks would take for ever
-_MAX_SPHERE = 1 << 20  # bytes of a header, whatever it states; the usual one has 1,024
+W64_MAGIC = b"riff\x2e\x91\xcf\x11\xa5\xd6\x28\xdb\x04\xc1\x00\x00"
+_UNKNOWN_64 = 1 << 62  # placeholders of 64 bits are all above
+_MAX_FMT = 4096  # bytes of a fmt chunk, with what a codec needs; AAC has some ten, WMA fewer
 
 
-@dataclass(frozen=True, slots=True)
-class _SampleData:
-    """Where the samples start, how many bytes are declared (None: unknown) and are there."""
+@dataclass(slots=True)
+class _Walk:
+    """The chunks of one file that were followed so far."""
 
     start: int
-    declared: int | None
-    present: int
+    order: Order = "<"
+    fmt: bytes = b""
+    fact: int = 0
+    size64: int | None = None
+    sounds: list[Sound] = field(default_factory=list)
+    end: int = 0  # of what was followed
+    next_file: int | None = None
+    odd: bool = False  # a chunk's size is not what it states
 
 
-def _chunks(data: Octets, at: int, order: str) -> Iterator[tuple[bytes, int, int]]:
-    """Yield the chunks of an IFF-like file as (id, start of the body, declared bytes)."""
-    for _ in range(_MAX_CHUNKS):
-        if at + 8 > len(data):
+def _w64_chunk(data: Octets, at: int, _order: Order) -> Chunk | None:
+    """Read the head of a chunk of W64: a name of 16 bytes, and a size that counts its head."""
+    name, body = data[at : at + 4], at + 24
+    size = int.from_bytes(data[at + 16 : body], "little") - 24
+    if len(data) < body or not is_name(name):
+        return None
+    if name != b"data" and not 0 <= size <= len(data) - body:
+        return None
+    return Chunk(name, body, size, body + (max(0, size) + 7 & ~7))
+
+
+def inspect_wav(data: Octets, start: int, meter: Meter) -> tuple[Structure, int | None]:
+    """Describe a RIFF, RF64 or BW64 file (EBU Tech 3306) at ``start``, and find where another one
+    starts behind it."""
+    walk = _Walk(start, ">" if starts_with(data, b"RIFX", start) else "<")
+    _follow(data, start + 12, walk, iff_chunk, meter)
+    if not walk.sounds or not walk.fmt:
+        _search(data, walk, meter)
+    return _finish("WAV", data, walk, meter)
+
+
+def inspect_w64(data: Octets, start: int, meter: Meter) -> tuple[Structure, int | None]:
+    """Describe a Sony Wave64 file at ``start``, and find where another one starts behind it."""
+    walk = _Walk(start)
+    _follow(data, start + 40, walk, _w64_chunk, meter)
+    return _finish("W64", data, walk, meter)
+
+
+def _follow(data: Octets, at: int, walk: _Walk, chunk_at: ChunkAt, meter: Meter) -> None:
+    """Follow the chunks from ``at`` to the end, or to the first bytes that are none."""
+    for _ in range(MAX_CHUNKS):
+        meter.step()
+        walk.end = min(at, len(data))
+        if walk.sounds and _starts_file(data, at, chunk_at):
+            walk.next_file = at
             return
-        name = data[at : at + 4]
-        (size,) = struct.unpack_from(f"{order}I", data, at + 4)
-        yield name, at + 8, size
-        at += 8 + size + (size & 1)
+        chunk = chunk_at(data, at, walk.order)
+        if chunk is None:
+            return
+        at = chunk.next
+        if chunk.name == b"fmt ":
+            walk.fmt = data[chunk.body : chunk.body + min(chunk.size, _MAX_FMT)]
+        elif chunk.name == b"fact":
+            walk.fact = _number(data, chunk.body, walk.order)
+        elif chunk.name == b"ds64":
+            walk.size64 = int.from_bytes(data[chunk.body + 8 : chunk.body + 16], "little")
+        elif chunk.name == b"slnt":
+            silent = Extent(walk.start, chunk.body + 4, 0, 0)
+            walk.sounds.append(Sound(walk.fmt, silent, _number(data, chunk.body, walk.order)))
+        elif chunk.name == b"data":
+            extent = _extent(data, chunk, walk, chunk_at)
+            walk.sounds.append(Sound(walk.fmt, extent))
+            if extent.declared is None:
+                walk.end = len(data)
+                return
+            if extent.declared != chunk.size:  # that of RF64
+                at = chunk.body + extent.declared + (extent.declared & 1)
+        elif chunk.name == b"LIST" and starts_with(data, b"wavl", chunk.body):
+            at = chunk.body + 4  # samples and silences in turn
 
 
-def _compare_sizes(
-    name: str,
-    demuxer: str,
-    file: Span,
-    where: _SampleData,
-    *,
-    block: int,
-    bytes_per_s: float,
-    exact: bool,
-    options: tuple[tuple[str, str], ...] = (),
-    padded_samples: int | None = None,
-) -> Structure:
-    """An structure from the bytes declared and present.
-
-    ``block`` bytes hold one sample of each channel; ``exact`` if that is so for every block.
-    """
-    present = where.present if where.declared is None else min(where.present, where.declared)
-    if present < max(1, block if exact else 1):
-        raise EmptyAudioError(f"header only: the {name} file holds no samples")
-    problem: Problem | None = None
-    flags: tuple[str, ...] = ()
-    if where.declared is None:
-        flags = ("unknown_length",)
-    # A last sample that is not whole, or the padding byte, is nobody's loss.
-    elif where.declared - where.present >= (max(1, block) if exact else 2):
-        problem = Problem("truncated", f"{where.present} of {where.declared} bytes are there")
-    declared = where.declared if where.declared is not None else present
-    return Structure(
-        name,
-        demuxer,
-        (file,),
-        declared / bytes_per_s if bytes_per_s else None,
-        declared_samples=present // block if exact and block else None,
-        padded_samples=padded_samples,
-        problem=problem,
-        flags=flags,
-        options=options,
-    )
+def _number(data: Octets, at: int, order: Order) -> int:
+    return int.from_bytes(data[at : at + 4], "big" if order == ">" else "little")
 
 
-def inspect_wav(data: Octets, start: int, _meter: Meter) -> Structure:
-    """Compare a RIFF, RF64 or BW64 file's data chunk (EBU Tech 3306) with the bytes present."""
-    order = ">" if data[start : start + 4] == b"RIFX" else "<"
-    fmt, size64, found, fact = b"", None, None, 0
-    for name, at, size in _chunks(data, start + 12, order):
-        if name == b"fmt ":
-            fmt = data[at : at + min(size, 40)]
-        elif name == b"ds64" and at + 16 <= len(data):
-            (size64,) = struct.unpack_from("<Q", data, at + 8)
-        elif name == b"fact" and at + 4 <= len(data):
-            (fact,) = struct.unpack_from(f"{order}I", data, at)
-        elif name == b"data":
-            found = _wav_data(data, at, size, size64, order)
-            break
-    if found is None or len(fmt) < 16:
-        raise EmptyAudioError("header only: the WAV file has no data chunk")
-    tag, bytes_per_s, block = _wave_format(fmt, order)
-    options = (("ignore_length", "1"),) if found.declared is None else ()
-    return _compare_sizes(
-        "WAV",
-        "wav",
-        (start, len(data)),
-        found,
-        block=block,
-        bytes_per_s=bytes_per_s,
-        exact=tag in _PCM_TAGS,
-        # FFmpeg searches plain samples for hidden DTS, for 20 ms, unless told to look less far.
-        options=(*options, ("probesize", "4096")),
-        padded_samples=fact or None,
-    )
+def _starts_file(data: Octets, at: int, chunk_at: ChunkAt) -> bool:
+    if chunk_at is _w64_chunk:
+        return starts_with(data, W64_MAGIC, at)
+    return starts_with(data, RIFF_MAGICS, at) and starts_with(data, b"WAVE", at + 8)
 
 
-def _wave_format(fmt: bytes, order: str) -> tuple[int, int, int]:
-    """Read codec tag, bytes per second and bytes per block of a WAVEFORMATEX."""
-    tag, _, _, bytes_per_s, block, _ = struct.unpack_from(f"{order}HHIIHH", fmt)
-    if tag == 0xFFFE and len(fmt) >= 26:  # the real one stands in the extension
-        (tag,) = struct.unpack_from(f"{order}H", fmt, 24)
-    if tag not in _PCM_TAGS | _OTHER_TAGS:
-        raise NotAudioError(f"its codec (WAVE format tag {tag:#06x}) is not supported")
-    return tag, bytes_per_s, block
-
-
-def _wav_data(data: Octets, at: int, size: int, size64: int | None, order: str) -> _SampleData:
-    present = max(0, len(data) - at)
-    declared: int | None = size
-    if size == 0xFFFFFFFF and size64 is not None:
-        declared = size64 if 0 < size64 < _UNKNOWN_64 else None
-    elif (size >= _UNKNOWN_FROM and size > present) or (
-        size == 0 and present and not _only_chunks(data, at, order)
+def _extent(data: Octets, chunk: Chunk, walk: _Walk, chunk_at: ChunkAt) -> Extent:
+    """Find how many bytes of samples a data chunk declares and has."""
+    present = max(0, len(data) - chunk.body)
+    declared: int | None = chunk.size
+    if chunk_at is _w64_chunk:
+        declared = chunk.size if 0 <= chunk.size < _UNKNOWN_64 else None
+    elif chunk.size == 0xFFFFFFFF and walk.size64 is not None:
+        declared = walk.size64 if 0 < walk.size64 < _UNKNOWN_64 else None
+    elif is_unknown(chunk.size, present) or (
+        chunk.size == 0 and present and not only_chunks(data, chunk.body, walk.order)
     ):
         declared = None
-    return _SampleData(at, declared, present)
+    own_head = 24 if chunk_at is _w64_chunk else 8
+    return Extent(walk.start, chunk.body, declared, present, own_head)
 
 
-def _only_chunks(data: Octets, at: int, order: str) -> bool:
-    """Whether further chunks, and no samples, fill the file from ``at`` to its end."""
-    end = at
-    for name, body, size in _chunks(data, at, order):
-        if not name.isascii() or not name.decode("ascii").isprintable():
-            return False
-        end = body + size
-    return 0 <= end - len(data) <= 1
-
-
-def inspect_w64(data: Octets, start: int, _meter: Meter) -> Structure:
-    """Check a Sony Wave64 file: chunks with 16-byte names, and sizes that count their header."""
-    at, fmt = start + 40, b""
-    for _ in range(_MAX_CHUNKS):
-        if at + 24 > len(data):
-            break
-        name, size = data[at : at + 4], int.from_bytes(data[at + 16 : at + 24], "little")
-        if name == b"fmt ":
-            fmt = data[at + 24 : at + 64]
-        if name == b"data" and len(fmt) >= 16:
-            tag, bytes_per_s, block = _wave_format(fmt, "<")
-            declared = size - 24 if 24 <= size < _UNKNOWN_64 else None
-            found = _SampleData(at + 24, declared, len(data) - at - 24)
-            return _compare_sizes(
-                "W64",
-                "w64",
-                (start, len(data)),
-                found,
-                block=block,
-                bytes_per_s=bytes_per_s,
-                exact=tag in _PCM_TAGS,
-                options=(("probesize", "4096"),),
-            )
-        at += max(24, size + 7 & ~7)
-    raise EmptyAudioError("header only: the W64 file has no data chunk")
-
-
-def inspect_aiff(data: Octets, start: int, _meter: Meter) -> Structure:
-    """Compare the sound chunk of an AIFF or AIFF-C file with the bytes present."""
-    common, found = b"", None
-    for name, at, size in _chunks(data, start + 12, ">"):
-        if name == b"COMM":
-            common = data[at : at + min(size, 22)]
-        elif name == b"SSND" and at + 8 <= len(data):
-            offset = int.from_bytes(data[at : at + 4], "big")
-            first = at + 8 + offset
-            found = _SampleData(first, max(0, size - 8 - offset), max(0, len(data) - first))
-    if found is None or len(common) < 18:
-        raise EmptyAudioError("header only: the AIFF file has no sound chunk")
-    channels, frames, bits = struct.unpack_from(">HIH", common)
-    plain = data[start + 8 : start + 12] == b"AIFF" or common[18:22] in {
-        b"NONE",
-        b"sowt",
-        b"twos",
-        b"raw ",
-    }
-    block = channels * ((bits + 7) // 8) if plain else 0
-    rate = _float80(common[8:18])
-    if plain and frames * block > (found.declared or 0):
-        found = _SampleData(found.start, frames * block, found.present)
-    file = (start, len(data))
-    structure = _compare_sizes(
-        "AIFF", "aiff", file, found, block=block, bytes_per_s=rate * block, exact=plain
-    )
-    if plain and frames == 0:
-        raise EmptyAudioError("header only: the AIFF file says that it holds no samples")
-    return structure
-
-
-def _float80(number: bytes) -> float:
-    """Decode an 80-bit float, as AIFF writes its sample rate."""
-    exponent = (number[0] & 0x7F) << 8 | number[1]
-    if not 16383 <= exponent < 16383 + 63:
-        return 0.0
-    return int.from_bytes(number[2:10], "big") * 2.0 ** (exponent - 16383 - 63)
-
-
-def inspect_au(data: Octets, start: int, _meter: Meter) -> Structure:
-    """Compare the size in a Sun AU file's header with the bytes present."""
-    if len(data) < start + 24:
-        raise EmptyAudioError("header only: the AU file ends inside its header")
-    first, size, encoding, rate, channels = struct.unpack_from(">5I", data, start + 4)
-    width = {1: 1, 2: 1, 3: 2, 4: 3, 5: 4, 6: 4, 7: 8, 27: 1}.get(encoding, 0)
-    present = max(0, len(data) - start - first)
-    declared = None if size == 0xFFFFFFFF or (size == 0 and present) else size
-    found = _SampleData(start + first, declared, present)
-    file = (start, len(data))
-    block = width * channels
-    return _compare_sizes(
-        "AU", "au", file, found, block=block, bytes_per_s=rate * block, exact=width > 0
-    )
-
-
-def inspect_caf(data: Octets, start: int, meter: Meter) -> Structure:
-    """Compare the data chunk of Apple's CAF with the bytes present."""
-    at, rate, block, plain, table = start + 8, 0.0, 0, False, b""
-    found = None
-    while at + 12 <= len(data):
+def _search(data: Octets, walk: _Walk, meter: Meter) -> None:
+    """Search for chunks that were not found where the sizes before them say: a data chunk counts
+    only where it ends with the file."""
+    walk.odd = True
+    at = data.find(b"fmt ", walk.start)
+    if not walk.fmt and at >= 0:
+        chunk = iff_chunk(data, at, walk.order)
+        if chunk is not None and 14 <= chunk.size <= _MAX_FMT:
+            walk.fmt = data[chunk.body : chunk.body + chunk.size]
+    at = data.find(b"data", walk.start)
+    while at >= 0 and not walk.sounds:
         meter.step()
-        name, size = data[at : at + 4], int.from_bytes(data[at + 4 : at + 12], "big", signed=True)
-        body = at + 12
-        if name == b"desc" and body + 32 <= len(data):
-            rate, code, _, block, _, _, _ = struct.unpack_from(">d4s5I", data, body)
-            plain = code in {b"lpcm", b"ulaw", b"alaw"}
-        elif name == b"pakt":
-            table = data[body : body + 24]
-        elif name == b"data":
-            declared = None if size < 0 else max(0, size - 4)
-            found = _SampleData(body + 4, declared, max(0, len(data) - body - 4))
-        if size < 0:
-            break
-        at = body + size
-    if found is None:
-        raise EmptyAudioError("header only: the CAF file has no data chunk")
-    structure = _compare_sizes(
-        "CAF",
-        "caf",
-        (start, len(data)),
-        found,
-        block=block if plain else 0,
-        bytes_per_s=rate * block if plain else 0.0,
-        exact=plain,
-    )
-    if not plain and not table and structure.problem is not None:
-        raise EmptyAudioError("a CAF file without its packet table: the end of it is missing")
-    return structure
+        chunk = iff_chunk(data, at, walk.order)
+        if chunk is not None and chunk.size and only_chunks(data, chunk.next, walk.order):
+            extent = Extent(walk.start, chunk.body, chunk.size, len(data) - chunk.body)
+            walk.sounds.append(Sound(walk.fmt, extent))
+            walk.end = len(data)
+        at = data.find(b"data", at + 4)
 
 
-def inspect_sph(data: Octets, start: int, _meter: Meter) -> Structure:
-    """Compare the sample count of a NIST SPHERE header (TIMIT) with the bytes present."""
-    lines = data[start : start + 1024].split(b"\n")
-    size = int(lines[1]) if len(lines) > 1 and lines[1].strip().isdigit() else 1024
-    fields = {}
-    for line in data[start : start + min(size, _MAX_SPHERE)].split(b"\n")[2:]:
-        name, _, value = line.partition(b" -")
-        fields[name] = value.partition(b" ")[2].strip()
-    if len(data) - start <= size:
-        raise EmptyAudioError("header only: the SPHERE file ends with its header")
-    numbers = {
-        name: int(fields[name])
-        for name in (b"sample_count", b"channel_count", b"sample_n_bytes", b"sample_rate")
-        if fields.get(name, b"").isdigit()
-    }
-    plain = b"," not in fields.get(b"sample_coding", b"pcm") and len(numbers) == 4
-    block = numbers[b"channel_count"] * numbers[b"sample_n_bytes"] if plain else 0
-    declared = numbers.get(b"sample_count", 0) * block if plain else None
-    found = _SampleData(start + size, declared, len(data) - start - size)
-    return _compare_sizes(
-        "SPHERE",
-        "nistsphere",
-        (start, len(data)),
-        found,
-        block=block,
-        bytes_per_s=numbers.get(b"sample_rate", 0) * block,
-        exact=plain,
-    )
+def _finish(name: str, data: Octets, walk: _Walk, meter: Meter) -> tuple[Structure, int | None]:
+    """Describe what was found, and judge what lies behind it."""
+    where = walk.end - walk.start
+    if not walk.sounds:
+        if len(data) - walk.end > 8:
+            raise DamagedError(
+                f"the {name} file cannot be followed to its samples: at byte {where} there should "
+                "be a chunk, and is none"
+            )
+        raise EmptyAudioError(f"header only: the {name} file has no data chunk")
+    if not walk.fmt:
+        raise DamagedError(f"the {name} file has no fmt chunk: nothing says what its samples are")
+    flags = ("wrong_header",) * walk.odd
+    if walk.next_file is None:
+        flags = (*flags, *rest_flags(data, walk.end))
+    # Samples that come before their fmt chunk are of the one that follows.
+    sounds = [sound if sound.fmt else Sound(walk.fmt, sound.extent) for sound in walk.sounds]
+    structure = structure_of(name, data, sounds, walk.order, walk.fact, flags, meter)
+    return structure, walk.next_file
