@@ -1,9 +1,8 @@
-"""Headers of every kind, right and odd: the sound that was put in comes out, or a failure says why."""
+"""Headers of every kind, right and odd: what was put in comes out, or a failure says why."""
 
 from __future__ import annotations
 
 import io
-import struct
 from collections.abc import Callable, Iterator
 from itertools import product
 from typing import Any
@@ -55,7 +54,7 @@ def riff(magic: bytes, samples: bytes, body: bytes) -> bytes:
 
 
 def integer_files(lower: bool) -> Iterator[tuple[str, int, int, bytes]]:
-    """Files of integers of every width, in the ``lower`` or upper bits: name, channels, bits, data."""
+    """Files of integers of every width, in ``lower`` or upper bits: name, channels, bits, data."""
     for width, bits, channels in product((1, 2, 3, 4), BITS, (1, 2)):
         if bits > 8 * width or (lower and (bits == 8 * width or width == 1)):
             continue
@@ -154,7 +153,11 @@ KINDS: dict[str, Callable[[Sound, int], tuple[bytes, int]]] = {
         ), 32,
     ),
     "RIFX float": lambda x, n: (
-        riff(b"RIFX", x.T.astype(">f4").tobytes(), fmt(32, 4 * n, tag=3, channels=n, order=">")), 32,
+        riff(
+            b"RIFX",
+            x.T.astype(">f4").tobytes(),
+            fmt(32, 4 * n, tag=3, channels=n, order=">"),
+        ), 32,
     ),
     "W64 double": lambda x, n: (
         w64(fmt(64, 8 * n, tag=3, channels=n), x.T.astype("<f8").tobytes()), 32,

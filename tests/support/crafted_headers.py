@@ -27,8 +27,8 @@ def packed(
     order: Order = "<",
     unsigned: bool = False,
 ) -> bytes:
-    """Samples [num_channels, num_samples] in −1..1 as integers of ``bits`` in ``width`` bytes: in the
-    upper bits, or in the ``lower`` ones."""
+    """Samples [num_channels, num_samples] in −1..1 as integers of ``bits`` in ``width`` bytes: in
+    the upper bits, or in the ``lower`` ones."""
     steps = np.clip(
         np.round(samples.T * 2.0 ** (bits - 1)), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
     )
@@ -66,7 +66,7 @@ def chunk(name: bytes, body: bytes, *, order: Order = "<", size: int | None = No
 
 
 def wav(*chunks: bytes, magic: bytes = b"RIFF") -> bytes:
-    """A WAV file of these chunks; RIFX is big-endian, RF64 has its sizes in a chunk of their own."""
+    """A WAV file of these chunks; RIFX is big-endian, RF64 has its sizes in a chunk of them."""
     body = b"WAVE" + b"".join(chunks)
     order = ">" if magic == b"RIFX" else "<"
     if magic in {b"RF64", b"BW64"}:

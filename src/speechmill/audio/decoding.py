@@ -197,7 +197,9 @@ def _unpadded_length(structure: Structure, tally: Tally) -> int | None:
         return structure.declared_samples
     declared = structure.padded_samples
     if structure.name == "MP4" and tally.stream_s is not None:
-        declared = round(tally.stream_s * tally.mixers[0].sample_rate)
+        # FFmpeg takes the padding off a track's length, but for one that starts late.
+        seconds = tally.span_s if tally.late_s else tally.stream_s
+        declared = round(seconds * tally.mixers[0].sample_rate)
     if len(tally.starts) == 1 and tally.stated_samples is not None:
         declared = tally.stated_samples
     # Padding is at most a frame or two: a wrong number must not cut sound away.

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from speechmill.audio.formats.chunks import is_name
-from speechmill.audio.formats.octets import Octets, starts_with
+from speechmill.audio.formats.octets import Octets
 from speechmill.audio.formats.plain import Stretch, plain_structure
 from speechmill.audio.formats.reconcile import SampleHeader, settle
 from speechmill.audio.formats.sample_format import Encoding
