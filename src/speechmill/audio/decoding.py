@@ -106,6 +106,8 @@ def decode(data: Octets, *, keep_damaged: bool = False, limits: Limits = DEFAULT
         flags.add(problem.kind)
     if has_gap(structure, tally):
         flags.add("gap")
+    if structure.name == "FLAC" and any(check.has_more() for check in tally.checks):
+        flags.add("trailing_data")
     return _to_mono(data, structure, tally, flags, meter, keep_damaged=keep_damaged)
 
 

@@ -168,7 +168,7 @@ def _decode_track(
                 tally.meter.check_time()
             clock.see(packet)
             if check is not None:
-                check.see_packet(bytes(memoryview(packet)[:12]))
+                check.see_packet(memoryview(packet))
         try:
             frames = context.decode(packet)
         except av.error.FFmpegError:

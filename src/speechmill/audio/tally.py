@@ -16,6 +16,7 @@ __all__ = ["Tally", "as_error", "declared_s", "find_problem", "has_gap", "nothin
 # Hz. Telephony has 8 kHz, studios 192 kHz: a rate beyond these limits comes of a damaged header.
 _MIN_RATE, _MAX_RATE = 1_000, 1_000_000
 _TOLERANCE_S = 0.15  # lossy codecs start and end a frame (up to 128 ms) early or late
+_WIDER = 1.2  # less than 4/3: samples of 32 bits that are taken for those of 24
 _WMA_GAP_S = 0.1  # WMA has no pauses; its first frame, up to 46 ms, only primes the decoder
 _GAP_S = 0.3  # a hole in the packets' times that deserves a flag; clocks of containers jitter less
 # One packet in, one frame out: a packet without a frame is a loss …
@@ -157,6 +158,12 @@ def _length_problem(structure: Structure, tally: Tally) -> Problem | None:
         seen_s = max(tally.decoded_s, tally.end_s - tally.late_s)
         if structure.name == "WebM":  # its duration counts from before what is skipped
             seen_s += tally.skipped_s
+        is_plain = structure.name != "MP4" and tally.codec.startswith("pcm_")
+        if is_plain and seen_s > _WIDER * stated_s + _TOLERANCE_S * files:
+            text = (
+                f"its samples last longer than its {stated_s:.2f} s: their width is not as stated"
+            )
+            return Problem("damaged", text)
         if stated_s - seen_s > _TOLERANCE_S * files:
             return Problem("truncated", "its end is missing")
     return None

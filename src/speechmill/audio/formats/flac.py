@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from speechmill.audio.formats.octets import Octets
+from speechmill.audio.formats.sizes import rest_flags
 from speechmill.audio.formats.structure import Piece, Structure
 from speechmill.audio.limits import Meter
 from speechmill.errors import EmptyAudioError
@@ -46,15 +48,18 @@ class FlacCheck:
         self.bits = (packed >> 36 & 31) + 1
         self.total = packed & (1 << 36) - 1
         self.expected = stream_info[18:34]
+        self._longest_frame = int.from_bytes(stream_info[7:10], "big")  # bytes; 0: not stated
         self.samples = 0
         self.out_of_order = False
         self.reaches_end = False
         self._block = int.from_bytes(stream_info[2:4], "big")
         self._md5 = hashlib.md5(usedforsecurity=False) if any(self.expected) else None
         self._last: int | None = None
+        self._packet: bytes | memoryview = b""
 
-    def see_packet(self, head: bytes) -> None:
+    def see_packet(self, packet: bytes | memoryview) -> None:
         """Read from a frame's header whether it follows the one before, and is the last one."""
+        self._packet, head = packet, bytes(packet[:12])
         if len(head) < 5 or head[0] != 0xFF or head[1] & 0xFC != 0xF8:
             return
         number = _coded_number(head[4:11])
@@ -87,6 +92,31 @@ class FlacCheck:
     def matches(self) -> bool | None:
         """Whether the MD5 is right; None where there is none."""
         return None if self._md5 is None else self._md5.digest() == self.expected
+
+    def has_more(self) -> bool:
+        """Whether the last frame ends before its packet does, and what follows is neither tags nor
+        zeros: FFmpeg takes all that comes behind the last frame for a part of it."""
+        if not 0 < self._longest_frame < len(self._packet):
+            return False
+        packet = bytes(self._packet)
+        crc, ends = 0, []
+        for at, octet in enumerate(packet[: self._longest_frame], 1):
+            crc = crc << 8 & 0xFFFF ^ _crc16_table()[crc >> 8 ^ octet]
+            if not crc:  # that of a whole frame, with its own checksum; or by chance
+                ends.append(at)
+        return all(rest_flags(packet, end) for end in ends)
+
+
+@cache
+def _crc16_table() -> list[int]:
+    """The checksum of each byte by the polynomial of FLAC's frames, 0x8005."""
+    table = []
+    for octet in range(256):
+        crc = octet << 8
+        for _ in range(8):
+            crc = (crc << 1 ^ (0x8005 if crc & 0x8000 else 0)) & 0xFFFF
+        table.append(crc)
+    return table
 
 
 def _coded_number(octets: bytes) -> int:

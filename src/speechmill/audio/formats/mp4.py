@@ -11,7 +11,7 @@ from speechmill.audio.formats.octets import Octets, Span
 from speechmill.audio.formats.sizes import rest_flags
 from speechmill.audio.formats.structure import Piece, Problem, Structure
 from speechmill.audio.limits import Meter
-from speechmill.errors import TruncatedError
+from speechmill.errors import DamagedError, TruncatedError
 
 __all__ = ["inspect_mp4"]
 
@@ -38,6 +38,15 @@ _TOP_BOXES = {
     b"pdin",
 }
 _BRANCHES = {b"trak", b"mdia", b"minf", b"stbl"}  # boxes of the index that hold boxes
+_DESCRIPTION_BYTES = 128  # of a track: as many as tell the form of plain samples
+# Plain samples: their bytes, or 0 where the number of bits tells.
+_WIDTHS = {
+    **dict.fromkeys((b"sowt", b"twos", b"raw ", b"NONE", b"lpcm"), 0),
+    **dict.fromkeys((b"in32", b"fl32"), 4),
+    **dict.fromkeys((b"ulaw", b"alaw"), 1),
+    b"in24": 3,
+    b"fl64": 8,
+}
 _MAX_SLACK = 1024  # bytes of sound that no track has: alignment, or a packet that was dropped
 
 
@@ -118,21 +127,57 @@ def _follow(data: Octets, start: int, meter: Meter) -> _Walk:
 
 
 def _unindexed_bytes(data: Octets, walk: _Walk) -> int:
-    """Count the bytes of sound and pictures that no track has; 0 if the index does not say."""
+    """Count the bytes of sound and pictures that no track has; 0 if the index does not say.
+
+    Raises DamagedError where the index and the description of plain samples disagree.
+    """
     (at, end), indexed = walk.index, 0
+    block: int | None = None  # of the plain samples of a track
     while at + 8 <= end:
         size, name = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
         if name in _BRANCHES:
+            block = None if name == b"trak" else block
             at += 8
             continue
         if name == b"stz2" or size < 8:
             return 0
-        if name == b"stsz":
+        if name == b"stsd":
+            block = _plain_block(data[at + 16 : min(end, at + min(size, _DESCRIPTION_BYTES))])
+        elif name == b"stsz":
             each, count = struct.unpack(">II", data[at + 12 : at + 20].ljust(8, b"\0"))
             if each == 1:  # QuickTime's way with plain samples, whatever their width
                 return 0
+            if each and block and each != block:
+                raise DamagedError(
+                    f"the MP4 file's index has samples of {each} bytes, and its description of "
+                    f"{block}: they disagree about their width or channels"
+                )
             sizes = data[at + 20 : min(end, at + 20 + 4 * count)]
             table = np.frombuffer(sizes, ">u4", len(sizes) // 4)
             indexed += each * count or int(table.sum(dtype=np.uint64))
         at += size
     return walk.sound_bytes - indexed
+
+
+def _plain_block(entry: bytes) -> int | None:
+    """Bytes of a sample of all channels, as a track's first description states its width; None
+    where its samples are not plain.
+
+    Raises DamagedError where it states another number besides.
+    """
+    if len(entry) < 36 or entry[4:8] not in _WIDTHS:
+        return None
+    version, channels, bits = (int.from_bytes(entry[at : at + 2], "big") for at in (16, 24, 26))
+    stated = 0
+    if version == 1 and len(entry) >= 52:
+        stated = int.from_bytes(entry[44:48], "big")
+    elif version == 2 and len(entry) >= 72:
+        channels, _, bits, _, stated, frames = struct.unpack_from(">6I", entry, 48)
+        stated //= frames or 1
+    block = channels * (_WIDTHS[entry[4:8]] or -(-bits // 8))
+    if stated and stated != block:
+        raise DamagedError(
+            f"the fields of the MP4 file's description of its samples disagree: {stated} bytes for "
+            f"{channels} channels of {bits} bits"
+        )
+    return block

@@ -22,6 +22,9 @@ _EXTENSIBLE = 0xFFFE
 _INTEGERS = 1
 _PLAIN: Final[dict[int, Encoding]] = {1: "signed", 3: "float", 6: "alaw", 7: "ulaw"}
 _MS_ADPCM, _IMA_ADPCM = 2, 0x11
+# Bytes that a block has before its codes, of each channel, and the samples that they hold.
+_BLOCK_HEADS = {_MS_ADPCM: (7, 2), _IMA_ADPCM: (4, 1)}
+_ROUNDING = 0.05  # writers round bytes a second in their own ways
 # ADPCM, GSM, MPEG, AAC, WMA, G.722: of other codecs FFmpeg would guess the kind from the bytes.
 # fmt: off
 _OTHER_TAGS = {
@@ -145,7 +148,7 @@ def _packed(
         raise NotAudioError(
             f"a {name} file of several codecs, or of codecs and silence, is not read"
         )
-    _check_blocks(name, one)
+    flags = (*flags, *_check_blocks(name, one))
     pieces, problem, declared = [], None, 0
     for sound in sounds:
         extent = sound.extent
@@ -170,26 +173,31 @@ def _packed(
     )
 
 
-def _check_blocks(name: str, one: _Format) -> None:
-    """Raise DamagedError where the blocks of an ADPCM do not hold as many samples as is stated:
-    whoever cuts them elsewhere gets noise."""
-    if not one.channels or not one.block:
+def _check_blocks(name: str, one: _Format) -> tuple[str, ...]:
+    """Compare the blocks of an ADPCM with the samples that they are said to hold, and flag bytes a
+    second that are not theirs.
+
+    Raises DamagedError where they do not hold as many: whoever cuts them elsewhere gets noise.
+    """
+    if not one.channels or not one.sample_rate:
         raise DamagedError(
-            f"the header of the {name} file states {one.channels} channels and {one.block} bytes a "
-            "block"
+            f"the header of the {name} file states {one.channels} channels at {one.sample_rate} Hz"
         )
+    if one.tag not in _BLOCK_HEADS:
+        return ()
+    head, heads_samples = _BLOCK_HEADS[one.tag]
+    bits = 4 if one.tag == _MS_ADPCM else one.bits
+    coded = one.block - head * one.channels
+    held = heads_samples + 8 * coded // (bits * one.channels) if bits else 0
     stated = int.from_bytes(one.extra[:2], "little")
-    if one.tag == _MS_ADPCM:
-        held = 2 * (one.block - 7 * one.channels) // one.channels + 2
-    elif one.tag == _IMA_ADPCM and one.bits == 4:
-        held = 2 * (one.block - 4 * one.channels) // one.channels + 1
-    else:
-        return
-    if stated and stated != held:
+    if coded <= 0 or held <= 0 or (stated and stated != held):
         raise DamagedError(
-            f"the fields of the {name} file's header disagree: a block of {one.block} bytes and "
-            f"{one.channels} channels holds {held} samples, not {stated}"
+            f"the fields of the {name} file's header disagree: {one.block} bytes a block for "
+            f"{one.channels} channels of {one.bits} bits hold no {stated} samples"
         )
+    byte_rate = one.sample_rate * one.block / held
+    is_off = abs(one.byte_rate - byte_rate) > _ROUNDING * byte_rate
+    return ("wrong_header",) if one.byte_rate and is_off else ()
 
 
 def _head(fmt: bytes, fact: int, size: int) -> bytes:
