@@ -28,6 +28,7 @@ _PLAIN: Final[dict[bytes, tuple[Encoding, Order, int]]] = {
     b"in24": ("signed", ">", 24),
     b"in32": ("signed", ">", 32),
     b"42ni": ("signed", "<", 24),
+    b"42n1": ("signed", "<", 24),  # libsndfile's
     b"23ni": ("signed", "<", 32),
     b"fl32": ("float", ">", 32),
     b"FL32": ("float", ">", 32),

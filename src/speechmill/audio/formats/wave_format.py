@@ -21,14 +21,15 @@ __all__ = ["Sound", "structure_of"]
 _EXTENSIBLE = 0xFFFE
 _INTEGERS = 1
 _PLAIN: Final[dict[int, Encoding]] = {1: "signed", 3: "float", 6: "alaw", 7: "ulaw"}
-_MS_ADPCM, _IMA_ADPCM = 2, 0x11
+_MS_ADPCM, _IMA_ADPCM, _GSM, _G722 = 2, 0x11, 0x31, 0x28F
 # Bytes that a block has before its codes, of each channel, and the samples that they hold.
 _BLOCK_HEADS = {_MS_ADPCM: (7, 2), _IMA_ADPCM: (4, 1)}
+_GSM_BLOCK, _GSM_SAMPLES = 65, 320
 _ROUNDING = 0.05  # writers round bytes a second in their own ways
 # ADPCM, GSM, MPEG, AAC, WMA, G.722: of other codecs FFmpeg would guess the kind from the bytes.
 # fmt: off
 _OTHER_TAGS = {
-    _MS_ADPCM, _IMA_ADPCM, 0x31, 0x50, 0x55, 0xFF, 0x160, 0x161, 0x162, 0x163, 0x28F, 0x1610,
+    _MS_ADPCM, _IMA_ADPCM, _GSM, 0x50, 0x55, 0xFF, 0x160, 0x161, 0x162, 0x163, _G722, 0x1610,
     0xA106,
 }
 # fmt: on
@@ -148,7 +149,13 @@ def _packed(
         raise NotAudioError(
             f"a {name} file of several codecs, or of codecs and silence, is not read"
         )
-    flags = (*flags, *_check_blocks(name, one))
+    held, odd = _check_blocks(name, one)
+    flags = (*flags, *odd)
+    first = sounds[0].extent
+    # Only the last block has padding: libsndfile states half of the samples of stereo ADPCM.
+    blocks = (first.end - first.start) // (one.block or 1)
+    if len(sounds) > 1 or one.tag == _G722 or (held and blocks * held - fact >= held):
+        fact = 0
     pieces, problem, declared = [], None, 0
     for sound in sounds:
         extent = sound.extent
@@ -156,9 +163,8 @@ def _packed(
         problem, flags = problem or found, (*flags, *odd)
         size = extent.end - extent.start
         declared += size if found is None or extent.declared is None else extent.declared
-        head = _head(sound.fmt, fact if len(sounds) == 1 else 0, size)
         if size:
-            pieces.append(Piece(extent.start, extent.end, head=head))
+            pieces.append(Piece(extent.start, extent.end, head=_head(sound.fmt, fact, size)))
     if not pieces:
         raise EmptyAudioError(f"header only: the {name} file holds no samples")
     return Structure(
@@ -166,38 +172,41 @@ def _packed(
         "wav",
         tuple(pieces),
         declared / one.byte_rate if one.byte_rate else None,
-        padded_samples=(fact or None) if len(sounds) == 1 else None,
+        padded_samples=fact or None,
         problem=problem,
         flags=tuple(sorted(set(flags))),
         options=_OPTIONS,
     )
 
 
-def _check_blocks(name: str, one: _Format) -> tuple[str, ...]:
-    """Compare the blocks of an ADPCM with the samples that they are said to hold, and flag bytes a
+def _check_blocks(name: str, one: _Format) -> tuple[int, tuple[str, ...]]:
+    """Count the samples that a block holds, 0 where blocks have no fixed size, and flag bytes a
     second that are not theirs.
 
-    Raises DamagedError where they do not hold as many: whoever cuts them elsewhere gets noise.
+    Raises DamagedError where a block does not hold as many as is stated: whoever cuts blocks of
+    another size gets noise.
     """
     if not one.channels or not one.sample_rate:
         raise DamagedError(
             f"the header of the {name} file states {one.channels} channels at {one.sample_rate} Hz"
         )
+    if one.tag == _GSM and one.block == _GSM_BLOCK:
+        return _GSM_SAMPLES, ()
     if one.tag not in _BLOCK_HEADS:
-        return ()
-    head, heads_samples = _BLOCK_HEADS[one.tag]
+        return 0, ()
+    head, held = _BLOCK_HEADS[one.tag]
     bits = 4 if one.tag == _MS_ADPCM else one.bits
     coded = one.block - head * one.channels
-    held = heads_samples + 8 * coded // (bits * one.channels) if bits else 0
+    held += 8 * coded // (bits * one.channels) if bits else 0
     stated = int.from_bytes(one.extra[:2], "little")
-    if coded <= 0 or held <= 0 or (stated and stated != held):
+    if coded <= 0 or not bits or (stated and stated != held):
         raise DamagedError(
             f"the fields of the {name} file's header disagree: {one.block} bytes a block for "
             f"{one.channels} channels of {one.bits} bits hold no {stated} samples"
         )
     byte_rate = one.sample_rate * one.block / held
-    is_off = abs(one.byte_rate - byte_rate) > _ROUNDING * byte_rate
-    return ("wrong_header",) if one.byte_rate and is_off else ()
+    is_off = one.byte_rate > 0 and abs(one.byte_rate - byte_rate) > _ROUNDING * byte_rate
+    return held, ("wrong_header",) * is_off
 
 
 def _head(fmt: bytes, fact: int, size: int) -> bytes:
