@@ -10,7 +10,14 @@ import pytest
 
 from speechmill.audio import decode
 from speechmill.errors import AudioError, DamagedError, EmptyAudioError, TruncatedError
-from tests.support.audio_files import encoded, of_container, remuxed, sf_bytes, speech
+from tests.support.audio_files import (
+    encoded,
+    mp4_with_video,
+    of_container,
+    remuxed,
+    sf_bytes,
+    speech,
+)
 from tests.support.crafted_audio import shorten
 from tests.support.crafted_headers import aiff, au, caf, chunk, fmt, packed, sphere, w64, wav
 
@@ -78,7 +85,9 @@ def test_a_file_behind_that_holds_no_sound_is_flagged() -> None:
     assert_same(PLAIN["WAV"] + wav(chunk(b"fmt ", fmt(16, 2, tag=0x22)), DATA), "trailing_data")
 
 
-@pytest.mark.parametrize("name", [*PLAIN, "m4a", "fast_m4a", "3gp", "wma", "webm", "mka", "g722"])
+@pytest.mark.parametrize(
+    "name", [*PLAIN, "m4a", "fast_m4a", "3gp", "wma", "webm", "mka", "g722", "flac"]
+)
 def test_a_recorder_that_went_on_behind_the_end_is_flagged(name: str) -> None:
     data = PLAIN.get(name) or of_container(name)
     more = packed(speech(1.0, seed=3), 2, 16)
@@ -101,7 +110,7 @@ BEHIND = {
 }
 
 
-@pytest.mark.parametrize("name", [*PLAIN, "m4a", "wma", "webm"])
+@pytest.mark.parametrize("name", [*PLAIN, "m4a", "wma", "webm", "flac"])
 @pytest.mark.parametrize("behind", BEHIND)
 def test_tags_and_padding_behind_the_end_are_not_flagged(name: str, behind: str) -> None:
     data = PLAIN.get(name) or of_container(name)
@@ -274,3 +283,13 @@ def test_a_late_start_hides_no_lost_end() -> None:
     assert decode(data).flags == ("late_start",)
     with pytest.raises(TruncatedError):
         decode(data[: len(data) * 8 // 10])
+
+
+@pytest.mark.parametrize("late_s", [0.0, 0.05, 1.0])
+def test_sound_that_starts_behind_the_pictures_of_a_webm_keeps_its_times(late_s: float) -> None:
+    data = mp4_with_video(2.0, container="matroska", late_s=late_s)
+    decoded = decode(data)
+    assert decoded.flags == (("late_start",) if late_s == 1.0 else ())
+    first = int(np.flatnonzero(np.abs(decoded.waveform.samples) > 0.01)[0])
+    expected = late_s if late_s == 1.0 else 0.0
+    assert first / decoded.sample_rate == pytest.approx(expected, abs=0.1)

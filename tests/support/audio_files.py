@@ -160,10 +160,12 @@ def remuxed(data: bytes, container: str, options: dict[str, str]) -> bytes:
         return path.read_bytes()
 
 
-def mp4_with_video(seconds: float = 1.0, *, sound: bool = True) -> bytes:
+def mp4_with_video(
+    seconds: float = 1.0, *, sound: bool = True, container: str = "mp4", late_s: float = 0.0
+) -> bytes:
     """An MP4 whose first track is a picture, and whose two others are sound (if asked for)."""
     file = io.BytesIO()
-    with av.open(file, "w", format="mp4") as out:
+    with av.open(file, "w", format=container) as out:
         video = out.add_stream("mpeg4", rate=10)
         video.width, video.height, video.pix_fmt = 64, 64, "yuv420p"
         tracks = [out.add_stream("aac", rate=16000, layout="mono") for _ in range(2 * sound)]
@@ -177,7 +179,7 @@ def mp4_with_video(seconds: float = 1.0, *, sound: bool = True) -> bytes:
             for at in range(0, samples.shape[1], 1024):
                 block = np.ascontiguousarray(samples[:, at : at + 1024])
                 frame = av.AudioFrame.from_ndarray(block, "fltp", "mono")
-                frame.sample_rate, frame.pts = 16000, at
+                frame.sample_rate, frame.pts = 16000, at + round(late_s * 16000)
                 out.mux(track.encode(frame))
             out.mux(track.encode(None))
     return file.getvalue()

@@ -56,5 +56,5 @@ def inspect_au(data: Octets, start: int, meter: Meter) -> tuple[Structure, int |
         return Structure("AU", "au", pieces, problem=problem, flags=(*flags, *odd)), behind
     kind, bits = _PLAIN[encoding]
     header = SampleHeader("AU", kind, order, rate, channels, bits)
-    form, _ = settle(data, (extent.start, extent.end), header, meter)
-    return plain_structure("AU", [Stretch(extent, form)], flags), behind
+    form, odd = settle(data, (extent.start, extent.end), header, meter)
+    return plain_structure("AU", [Stretch(extent, form)], (*flags, *odd)), behind

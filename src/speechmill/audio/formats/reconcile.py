@@ -7,6 +7,7 @@ bits empty, and few bytes that are no floats look like such.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -24,8 +25,11 @@ _LOOK_BYTES = 840 << 10  # at a time; a multiple of all widths up to 8
 _WIDEST = 8  # bytes of a sample
 _FLOAT_WIDTHS = (4, 8)
 # Peaks that floats have, also those that count in steps of 32-bit integers. Integers that are taken
-# for floats give infinite or tiny ones.
+# for floats are infinite or tiny, and large ones are alike.
 _FLOAT_PEAKS = (2.0**-20, 2.0**31)
+# Sound is so many times louder than its quietest sample, and not so many times as loud on one side
+# of zero as on the other.
+_FLOAT_RANGE = 16
 
 _ROUGHER = 8.0
 """So many times the differences of neighbours in one byte order are those in the other, if that is
@@ -39,10 +43,11 @@ _Fill = Literal["upper", "lower", "all", "silent"]
 class SampleHeader:
     """What a header says of its plain samples; 0 where it does not say.
 
+    ``block`` is None where this kind of header has no such field.
+
     ``bits`` are those of a sample, ``valid_bits`` the significant ones of them, ``block`` the bytes
-    of one sample of each channel. ``unsigned_bytes``: integers of one byte are. ``may_be_float``:
-    integers of this header have been written as floats. ``lower_is_odd``: the format wants integers
-    of fewer bits in the upper ones.
+    of one sample of each channel. ``unsigned_bytes``: integers of one byte are. ``lower_is_odd``:
+    this kind of header wants integers of fewer bits in the upper ones.
     """
 
     name: str
@@ -52,10 +57,9 @@ class SampleHeader:
     channels: int
     bits: int
     valid_bits: int = 0
-    block: int = 0
+    block: int | None = None
     byte_rate: int = 0
     unsigned_bytes: bool = False
-    may_be_float: bool = False
     lower_is_odd: bool = True
 
     def form(self, width: int, shift: int = 0, encoding: Encoding | None = None) -> SampleFormat:
@@ -75,7 +79,8 @@ class SampleHeader:
         parts = [channels, f"{self.bits} bits a sample"]
         if self.valid_bits:
             parts.append(f"{self.valid_bits} valid bits")
-        parts.append(f"{self.block} bytes a block")
+        if self.block is not None:
+            parts.append(f"{self.block} bytes a block")
         if self.byte_rate:
             parts.append(f"{self.byte_rate} bytes a second at {self.sample_rate} Hz")
         return DamagedError(
@@ -95,7 +100,7 @@ def settle(
     if not header.channels:
         raise DamagedError(f"the header of the {header.name} file says that it has no channels")
     by_bits = -(-header.bits // 8) if header.bits <= 8 * _WIDEST else 0
-    by_block, rest = divmod(header.block, header.channels)
+    by_block, rest = divmod(header.block or 0, header.channels)
     by_block = 0 if rest or by_block > _WIDEST else by_block
     if header.encoding in {"alaw", "ulaw"}:
         form = _of_bytes(header)
@@ -107,14 +112,14 @@ def settle(
     wrong |= form.shift > 0 and header.lower_is_odd
     wrong |= not by_bits and form.encoding not in {"alaw", "ulaw"}
     wrong |= form.encoding == "float" and header.bits != 8 * form.width
-    wrong |= header.block not in {0, form.block} or (header.byte_rate > 0 and header.block == 0)
+    wrong |= header.block not in {None, form.block}
     wrong |= header.byte_rate not in {0, header.sample_rate * form.block}
     return form, ("wrong_header",) * wrong
 
 
 def _of_bytes(header: SampleHeader) -> SampleFormat:
     """A-law and µ-law have a byte a sample, whatever number of bits writers state."""
-    if header.block not in {0, header.channels} and not header.moves(1):
+    if header.block not in {None, 0, header.channels} and not header.moves(1):
         raise header.disagree()
     return header.form(1)
 
@@ -146,12 +151,9 @@ def _of_integers(
 ) -> SampleFormat:
     """Find the bytes of an integer, and which of its bits are filled, by all witnesses."""
     by_bits, by_block = widths
-    if (
-        header.may_be_float
-        and by_block == _FLOAT_WIDTHS[0]
-        and _look_like_floats(data, span, by_block, header.order, meter)
-    ):
-        return header.form(by_block, encoding="float")
+    width = by_block or by_bits
+    if width == _FLOAT_WIDTHS[0] and _look_like_floats(data, span, width, header.order, meter):
+        return header.form(width, encoding="float")
     bits = min(header.bits, header.valid_bits or header.bits)
     if by_bits and by_block in {0, by_bits}:
         if by_block == 0 and header.block and not header.moves(by_bits):
@@ -206,15 +208,24 @@ def _filled_bits(
 
 
 def _look_like_floats(data: Octets, span: Span, width: int, order: Order, meter: Meter) -> bool:
-    """Whether bytes that are taken for floats are finite, and as loud as sound is."""
-    peak = 0.0
+    """Whether bytes that are taken for floats are finite, as loud as sound is, and also quieter, on
+    either side of zero."""
+    peaks, quietest = [0.0, 0.0], [math.inf, math.inf]
     for octets in _looks(data, span, width, meter):
-        samples = np.abs(np.frombuffer(octets, f"{order}f{width}"))
+        samples = np.frombuffer(octets, f"{order}f{width}")
         if not np.isfinite(samples).all():
             return False
-        peak = max(peak, float(samples.max()))
+        for side, sign in enumerate((1, -1)):
+            magnitudes = sign * samples
+            peaks[side] = max(peaks[side], float(magnitudes.max()))
+            quiet = magnitudes.min(initial=quietest[side], where=magnitudes > 0)
+            quietest[side] = min(quietest[side], float(quiet))
     least, most = _FLOAT_PEAKS
-    return least <= peak <= most
+    return (
+        least <= min(peaks)
+        and max(peaks) <= min(most, _FLOAT_RANGE * min(peaks))
+        and all(_FLOAT_RANGE * quiet < peak for quiet, peak in zip(quietest, peaks, strict=True))
+    )
 
 
 def smoother_order(data: Octets, span: Span, width: int) -> Order | None:

@@ -67,11 +67,10 @@ def inspect_sph(data: Octets, start: int, meter: Meter) -> tuple[Structure, int 
         _number(fields, b"sample_sig_bits") if _PLAIN[coding] == "signed" else 0,
         lower_is_odd=False,
     )
-    form, _ = settle(data, (first, end), header, meter)
+    form, odd = settle(data, (first, end), header, meter)
     block = form.block
-    odd: tuple[str, ...] = ()
     if count * block > present and channels > 1 and count * form.width == present:
-        count, odd = count // channels, ("wrong_length",)  # of all channels together
+        count, odd = count // channels, (*odd, "wrong_length")  # of all channels together
     extent = Extent(start, first, count * block if count else None, present)
     behind = extent.end if starts_with(data, SPHERE_MAGIC, extent.end) else None
     flags = (*odd, *(rest_flags(data, extent.end) if behind is None else ()))

@@ -19,7 +19,6 @@ from speechmill.errors import DamagedError, EmptyAudioError, NotAudioError
 __all__ = ["Sound", "structure_of"]
 
 _EXTENSIBLE = 0xFFFE
-_INTEGERS = 1
 _PLAIN: Final[dict[int, Encoding]] = {1: "signed", 3: "float", 6: "alaw", 7: "ulaw"}
 _MS_ADPCM, _IMA_ADPCM, _GSM, _G722 = 2, 0x11, 0x31, 0x28F
 # Bytes that a block has before its codes, of each channel, and the samples that they hold.
@@ -65,8 +64,6 @@ class _Format:
 
     def header(self, name: str, order: Order) -> SampleHeader:
         """The fields as those of plain samples; integers of one byte are unsigned."""
-        # Syntrillium's Cool Edit wrote floats of two kinds as integers.
-        cool_edit = self.bits == 24 or (self.bits == 32 and self.extra[:2] == b"\x01\x00")
         return SampleHeader(
             name,
             _PLAIN[self.tag],
@@ -78,7 +75,6 @@ class _Format:
             self.block,
             self.byte_rate,
             unsigned_bytes=True,
-            may_be_float=self.tag == _INTEGERS and cool_edit and not self.valid_bits,
         )
 
 
