@@ -80,6 +80,35 @@ def test_a_cut_within_the_second_of_two_files_is_a_failure(name: str) -> None:
         decode(data)
 
 
+def test_a_file_behind_one_of_unknown_length_is_found() -> None:
+    piped = wav(FMT, chunk(b"data", SAMPLES, size=0xFFFFFFFF))
+    assert_same(piped + PLAIN["WAV"], "unknown_length", sound=np.tile(EXPECTED, 2))
+    assert_same(piped + piped, "unknown_length", sound=np.tile(EXPECTED, 2))
+
+
+def test_files_of_odd_lengths_without_padding_are_joined_as_well() -> None:
+    samples = packed(SOUND[:, :-1], 1, 8, unsigned=True)
+    signed = packed(SOUND[:, :-1], 1, 8)
+    for name, data in (
+        ("WAV", wav(chunk(b"fmt ", fmt(8, 1)), chunk(b"data", samples))[:-1]),
+        ("W64", w64(fmt(8, 1), samples)[:-1]),
+        ("AIFF", aiff(signed, 8)[:-1]),
+        ("AU", au(signed, 2)),
+    ):
+        decoded = decode(data + data)
+        assert decoded.flags == (), name
+        assert len(decoded.waveform.samples) == 2 * len(samples), name
+
+
+def test_ima_adpcm_behind_plain_samples_in_aiff_is_read() -> None:
+    packed_file = sf_bytes("AIFF", "IMA_ADPCM", SOUND)
+    decoded = decode(PLAIN["AIFF"] + packed_file)
+    assert decoded.flags == ()
+    np.testing.assert_array_equal(decoded.waveform.samples[: len(EXPECTED)], EXPECTED)
+    alone = decode(packed_file).waveform.samples
+    np.testing.assert_array_equal(decoded.waveform.samples[len(EXPECTED) :], alone)
+
+
 def test_a_file_behind_that_holds_no_sound_is_flagged() -> None:
     assert_same(PLAIN["WAV"] + wav(FMT), "trailing_data")
     assert_same(PLAIN["WAV"] + wav(chunk(b"fmt ", fmt(16, 2, tag=0x22)), DATA), "trailing_data")

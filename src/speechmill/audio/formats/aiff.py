@@ -122,7 +122,7 @@ def _structure(
             flags = (*(flag for flag in flags if flag != "trailing_data"), "wrong_length")
         elif extent.declared <= extent.present:
             flags = (*flags, "wrong_length")
-    structure = plain_structure("AIFF", [Stretch(one, form) for one in extents], flags)
+    structure = plain_structure("AIFF", "aiff", [Stretch(one, form) for one in extents], flags)
     if problem is None:
         return structure
     return replace(structure, problem=problem, declared_s=frames / (rate or 1))

@@ -57,4 +57,4 @@ def inspect_au(data: Octets, start: int, meter: Meter) -> tuple[Structure, int |
     kind, bits = _PLAIN[encoding]
     header = SampleHeader("AU", kind, order, rate, channels, bits)
     form, odd = settle(data, (extent.start, extent.end), header, meter)
-    return plain_structure("AU", [Stretch(extent, form)], (*flags, *odd)), behind
+    return plain_structure("AU", "au", [Stretch(extent, form)], (*flags, *odd)), behind

@@ -97,7 +97,7 @@ def _plain(
     )
     extent = walk.extents[0]
     form, odd = settle(data, (extent.start, extent.end), header, meter)
-    return plain_structure("CAF", [Stretch(extent, form)], (*flags, *odd))
+    return plain_structure("CAF", "caf", [Stretch(extent, form)], (*flags, *odd))
 
 
 def _packed(

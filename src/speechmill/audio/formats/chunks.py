@@ -25,6 +25,8 @@ FORM = b"FORM"
 MAX_CHUNKS = 10_000
 """A file of empty chunks would take for ever."""
 
+_MAX_BEHIND = 100  # chunks behind the samples: it is asked of each place where these may be
+
 # Chunks of files of speech, of RIFF and of AIFF. Others are followed as well, but only where they
 # end within the file.
 # fmt: off
@@ -74,7 +76,7 @@ def iff_chunk(data: Octets, at: int, order: Order) -> Chunk | None:
 
 def only_chunks(data: Octets, at: int, order: Order) -> bool:
     """Whether further chunks, and no samples, fill the file from ``at`` to its end."""
-    for _ in range(MAX_CHUNKS):
+    for _ in range(_MAX_BEHIND):
         chunk = iff_chunk(data, at, order)
         if chunk is None:
             return 0 <= at - len(data) <= 1

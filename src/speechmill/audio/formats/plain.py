@@ -22,9 +22,12 @@ class Stretch:
     silent_samples: int = 0
 
 
-def plain_structure(name: str, stretches: Sequence[Stretch], flags: Sequence[str]) -> Structure:
+def plain_structure(
+    name: str, demuxer: str, stretches: Sequence[Stretch], flags: Sequence[str]
+) -> Structure:
     """Describe stretches of samples that follow one another; ``flags`` are those found so far.
 
+    ``demuxer`` is FFmpeg's for files of this container that are not plain: one may follow.
     Raises EmptyAudioError where there is no sample.
     """
     pieces: list[Piece] = []
@@ -44,7 +47,7 @@ def plain_structure(name: str, stretches: Sequence[Stretch], flags: Sequence[str
         raise EmptyAudioError(f"header only: the {name} file holds no samples")
     return Structure(
         name,
-        "",  # FFmpeg has no part in it
+        demuxer,
         tuple(pieces),
         seconds,
         declared_samples=samples,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from speechmill.audio.formats.chunks import (
     MAX_CHUNKS,
@@ -93,13 +93,7 @@ def _follow(data: Octets, at: int, walk: _Walk, chunk_at: ChunkAt, meter: Meter)
             silent = Extent(walk.start, chunk.body + 4, 0, 0)
             walk.sounds.append(Sound(walk.fmt, silent, _number(data, chunk.body, walk.order)))
         elif chunk.name == b"data":
-            extent = _extent(data, chunk, walk, chunk_at)
-            walk.sounds.append(Sound(walk.fmt, extent))
-            if extent.declared is None:
-                walk.end = len(data)
-                return
-            if extent.declared != chunk.size:  # that of RF64
-                at = chunk.body + extent.declared + (extent.declared & 1)
+            at = _add_sound(data, chunk, walk, chunk_at)
         elif chunk.name == b"LIST" and starts_with(data, b"wavl", chunk.body):
             at = chunk.body + 4  # samples and silences in turn
 
@@ -112,6 +106,23 @@ def _starts_file(data: Octets, at: int, chunk_at: ChunkAt) -> bool:
     if chunk_at is _w64_chunk:
         return starts_with(data, W64_MAGIC, at)
     return starts_with(data, RIFF_MAGICS, at) and starts_with(data, b"WAVE", at + 8)
+
+
+def _add_sound(data: Octets, chunk: Chunk, walk: _Walk, chunk_at: ChunkAt) -> int:
+    """Note the samples of a data chunk. Returns where the next chunk, or another file, starts."""
+    extent = _extent(data, chunk, walk, chunk_at)
+    behind = chunk.next
+    if extent.declared is None:
+        # No sound looks like the head of a file.
+        found = data.find(b"WAVEfmt ", extent.start + 8) - 8
+        behind = found if found > 0 and _starts_file(data, found, chunk_at) else len(data)
+        extent = replace(extent, present=behind - extent.start)
+    elif chunk_at is _w64_chunk and starts_with(data, W64_MAGIC, extent.start + chunk.size):
+        behind = extent.start + chunk.size  # without padding
+    elif extent.declared != chunk.size:  # that of RF64
+        behind = extent.start + extent.declared + (extent.declared & 1)
+    walk.sounds.append(Sound(walk.fmt, extent))
+    return behind
 
 
 def _extent(data: Octets, chunk: Chunk, walk: _Walk, chunk_at: ChunkAt) -> Extent:

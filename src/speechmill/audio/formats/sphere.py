@@ -74,7 +74,7 @@ def inspect_sph(data: Octets, start: int, meter: Meter) -> tuple[Structure, int 
     extent = Extent(start, first, count * block if count else None, present)
     behind = extent.end if starts_with(data, SPHERE_MAGIC, extent.end) else None
     flags = (*odd, *(rest_flags(data, extent.end) if behind is None else ()))
-    return plain_structure("SPHERE", [Stretch(extent, form)], flags), behind
+    return plain_structure("SPHERE", "nistsphere", [Stretch(extent, form)], flags), behind
 
 
 def _header(data: Octets, start: int) -> tuple[int, dict[bytes, bytes]]:

@@ -126,8 +126,7 @@ def structure_of(
         forms[fmt], odd = settle(data, span, one.header(name, order), meter)
         flags = (*flags, *odd)
     stretches = [Stretch(one.extent, forms[one.fmt], one.silent_samples) for one in sounds]
-    # Another file behind this one may be for FFmpeg.
-    return replace(plain_structure(name, stretches, flags), demuxer="wav", options=_OPTIONS)
+    return replace(plain_structure(name, "wav", stretches, flags), options=_OPTIONS)
 
 
 def _packed(
