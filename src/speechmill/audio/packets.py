@@ -54,6 +54,7 @@ def decode_packets(
     for piece in structure.pieces:
         try:
             if piece.form is not None:
+                tally.expected_s = structure.declared_s or 0.0
                 read_samples(data, piece, piece.form, tally, weights)
                 continue
             span = piece.start, piece.end

@@ -132,25 +132,28 @@ def _unindexed_bytes(data: Octets, walk: _Walk) -> int:
     Raises DamagedError where the index and the description of plain samples disagree.
     """
     (at, end), indexed = walk.index, 0
-    block: int | None = None  # of the plain samples of a track
+    blocks: tuple[int, ...] = ()  # of the plain samples of a track
+    is_sound = False
     while at + 8 <= end:
         size, name = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
         if name in _BRANCHES:
-            block = None if name == b"trak" else block
+            if name == b"trak":
+                blocks, is_sound = (), False
             at += 8
             continue
         if name == b"stz2" or size < 8:
             return 0
-        if name == b"stsd":
-            block = _plain_block(data[at + 16 : min(end, at + min(size, _DESCRIPTION_BYTES))])
+        is_sound |= name == b"smhd"
+        if name == b"stsd" and is_sound:
+            blocks = _plain_blocks(data[at + 16 : min(end, at + min(size, _DESCRIPTION_BYTES))])
         elif name == b"stsz":
             each, count = struct.unpack(">II", data[at + 12 : at + 20].ljust(8, b"\0"))
             if each == 1:  # QuickTime's way with plain samples, whatever their width
                 return 0
-            if each and block and each != block:
+            if each and blocks and each not in blocks:
                 raise DamagedError(
                     f"the MP4 file's index has samples of {each} bytes, and its description of "
-                    f"{block}: they disagree about their width or channels"
+                    f"{blocks[0]}: they disagree about their width or channels"
                 )
             sizes = data[at + 20 : min(end, at + 20 + 4 * count)]
             table = np.frombuffer(sizes, ">u4", len(sizes) // 4)
@@ -159,14 +162,14 @@ def _unindexed_bytes(data: Octets, walk: _Walk) -> int:
     return walk.sound_bytes - indexed
 
 
-def _plain_block(entry: bytes) -> int | None:
-    """Bytes of a sample of all channels, as a track's first description states its width; None
-    where its samples are not plain.
+def _plain_blocks(entry: bytes) -> tuple[int, ...]:
+    """Bytes of a sample of all channels, as a track's first description states its width, and of
+    one channel, which some indexes have instead; nothing where its samples are not plain.
 
     Raises DamagedError where it states another number besides.
     """
     if len(entry) < 36 or entry[4:8] not in _WIDTHS:
-        return None
+        return ()
     version, channels, bits = (int.from_bytes(entry[at : at + 2], "big") for at in (16, 24, 26))
     stated = 0
     if version == 1 and len(entry) >= 52:
@@ -174,10 +177,11 @@ def _plain_block(entry: bytes) -> int | None:
     elif version == 2 and len(entry) >= 72:
         channels, _, bits, _, stated, frames = struct.unpack_from(">6I", entry, 48)
         stated //= frames or 1
-    block = channels * (_WIDTHS[entry[4:8]] or -(-bits // 8))
+    width = _WIDTHS[entry[4:8]] or -(-bits // 8)
+    block = channels * width
     if stated and stated != block:
         raise DamagedError(
             f"the fields of the MP4 file's description of its samples disagree: {stated} bytes for "
             f"{channels} channels of {bits} bits"
         )
-    return block
+    return block, width

@@ -177,6 +177,6 @@ def _finish(name: str, data: Octets, walk: _Walk, meter: Meter) -> tuple[Structu
     if walk.next_file is None:
         flags = (*flags, *rest_flags(data, walk.end))
     # Samples that come before their fmt chunk are of the one that follows.
-    sounds = [sound if sound.fmt else Sound(walk.fmt, sound.extent) for sound in walk.sounds]
+    sounds = [sound if sound.fmt else replace(sound, fmt=walk.fmt) for sound in walk.sounds]
     structure = structure_of(name, data, sounds, walk.order, walk.fact, flags, meter)
     return structure, walk.next_file

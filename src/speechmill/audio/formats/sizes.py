@@ -48,9 +48,10 @@ class Extent:
         """Whether what is declared is too much by exactly a header: that of the chunk, or all that
         comes before the samples, as writers do that count the whole file."""
         head = self.start - self.file
-        if self.declared is None or head > _LONGEST_HEAD:
-            return False
-        return self.declared - self.present in {self.own_head, head, head - self.own_head} - {0}
+        heads = {self.own_head}
+        if head <= _LONGEST_HEAD:
+            heads |= {head, head - self.own_head}
+        return self.declared is not None and self.declared - self.present in heads - {0}
 
     def judge(self, block: int) -> tuple[Problem | None, tuple[str, ...]]:
         """Find what is missing of blocks of so many bytes (0: of no fixed size), and the flags."""
