@@ -308,6 +308,68 @@ def test_a_sphere_that_does_not_state_its_byte_order_has_the_one_that_sounds(ord
     assert_is(decode(sphere(samples, sample_byte_format="")), SOUND[:1], 16)
 
 
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("width", [2, 3, 4])
+def test_a_byte_order_that_makes_noise_of_speech_is_the_other_one(
+    width: int, channels: int
+) -> None:
+    sound, bits = SOUND[:channels], 8 * width
+    little, big = packed(sound, width, bits), packed(sound, width, bits, order=">")
+    block = width * channels
+    told: dict[str, Any] = {"channels": channels}
+    body = {order: fmt(bits, block, order=order, **told) for order in ("<", ">")}
+    for name, data in {
+        "WAV": riff(b"RIFF", big, body["<"]),
+        "RIFX": riff(b"RIFX", little, body[">"]),
+        "W64": w64(body["<"], big),
+        "AIFF": aiff(little, bits, **told),
+        "AIFF-C": aiff(big, bits, kind=b"sowt", **told),
+        "CAF": caf(little, bits, block=block, **told),
+        "CAF <": caf(big, bits, block=block, flags=2, **told),
+        "AU": au(little, width + 1, **told),
+        "SPHERE": sphere(
+            big, channel_count=channels, sample_n_bytes=width, sample_byte_format="0123"[:width]
+        ),
+    }.items():
+        decoded = decode(data)
+        assert decoded.flags == ("wrong_header",), name
+        assert_is(decoded, sound, bits, ("wrong_header",))
+
+
+@given(
+    loud=st.floats(1e-4, 1.0),
+    channels=st.integers(1, 3),
+    order=st.sampled_from(["<", ">"]),
+    color=st.floats(-0.99, 0.99),
+    seed=st.integers(0, 99),
+)
+@settings(deadline=None, max_examples=60)
+def test_noise_of_any_kind_keeps_the_byte_order_that_is_stated(
+    loud: float, channels: int, order: Order, color: float, seed: int
+) -> None:
+    noise = np.random.default_rng(seed).normal(0, 0.3, (channels, 1600))
+    for at in range(1, 1600):
+        noise[:, at] += color * noise[:, at - 1]
+    noise *= loud / np.abs(noise).max()
+    data = caf(
+        packed(noise, 2, 16, order=order), 16,
+        block=2 * channels, channels=channels, flags=2 if order == "<" else 0,
+    )  # fmt: skip
+    assert "wrong_header" not in decode(data).flags
+
+
+def test_an_aiff_that_states_a_compression_has_it() -> None:
+    data = aiff(packed(SOUND[:1], 2, 16), 16, kind=b"sowt").replace(b"AIFC", b"AIFF")
+    assert_is(decode(data), SOUND[:1], 16, ("wrong_header",))
+
+
+@pytest.mark.parametrize("code", [b"Lpcm", b"lpcM", b"twos", b"sowt"])
+def test_what_only_ffmpeg_takes_for_plain_samples_is_refused(code: bytes) -> None:
+    data = caf(packed(SOUND[:1], 2, 16, order=">"), 16, block=2, code=code)
+    with pytest.raises((NotAudioError, DamagedError)):
+        decode(data)
+
+
 def test_a_sphere_whose_fields_disagree_fails() -> None:
     samples = packed(SOUND[:1], 2, 16)
     with pytest.raises(DamagedError, match="sample_byte_format 0123"):

@@ -102,6 +102,9 @@ def _decode_span(
                 raise as_error(structure.problem, structure, tally)
             what = "" if context is None else f" ({context.name})"
             raise NotAudioError(f"the codec of its track{what} is not supported")
+        if context.name.startswith("pcm_") and not structure.packet_clock:
+            # We have read the same header, and found other samples in it.
+            raise NotAudioError(f"what its samples are is not clear (FFmpeg: {context.name})")
         tally.meter.check_channels(context.channels)
         check = None
         context.thread_count = 1  # the caller has threads of its own

@@ -25,6 +25,7 @@ _PLAIN: Final[dict[bytes, tuple[Encoding, Order, int]]] = {
     b"twos": ("signed", ">", 0),
     b"sowt": ("signed", "<", 0),
     b"raw ": ("unsigned", ">", 0),
+    b"in16": ("signed", ">", 16),
     b"in24": ("signed", ">", 24),
     b"in32": ("signed", ">", 32),
     b"42ni": ("signed", "<", 24),
@@ -96,7 +97,11 @@ def _structure(
 ) -> Structure:
     channels, frames, bits = struct.unpack_from(">HIH", common)
     rate = round(_float80(common[8:18]))
-    kind = b"NONE" if data[span[0] + 8 : span[0] + 12] == b"AIFF" else common[18:22]
+    kind, is_plain_aiff = common[18:22], data[span[0] + 8 : span[0] + 12] == b"AIFF"
+    if is_plain_aiff and kind not in _PLAIN:
+        kind = b"NONE"
+    elif is_plain_aiff:  # which has no such field
+        flags = (*flags, "wrong_header")
     extent = extents[0]
     if kind not in _PLAIN:
         block = _IMA4_BLOCK * channels if kind == _IMA4 else 0

@@ -104,7 +104,7 @@ def _order(data: Octets, span: tuple[int, int], fields: Mapping[bytes, bytes], w
     if not 1 < width <= 8:
         return "<"
     if not stated:
-        order = smoother_order(data, span, width)
+        order = smoother_order(data, span, width, max(1, _number(fields, b"channel_count")))
         if order is None:
             raise DamagedError("the SPHERE file's header does not state sample_byte_format")
         return order
