@@ -257,6 +257,8 @@ def test_shorten_in_a_sphere_is_whole_or_a_failure() -> None:
     told: dict[str, Any] = {"sample_coding": "pcm,embedded-shorten-v2.00"}
     data = sphere(shorten(steps), **told, sample_count=len(steps))
     assert_same(data)
+    fewer = sphere(shorten(steps), **told, sample_count=len(steps) - 1000)
+    assert len(decode(fewer).waveform.samples) == len(steps)
     for part in (0.3, 0.5, 0.9):
         with pytest.raises(TruncatedError, match=r"of 0\.50 s"):
             decode(data[: int(part * len(data))])

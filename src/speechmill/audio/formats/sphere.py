@@ -44,7 +44,6 @@ def inspect_sph(data: Octets, start: int, meter: Meter) -> tuple[Structure, int 
             "nistsphere",
             (Piece(start, len(data)),),
             count / rate if rate and count else None,
-            padded_samples=count or None,
             least_samples=count or None,
             flags=() if count else ("unknown_length",),
         )
