@@ -73,6 +73,16 @@ def test_files_of_other_forms_behind_a_file_are_read_as_well() -> None:
     np.testing.assert_array_equal(decoded.waveform.samples[: len(EXPECTED)], EXPECTED)
 
 
+def test_senseless_values_in_a_file_of_another_rate_are_damage() -> None:
+    wild = speech(0.5, 8000)
+    wild[0, 100:200] = 3e38
+    wild[0, 150:160] = np.nan
+    data = PLAIN["WAV"] + sf_bytes("WAV", "FLOAT", wild, 8000)
+    for keep_damaged in (False, True):
+        with pytest.raises(DamagedError):
+            decode(data, keep_damaged=keep_damaged)
+
+
 @pytest.mark.parametrize("name", PLAIN)
 def test_a_cut_within_the_second_of_two_files_is_a_failure(name: str) -> None:
     data = PLAIN[name] + PLAIN[name][:-5000]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tempfile
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ import av
 import numpy as np
 import soundfile
 from numpy.typing import NDArray
+
+from tests.support.crafted_audio import shorten
+from tests.support.crafted_headers import aiff, au, chunk, fmt, packed, sphere, wav
 
 __all__ = [
     "CONTAINERS", "ENCODED", "amr_wb", "encoded", "mp4_with_video", "of_container", "pcm_wav",
@@ -42,10 +46,41 @@ CONTAINERS = [
     *ENCODED,
     *("amr_wb", "fast_m4a", "fragments", "mov", "3gp", "video", "piped_flac", "piped_webm"),
     *("mka_aac", "g722", "adpcm", "mp3_wav", "wmav1"),
+    *("rifx", "valid_bits", "sample_list", "sowt", "little_au", "shorten"),
     *("FLAC:PCM_24", "OGG:VORBIS", "WAV:PCM_16", "WAV:PCM_U8", "WAV:FLOAT", "WAV:ULAW", "WAV:ALAW"),
     *("WAV:IMA_ADPCM", "WAV:MS_ADPCM", "WAV:GSM610", "WAVEX:PCM_24", "RF64:PCM_16", "W64:PCM_16"),
     *("AIFF:PCM_24", "AIFF:ULAW", "AU:PCM_16", "CAF:PCM_16", "CAF:ALAC_16", "NIST:PCM_16"),
 ]
+
+
+# Samples of 16 kHz, in headers that no library here writes.
+_CRAFTED: dict[str, Callable[[NDArray[np.float32]], bytes]] = {
+    "rifx": lambda sound: wav(
+        chunk(b"fmt ", fmt(16, 2, order=">"), order=">"),
+        chunk(b"data", packed(sound, 2, 16, order=">"), order=">"),
+        magic=b"RIFX",
+    ),
+    "valid_bits": lambda sound: wav(
+        chunk(b"fmt ", fmt(24, 3, valid_bits=16)), chunk(b"data", packed(sound, 3, 16))
+    ),
+    "sample_list": lambda sound: wav(
+        chunk(b"fmt ", fmt(16, 2)),
+        chunk(
+            b"LIST",
+            b"wavl"
+            + chunk(b"data", packed(sound, 2, 16))
+            + chunk(b"slnt", b"\x00\x10\x00\x00")
+            + chunk(b"data", packed(sound, 2, 16)),
+        ),
+    ),
+    "sowt": lambda sound: aiff(packed(sound, 2, 16), 16, kind=b"sowt"),
+    "little_au": lambda sound: au(packed(sound, 2, 16), 3, order="<"),
+    "shorten": lambda sound: sphere(
+        shorten([round(float(sample) * 32767) for sample in sound[0]]),
+        sample_coding="pcm,embedded-shorten-v2.00",
+        sample_count=sound.shape[1],
+    ),
+}
 
 
 def speech(
@@ -125,6 +160,8 @@ def of_container(name: str, seconds: float = 2.0) -> bytes:
         return mp4_with_video(seconds)
     if name == "fast_m4a":
         return remuxed(of_container("m4a", seconds), "ipod", {"movflags": "faststart"})
+    if name in _CRAFTED:
+        return _CRAFTED[name](speech(seconds))
     fragments = (("movflags", "frag_keyframe+empty_moov"), ("frag_duration", "100000"))
     container, codec, rate, pipe, options = {
         "fragments": ("mp4", "aac", 16000, True, fragments),

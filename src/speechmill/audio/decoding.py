@@ -143,7 +143,7 @@ def _to_mono(
         samples = _delay(samples, late_samples)
         flags.add("late_start")
     peak = max(float(samples.max()), -float(samples.min()))
-    if peak > _LARGEST_PEAK:
+    if not peak <= _LARGEST_PEAK:  # NaN is what resampling makes of such samples
         raise DamagedError(f"a sample of {peak:.3g} is no sound: full scale is 1.0")
     if peak > 1.0:
         samples = _scale_to_peak(samples, peak)
