@@ -10,7 +10,7 @@ from speechmill.audio.formats.chunks import FORM, MAX_CHUNKS, iff_chunk, only_ch
 from speechmill.audio.formats.octets import Octets, starts_with
 from speechmill.audio.formats.plain import Stretch, plain_structure
 from speechmill.audio.formats.reconcile import SampleHeader, settle
-from speechmill.audio.formats.sample_format import Encoding, Order
+from speechmill.audio.formats.sample_format import Encoding, Order, SampleFormat
 from speechmill.audio.formats.sizes import Extent, is_unknown, rest_flags
 from speechmill.audio.formats.structure import Piece, Problem, Structure
 from speechmill.audio.limits import Meter
@@ -113,16 +113,21 @@ def _structure(
     encoding, order, width = _PLAIN[kind]
     header = SampleHeader("AIFF", encoding, order, rate, channels, width or bits)
     form, odd = settle(data, (extent.start, extent.end), header, meter)
-    flags = (*flags, *odd)
+    return _plain(data, extents, frames, form, (*flags, *odd))
+
+
+def _plain(
+    data: Octets, extents: list[Extent], frames: int, form: SampleFormat, flags: tuple[str, ...]
+) -> Structure:
+    """Describe plain samples; of their number and the size of their chunk either may be wrong."""
+    extent, problem = extents[0], None
     there = sum((one.end - one.start) // form.block for one in extents)
-    problem = None
     if len(extents) == 1 and extent.declared is not None and frames != there:
-        # Either number may be wrong: bytes that are there, and no other chunk, are sound.
         wanted = frames * form.block
         behind = extent.start + extent.declared + (extent.declared & 1)
         if frames > there and wanted > extent.declared and only_chunks(data, behind, ">"):
             problem = _too_few(wanted, extent.end - extent.start, form.block)
-        elif wanted > extent.declared:
+        elif wanted > extent.declared:  # bytes that are there, and no other chunk, are sound
             extents = [replace(extent, declared=wanted)]
             flags = (*(flag for flag in flags if flag != "trailing_data"), "wrong_length")
         elif extent.declared <= extent.present:
@@ -130,7 +135,7 @@ def _structure(
     structure = plain_structure("AIFF", "aiff", [Stretch(one, form) for one in extents], flags)
     if problem is None:
         return structure
-    return replace(structure, problem=problem, declared_s=frames / (rate or 1))
+    return replace(structure, problem=problem, declared_s=frames / (form.sample_rate or 1))
 
 
 def _too_few(declared: int, there: int, block: int) -> Problem | None:
