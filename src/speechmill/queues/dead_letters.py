@@ -15,23 +15,25 @@ GROUP = "speechmill-dead-letters"  # the consumer group that reads them
 MAX_MESSAGES = 500  # received at a time
 IDLE_S = 1.0  # without a message, until the queue counts as read
 MAX_LETTER_BYTES = 768 * 1024  # Kafka's brokers take 1 MiB by default, RabbitMQ's more
-MAX_HEADER = 2_000  # characters: AMQP has one frame, of 128 KiB, for all of them
+MAX_HEADER = 2_000  # characters of one of ours
+MAX_HEADERS = 48 * 1024  # bytes of the message's own: AMQP has one frame, of 128 KiB, for all
 PREFIX = "speechmill-"  # of our headers
 
 
 def dead_letter(delivery: Delivery, headers: Mapping[str, str], max_bytes: int) -> Message:
     """Make the dead letter of a message: the message as received, with ``headers`` that say why.
 
-    One of more than ``max_bytes`` is cut, key and headers as well: ``origin`` says where it lies
-    whole, ``cut`` how many bytes its body had.
+    One of more than ``max_bytes``, or with more headers than a broker would take with ours, is cut:
+    ``origin`` says where it lies whole, ``cut`` how many bytes its body had.
     """
     message = delivery.message
     told = {**headers, "origin": delivery.origin}
     told["time"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     kept = {k: v for k, v in message.headers.items() if not k.startswith(PREFIX)}
     body, key = message.body, message.key
-    size = len(body) + len(key.encode("utf-8", "replace")) + sum(map(len, (*kept, *kept.values())))
-    if size > max_bytes:
+    texts = (key, *kept, *kept.values())
+    header_bytes = sum(len(text.encode("utf-8", "replace")) for text in texts)
+    if header_bytes > MAX_HEADERS or header_bytes + len(body) > max_bytes:
         told["cut"] = str(len(body))
         body, key, kept = body[: max_bytes // 2], key[:MAX_HEADER], {}
     for name, text in told.items():

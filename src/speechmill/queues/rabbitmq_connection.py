@@ -83,8 +83,10 @@ def connected(parameters: ConnectionParameters, url: str) -> BlockingConnection:
         ProbableAuthenticationError,
     )
 
+    from speechmill.queues.rabbitmq_frames import TolerantConnection
+
     try:
-        return BlockingConnection(parameters)
+        return BlockingConnection(parameters, _impl_class=TolerantConnection)
     except (AuthenticationError, ProbableAuthenticationError):
         raise BrokerError(
             f"{url}: the broker does not accept user and password: give --broker-option "
