@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import gc
+import subprocess
+import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -154,3 +156,118 @@ def test_what_a_caller_keeps_for_ever_does_not_hold_up_the_others(
     with alone(lambda: False) as may_begin:
         assert may_begin
     kept.release()
+
+
+# What other processes have claimed, and not written yet.
+
+CLAIMING = """
+import sys
+from speechmill import machine
+machine.join_ledger(int(sys.argv[1]), int(sys.argv[2]))
+machine._free_bytes = lambda: machine.SPARE_BYTES + 1000
+with open("/dev/null", "wb", buffering=0) as file:
+    sys.stdin.readline()
+    claim = machine.Claim()
+    try:
+        claim.write(file, bytes(100), expected=int(sys.argv[3]))
+        print("has room", flush=True)
+    except OSError:
+        print("has none", flush=True)
+    sys.stdin.readline()
+    claim.release()
+    print("gone", flush=True)
+    sys.stdin.readline()
+"""
+
+
+class Claiming:
+    """A process that claims so many bytes, of which it writes 100, once it is told to."""
+
+    def __init__(self, num_bytes: int) -> None:
+        fd, self.place = machine.lend_ledger()
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", CLAIMING, str(fd), str(self.place), str(num_bytes)],
+            pass_fds=[fd],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def tell(self) -> None:
+        assert self.process.stdin is not None
+        print(file=self.process.stdin, flush=True)
+
+    def hear(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+        machine.take_back_ledger(self.place)
+
+
+@pytest.fixture
+def claiming(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], Claiming]]:
+    monkeypatch.setattr(machine, "_ledger", machine._Ledger())
+    monkeypatch.setattr(machine, "_free_bytes", lambda: machine.SPARE_BYTES + 1000)
+    processes: list[Claiming] = []
+
+    def start(num_bytes: int) -> Claiming:
+        processes.append(Claiming(num_bytes))
+        return processes[-1]
+
+    yield start
+    for one in processes:
+        one.end()
+
+
+def has_room(num_bytes: int) -> bool:
+    claim = Claim()
+    with NULL.open("wb", buffering=0) as file:
+        try:
+            claim.write(file, bytes(1), expected=num_bytes)
+        except OSError:
+            return False
+        finally:
+            claim.release()
+    return True
+
+
+def test_what_another_process_has_claimed_is_not_there_until_it_lets_go_or_ends(
+    claiming: Callable[[int], Claiming],
+) -> None:
+    first, second = claiming(700), claiming(300)
+    assert has_room(1000)
+    for one in (first, second):
+        one.tell()
+        assert one.hear() == "has room"
+    assert (has_room(201), has_room(200)) == (False, True)  # 600 and 200 are still to be written
+    second.tell()
+    assert second.hear() == "gone"
+    assert (has_room(401), has_room(400)) == (False, True)
+    first.process.kill()
+    first.process.wait()
+    assert not has_room(401)
+    first.end()
+    assert has_room(1000)
+
+
+def test_what_this_process_has_claimed_is_not_there_for_another(
+    claiming: Callable[[int], Claiming],
+) -> None:
+    one, claim = claiming(600), Claim()
+    with NULL.open("wb", buffering=0) as file:
+        claim.write(file, bytes(10), expected=500)
+    one.tell()
+    assert one.hear() == "has none"
+    claim.release()
+
+
+def test_of_many_processes_at_once_no_more_have_room_than_there_is(
+    claiming: Callable[[int], Claiming],
+) -> None:
+    some = [claiming(400) for _ in range(5)]  # 100 of it are written elsewhere, and not missed
+    for one in some:
+        one.tell()
+    assert sorted(one.hear() for one in some) == ["has none"] * 2 + ["has room"] * 3

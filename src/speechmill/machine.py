@@ -1,13 +1,14 @@
 """This process on its machine: its cores, the allocator's free memory, its temporary files.
 
-Room in the temporary folder is claimed before it is written to, and counted while it is held. The
-count is this process's own: what another process takes shows in what the folder has free.
+Room in the temporary folder is claimed before it is written to, and counted while it is held. A
+process and its decoders count in one ledger; what others take shows in what the folder has free.
 """
 
 from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import gc
 import io
 import math
@@ -19,13 +20,29 @@ import tempfile
 import threading
 import time
 import weakref
+from array import array
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, Generic, Self, TypeVar
 
-__all__ = ["Claim", "FileMap", "alone", "is_no_room", "keep_memory", "limit_cores", "num_cores"]
+__all__ = [
+    "Claim",
+    "FileMap",
+    "WithoutRoom",
+    "alone",
+    "is_no_room",
+    "join_ledger",
+    "keep_memory",
+    "lend_ledger",
+    "limit_cores",
+    "num_cores",
+    "take_back_ledger",
+]
+
+T = TypeVar("T")
 
 CGROUP = Path("/sys/fs/cgroup")
 
@@ -45,6 +62,14 @@ STILL_S: Final = 600.0
 belongs to a caller that keeps it, and will not be let go of."""
 
 TICK_S: Final = 0.2
+
+PLACES: Final = 256
+"""In a ledger: eight decoders have one, and who forks and decodes has a ledger of its own."""
+ENTRY_BYTES: Final = 8
+
+TRIES_ALONE: Final = 2
+"""How often what found no room for its temporary files is tried alone: another thread of the
+process may have begun a file of its own just before it."""
 
 _limit: int | None = None
 
@@ -132,6 +157,86 @@ _shares: Final[set[_Share]] = set()
 _turn: Final = threading.Lock()
 
 
+class _Ledger:
+    """A file in which each of some processes has, at its place, how many bytes it has claimed and
+    not written yet. Without the file it is of this process alone."""
+
+    def __init__(self, fd: int | None = None, place: int = 0) -> None:
+        self.fd, self._place = fd, place
+        self._lent: set[int] = set()
+
+    @contextmanager
+    def closed_to_others(self) -> Iterator[int]:
+        """Keep the others from claiming meanwhile. Gives what they have claimed."""
+        if self.fd is None:
+            yield 0
+            return
+        fcntl.lockf(self.fd, fcntl.LOCK_EX)  # it goes with the process
+        try:
+            entries = array("q", os.pread(self.fd, PLACES * ENTRY_BYTES, 0))
+            yield sum(count for place, count in enumerate(entries) if place != self._place)
+        finally:
+            fcntl.lockf(self.fd, fcntl.LOCK_UN)
+
+    def enter(self, num_bytes: int, place: int | None = None) -> None:
+        """Set what is claimed at a place; at this process's own where none is named."""
+        if self.fd is not None:
+            place = self._place if place is None else place
+            os.pwrite(self.fd, array("q", [num_bytes]).tobytes(), place * ENTRY_BYTES)
+
+    def lend(self) -> int:
+        """Give a free place to another process."""
+        if self.fd is None:
+            self.fd = _file_without_name()
+        place = min(set(range(1, PLACES)) - self._lent)
+        self._lent.add(place)
+        return place
+
+    def take_back(self, place: int) -> None:
+        """Have a place back from a process that has ended."""
+        self.enter(0, place)
+        self._lent.discard(place)
+
+
+def _file_without_name() -> int:
+    """Open one in memory, where there is such: the temporary folder may be full."""
+    if sys.platform == "linux":
+        return os.memfd_create("speechmill-room")
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
+
+
+_ledger = _Ledger()
+
+
+def lend_ledger() -> tuple[int, int]:
+    """A file descriptor and a place, for ``join_ledger`` in a process that is to be started."""
+    with _changed:
+        place = _ledger.lend()
+        return _ledger.fd or 0, place
+
+
+def join_ledger(fd: int | None = None, place: int = 0) -> None:
+    """Count this process's claims together with those of the one that has started it; alone, where
+    nothing is given."""
+    global _ledger  # noqa: PLW0603 - it is the process's
+    _ledger = _Ledger(fd, place)
+
+
+def take_back_ledger(place: int) -> None:
+    """Count no longer what a process had claimed that has ended."""
+    with _changed:
+        _ledger.take_back(place)
+
+
+os.register_at_fork(after_in_child=join_ledger)
+
+
+def _promised() -> int:
+    """Bytes that this process has claimed and not written."""
+    return sum(share.claimed - share.written for share in list(_shares))
+
+
 class Claim:
     """The room that one temporary file takes, until ``release``, or until nothing refers to it.
 
@@ -174,7 +279,9 @@ class Claim:
                     raise self._no_room(len(rest), _free_bytes()) from None
                 raise
             rest = rest[count:]
-            self._share.written += count
+            with _changed:
+                self._share.written += count
+                _ledger.enter(_promised())
 
     def _claim(self, num_bytes: int, expected: int) -> None:
         share = self._share
@@ -183,11 +290,12 @@ class Claim:
             more = max(share.written + num_bytes, expected) - share.claimed
             if more <= 0:
                 return
-            promised = sum(other.claimed - other.written for other in list(_shares))
-            free = _free_bytes() - promised - SPARE_BYTES
-            if more > free:
-                raise self._no_room(more, free)
-            share.claimed += more
+            with _ledger.closed_to_others() as claimed:
+                free = _free_bytes() - claimed - _promised() - SPARE_BYTES
+                if more > free:
+                    raise self._no_room(more, free)
+                share.claimed += more
+                _ledger.enter(_promised())
 
     def _no_room(self, more: int, free: int) -> OSError:
         text = (
@@ -218,6 +326,34 @@ def alone(stop: Callable[[], bool]) -> Iterator[bool]:
         _turn.release()
 
 
+class WithoutRoom(Generic[T]):
+    """Work that found no room for its temporary files, until it is tried again, alone."""
+
+    def __init__(self) -> None:
+        self._items: deque[T] = deque()
+        self._tries = 0
+
+    def takes(self, item: T) -> bool:
+        """Take what is to be tried again; False where it has been often enough."""
+        if self._tries == TRIES_ALONE:
+            return False
+        self._items.append(item)
+        return True
+
+    def try_again(self, work: Callable[[T], object], stop: Callable[[], bool]) -> bool:
+        """Do the work again, item by item, while this process holds no other temporary file.
+
+        The caller must hold none. Returns False where ``stop()`` became true first.
+        """
+        for self._tries in range(1, TRIES_ALONE + 1):
+            for _ in range(len(self._items)):
+                with alone(stop) as may_begin:
+                    if not may_begin:
+                        return False
+                    work(self._items.popleft())
+        return True
+
+
 def _wait_for_others(stop: Callable[[], bool]) -> bool:
     gc.collect()  # of files in cycles that nothing refers to
     seen, since = set(_shares), time.monotonic()
@@ -238,6 +374,7 @@ def _end(claim: Claim) -> None:
 def _release(share: _Share) -> None:
     with _changed:
         _shares.discard(share)
+        _ledger.enter(_promised())
         _changed.notify_all()
 
 

@@ -344,3 +344,8 @@ class ShardReport:
     stopped: bool = False
     written_bytes: int = 0
     filled: tuple[tuple[Part, float], ...] = ()
+
+    @property
+    def got_on(self) -> bool:
+        """Whether something of it was done: then not every process dies."""
+        return any(not done.failure for done in self.done)

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,18 @@ from speechmill.audio import (
     isolated,
     spilling,
 )
-from speechmill.errors import DamagedError, DecoderDiedError, EngineError, LimitError, NotAudioError
+from speechmill.errors import (
+    DamagedError,
+    DecoderDiedError,
+    EngineError,
+    LimitError,
+    NoRoomError,
+    NotAudioError,
+)
 from speechmill.machine import FileMap
 from tests.support.corpus import samples, wav
 from tests.support.hostile_decoder import ENDLESS, ENDS, HUNGRY, SLEEPS, hostile_path
+from tests.support.room import small_disk
 
 CORPUS = Path(__file__).parents[2] / "examples" / "corpus"
 CLIP = CORPUS / "p901" / "p901_001.flac"
@@ -83,6 +92,21 @@ def test_long_recordings_go_and_come_as_files(long: FileMap) -> None:
     assert not decoded.waveform.samples.flags.writeable  # a map of a file; in memory it may be
     here = decode(long)
     np.testing.assert_array_equal(decoded.waveform.samples, here.waveform.samples)
+
+
+@pytest.mark.timeout(60)
+def test_two_decoders_do_not_promise_themselves_the_same_room(
+    decoders: isolated._Decoders, long: FileMap, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needed = 4 * (spilling.SPILL_SAMPLES + 16_000)
+    with small_disk(tmp_path / "disk", machine.SPARE_BYTES + needed * 3 // 2) as disk:
+        monkeypatch.setenv("TMPDIR", str(disk.path))
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(decode_isolated, [CLIP.read_bytes()] * 2))  # both are there
+            both = [pool.submit(decode_isolated, long) for _ in range(2)]
+            (error,) = (found for one in both if (found := one.exception()) is not None)
+        assert isinstance(error, NoRoomError)
+        del both
 
 
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT, signal.SIGKILL])

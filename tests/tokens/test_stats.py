@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from typer.testing import CliRunner, Result
 
 import speechmill
+from speechmill.audio import spilling
 from speechmill.cli.app import app
 from speechmill.dataset.arrays import tokens_to_arrays
 from speechmill.dataset.commit import read_part
@@ -29,6 +30,7 @@ from speechmill.tokens.verify import VerifyReport, verify_tokens
 from tests.support import corpus
 from tests.support.codec_checkpoints import write_codec
 from tests.support.harness import Bucket
+from tests.support.room import limited_room
 from tests.support.services import SeaweedFS
 
 DIFFERS, SOME_NOT_COMPARED = 1, 3
@@ -175,6 +177,20 @@ def test_on_the_machine_that_made_them_none_differ(sink: str, column: str) -> No
     others = {verify(sink, column=column, sample=1, seed=s).frames for s in range(12)}
     assert len(others) > 1
     assert verify(sink, column=column, sample=10**6).rows == len(NAMES)
+
+
+@pytest.mark.timeout(60)
+def test_recordings_that_find_no_room_wait_for_it(
+    sink: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spilling, "SPILL_SAMPLES", 1000)
+    limited_room(monkeypatch, 60_000)  # the longest takes 51,200
+    report = verify(sink, column="token", sample=100)
+    assert (report.rows, report.off, report.lost.total()) == (len(NAMES), 0, 0)
+    limited_room(monkeypatch, 50_000)
+    report = verify(sink, column="token", sample=100)
+    assert (report.rows, dict(report.lost)) == (len(NAMES) - 1, {"failed": 1})
+    assert "NoRoomError" in report.reasons[NAMES[-1]]
 
 
 def test_codes_that_differ_are_found_and_counted_by_codebook(sink: str) -> None:

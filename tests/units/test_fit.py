@@ -20,9 +20,10 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from speechmill import audio
+from speechmill.audio import spilling
 from speechmill.cli.units import units_app
 from speechmill.errors import DatasetError, JobError, MissingExtraError
-from speechmill.records import Recording
+from speechmill.records import Recording, Waveform
 from speechmill.storage import StoreOptions, open_store
 from speechmill.tokenizers.features import FeatureOptions
 from speechmill.tokenizers.units import UnitsTokenizer
@@ -31,6 +32,7 @@ from speechmill.units import fit as fitting
 from speechmill.units.fit import FitOptions, FitReport, fit_units
 from speechmill.units.sample import Draw, Reservoir, share_s
 from tests.support.corpus import wav, write
+from tests.support.room import limited_room
 from tests.support.services import SeaweedFS
 from tests.support.ssl_checkpoint import write_ssl_checkpoint
 from tests.support.weights import SAMPLE_RATE, whisper
@@ -98,6 +100,27 @@ def test_the_same_file_on_one_core_and_on_two(tmp_path: Path) -> None:
         )  # fmt: skip
         digests.add(out.read_bytes())
     assert len(digests) == 1
+
+
+@pytest.mark.timeout(60)
+def test_recordings_that_find_no_room_wait_for_it_and_change_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = fit_units(options(tmp_path / "whole", include=("p901", "p902")))
+    monkeypatch.setattr(spilling, "SPILL_SAMPLES", 1000)
+    resample = audio.resample
+
+    def in_memory(waveform: Waveform, rate: int) -> Waveform:  # as it is up to 15 minutes
+        return Waveform(np.array(resample(waveform, rate).samples), rate)
+
+    monkeypatch.setattr(audio, "resample", in_memory)
+    limited_room(monkeypatch, 1_250_000)  # the longest takes that with what it is resampled to
+    narrow = fit_units(options(tmp_path / "narrow", include=("p901", "p902")))
+    assert (narrow.recordings, narrow.skipped, narrow.sha256) == (12, (), whole.sha256)
+    limited_room(monkeypatch, 700_000)
+    tight = fit_units(options(tmp_path / "tight", include=("p901", "p902")))
+    assert tight.skipped
+    assert all("NoRoomError" in why and "TMPDIR" in why for _, why in tight.skipped)
 
 
 def test_recordings_that_cannot_be_read_are_skipped_and_named(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from speechmill.audio.decoding import decode
 from speechmill.audio.limits import Limits
-from speechmill.machine import FileMap
+from speechmill.machine import FileMap, join_ledger
 
 __all__ = ["main", "receive", "send"]
 
@@ -83,8 +83,9 @@ def _exactly(channel: socket.socket, count: int) -> bytearray | None:
     return data
 
 
-def main(fd: int) -> None:
+def main(fd: int, ledger: int, place: int) -> None:
     """Decode what comes over the socket ``fd`` until its other side is closed."""
+    join_ledger(ledger, place)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # its owner decides on the end
         signal.signal(number, signal.SIG_IGN)
     with suppress(OSError, ValueError):  # a smaller limit holds already

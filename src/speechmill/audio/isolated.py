@@ -26,7 +26,7 @@ from speechmill.audio.decoding import Decoded
 from speechmill.audio.formats.octets import Octets
 from speechmill.audio.limits import DEFAULT_LIMITS, Limits
 from speechmill.errors import DecoderDiedError, EngineError
-from speechmill.machine import Claim, FileMap, num_cores
+from speechmill.machine import Claim, FileMap, lend_ledger, num_cores, take_back_ledger
 from speechmill.records import Waveform
 
 __all__ = ["decode_isolated"]
@@ -58,7 +58,7 @@ _START: Final = """
 import json, sys
 sys.path[:] = json.loads(sys.argv[1])
 from speechmill.audio.decoder_process import main
-main(int(sys.argv[2]))
+main(*map(int, sys.argv[2:]))
 """
 
 _Answer = tuple[dict[str, Any], bytearray | FileMap]
@@ -117,12 +117,14 @@ class _Decoder:
 
     def __init__(self) -> None:
         self.ended_by, self.exceeded, self.was_asked = "", False, False
+        ledger, self._place = lend_ledger()
         self._channel, theirs = socket.socketpair()
         with theirs:
+            told = [json.dumps(sys.path), *map(str, (theirs.fileno(), ledger, self._place))]
             # -P: no module of the working directory is in the way, until sys.path is ours.
             self._process = subprocess.Popen(  # noqa: S603 - this Python, and nothing of a file's
-                [sys.executable, "-P", "-c", _START, json.dumps(sys.path), str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
+                [sys.executable, "-P", "-c", _START, *told],
+                pass_fds=[theirs.fileno(), ledger],
                 stdin=subprocess.DEVNULL,
             )
         if self._receive() is None:
@@ -166,6 +168,8 @@ class _Decoder:
             self._process.wait(CLOSE_S)
         self._process.kill()
         code = self._process.wait()
+        if not self.ended_by:
+            take_back_ledger(self._place)
         self.ended_by = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         self.exceeded |= code == -signal.SIGPROF
 

@@ -28,10 +28,12 @@ from speechmill.dataset.swap import update
 from speechmill.enrich.additions import open_measure_additions, open_token_addition, refuse_another
 from speechmill.enrich.audio import keeps_damaged
 from speechmill.enrich.base import Addition, EnrichObserver, EnrichReport
+from speechmill.enrich.here import ADDING, make_here
 from speechmill.enrich.lookup import Lookup, look_up
 from speechmill.enrich.maker import Maker, Outcome
 from speechmill.enrich.shards import EnrichedShard, Enrichment, PartsShard, given_up_of, in_shards
 from speechmill.errors import DatasetError
+from speechmill.pipeline.suspects import InHand
 from speechmill.recipe import Recipe
 from speechmill.records import number_of
 from speechmill.storage import Store, StoreOptions, open_store
@@ -184,6 +186,7 @@ class _Run:
         self.observer, self.stop = observer or EnrichObserver(), stop
         self.given_up: dict[tuple[int, str], str] = {}
         self.share = 0, 1  # of the parts: index and count
+        self.in_hand = InHand(sink, ADDING)
         columns = tuple(field.name for addition in additions for field in addition.fields)
         self.report = EnrichReport(sink.url, columns, target)
 
@@ -229,7 +232,7 @@ class _Run:
     ) -> Iterator[Outcome | None]:
         """Make what parts lack, here or on an engine."""
         if elsewhere is None or elsewhere.run is None:
-            yield from maker.make([one.part for one in found.parts], self.given_up, self.stop)
+            yield from make_here(maker, found.parts, self.in_hand, self.given_up, self.stop)
             self._count_seconds(maker.compute_s)
             maker.compute_s = [0.0] * len(self.additions)
             return
@@ -263,12 +266,15 @@ class _Run:
         index, count = self.share
         return number_of(part_key) % count == index
 
+    def _our_parts(self) -> list[str]:
+        return [part.key for part in list_parts(self.sink) if self._is_ours(part.key)]
+
     def _look_up(self) -> Lookup:
         return look_up(self.sink, self.additions, self.given_up, self._is_ours)
 
     def _staged(self) -> list[tuple[Addition, str]]:
         """What lies ready for our parts: of which addition, for which part."""
-        parts = [p.key for p in list_parts(self.sink) if self._is_ours(p.key)]
+        parts = self._our_parts()
         ready = [(addition, set(addition.staging.keys())) for addition in self.additions]
         return [(a, key) for a, keys in ready for key in parts if a.staging.key(key) in keys]
 
@@ -285,6 +291,9 @@ class _Run:
             if self.stop():
                 self.report.stopped = True
                 return
+            self.in_hand.done(self._our_parts())
+            if self.is_whole:
+                self.in_hand.forget()
             if not self._staged():
                 break
             for addition in self.additions:
@@ -314,11 +323,11 @@ class _Run:
 
     def _merge(self) -> None:
         """Put what lies beside the data into the parts, and remove it there."""
-        parts = [part for part in list_parts(self.sink) if self._is_ours(part.key)]
+        parts = self._our_parts()
         failures = list_parts(self.sink, FAILURES)
         self.report.parts = len(parts)
         with ThreadPoolExecutor(MERGERS, thread_name_prefix="merge") as pool:
-            merged = pool.map(self._merge_part, [p.key for p in parts])
+            merged = pool.map(self._merge_part, parts)
             for done, _ in enumerate(merged, 1):
                 self.observer.merging(done, len(parts))
             list(pool.map(self._settle_failures, [p.key for p in failures]))

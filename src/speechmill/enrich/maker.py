@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -18,10 +18,12 @@ from speechmill.enrich.staging import RowKey, staged_table
 from speechmill.errors import (
     DatasetError,
     ModelError,
+    NoRoomError,
     NotFoundError,
     SpeechmillError,
     UnavailableError,
 )
+from speechmill.machine import WithoutRoom
 from speechmill.pipeline.intake import ReadyRow
 from speechmill.pipeline.isolate import Breaker, all_or_each
 from speechmill.storage import Object, Store
@@ -65,6 +67,12 @@ class _Computed:
     values: list[dict[RowKey, tuple[Any, ...]]]
     errors: dict[int, Exception] = field(default_factory=dict)
 
+    @property
+    def found_no_room(self) -> bool:
+        """Whether something failed only because the temporary folder had no room at the time."""
+        failed = any(isinstance(error, NoRoomError) for error in self.errors.values())
+        return failed or self.fetched.ready.found_no_room
+
 
 @dataclass(slots=True)
 class _PartMade:
@@ -91,13 +99,19 @@ class Maker:
         self._breakers = [Breaker() for _ in additions]
         self._parts: dict[str, _PartMade] = {}
         self._staged_at = time.monotonic()
+        self._without_room = WithoutRoom[RecordingSpans]()
 
     def make(
-        self, parts: Iterable[Object], given_up: GivenUp, stop: Callable[[], bool]
+        self,
+        parts: Iterable[Object],
+        given_up: GivenUp,
+        stop: Callable[[], bool],
+        only: Collection[str] = (),
     ) -> Iterator[Outcome]:
-        """Make what parts lack. Yields what became of each recording.
+        """Make what parts lack, or ``only`` these recordings. Yields what became of each.
 
-        What is made is staged also when it ends early: once ``stop()`` is true, or by an error.
+        One that finds no room for its temporary files is tried again at the end, alone. What is
+        made is staged also when it ends early: once ``stop()`` is true, or by an error.
 
         Raises:
             UnavailableError: the source as a whole is down or gone, or the sink is.
@@ -105,14 +119,18 @@ class Maker:
         """
         fetchers = ThreadPoolExecutor(FETCHERS, thread_name_prefix="fetch")
         computers = ThreadPoolExecutor(GROUPS, thread_name_prefix="compute")
-        groups = _grouped(self._fetched(parts, given_up, fetchers))
+        groups = _grouped(self._fetched(self.asked(parts, given_up, only), fetchers))
+        self._without_room = WithoutRoom()
         try:
             computing = ahead(groups, lambda g: computers.submit(self._compute, g), most=GROUPS)
             for _, computed in computing:
-                yield from [self._keep(one) for one in computed]
+                yield from self._keep_all(computed)
+                del computed  # errors hold the frames that they come from, and these audio
                 self._stage_some()
                 if stop():
                     break
+            else:
+                yield from self._with_room(stop)
         except BaseException:
             with suppress(SpeechmillError):
                 self._stage(list(self._parts))
@@ -122,25 +140,36 @@ class Maker:
                 pool.shutdown(wait=False, cancel_futures=True)
         self._stage(list(self._parts))
 
+    def _with_room(self, stop: Callable[[], bool]) -> list[Outcome]:
+        """Make what is lacked by recordings that found no room, one by one."""
+        outcomes: list[Outcome] = []
+
+        def again(asked: RecordingSpans) -> None:
+            outcomes.extend(self._keep_all(self._compute([self._fetch(asked)])))
+
+        self._without_room.try_again(again, stop)
+        return outcomes
+
+    def _fetch(self, asked: RecordingSpans) -> FetchedSpans:
+        return fetch_spans(self.source, asked, keep_damaged=self.keep_damaged)
+
     def _fetched(
-        self, parts: Iterable[Object], given_up: GivenUp, pool: ThreadPoolExecutor
+        self, recordings: Iterable[RecordingSpans], pool: ThreadPoolExecutor
     ) -> Iterator[FetchedSpans]:
         """Recordings with their audio, in order, some of them ahead."""
-
-        def begin(asked: RecordingSpans) -> Future[FetchedSpans]:
-            return pool.submit(fetch_spans, self.source, asked, keep_damaged=self.keep_damaged)
-
         for _, fetched in ahead(
-            self._asked(parts, given_up),
-            begin,
+            recordings,
+            lambda asked: pool.submit(self._fetch, asked),
             most=MAX_AHEAD,
             cost=lambda asked: asked.length_s,
             most_cost=MAX_AHEAD_S,
         ):
             yield fetched
 
-    def _asked(self, parts: Iterable[Object], given_up: GivenUp) -> Iterator[RecordingSpans]:
-        """The recordings of the rows that lack something, part by part."""
+    def asked(
+        self, parts: Iterable[Object], given_up: GivenUp, only: Collection[str] = ()
+    ) -> Iterator[RecordingSpans]:
+        """The recordings of the rows that lack something, part by part; see ``make``."""
         columns = [*columns_to_look_at(self.additions), *self._row_columns]
         for part in parts:
             try:
@@ -149,6 +178,8 @@ class Maker:
                 continue
             lacking = lacking_of(part.key, table, self.additions, None, given_up)
             asked = list(recordings_of(part.key, lacking.rows, self._row_columns))
+            if only:
+                asked = [one for one in asked if one.recording.file_name in only]
             if asked:
                 nothing: list[list[tuple[RowKey, tuple[Any, ...]]]] = [[] for _ in self.additions]
                 self._parts[part.key] = _PartMade(lacking.keys, len(asked), nothing)
@@ -200,6 +231,12 @@ class Maker:
         all_or_each(call, compute, failed)
         for row in call:
             row.ready.release()
+
+    def _keep_all(self, computed: Iterable[_Computed]) -> Iterator[Outcome]:
+        """Keep what was made, but of recordings that are to be tried again."""
+        for one in computed:
+            if not (one.found_no_room and self._without_room.takes(one.fetched.asked)):
+                yield self._keep(one)
 
     def _keep(self, computed: _Computed) -> Outcome:
         """Keep what was made of a recording until it is staged."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any, Final
 
@@ -32,6 +32,7 @@ __all__ = [
     "PartsShard",
     "enrich_shard",
     "given_up_of",
+    "halves",
     "in_shards",
     "set_aside",
 ]
@@ -58,10 +59,12 @@ class Enrichment(EngineOptions, StoresOptions):
 
 @dataclass(frozen=True, slots=True)
 class PartsShard:
-    """Parts that a worker is to make something for."""
+    """Parts that a worker is to make something for; ``only`` for these recordings, by file name,
+    where some are named."""
 
     index: int
     parts: tuple[Object, ...]
+    only: tuple[str, ...] = ()
 
     @property
     def num_bytes(self) -> int:
@@ -73,13 +76,18 @@ class PartsShard:
 class EnrichedShard(ShardReport):
     """What became of a shard's recordings, and the seconds that each addition took.
 
-    ``given_up`` are parts that kept killing their workers; ``why`` says how.
+    ``given_up`` is a shard that kept killing its workers; ``why`` says how.
     """
 
     outcomes: tuple[Outcome, ...] = ()
     compute_s: tuple[float, ...] = ()
-    given_up: tuple[Object, ...] = ()
+    given_up: PartsShard | None = None
     why: str = ""
+
+    @property
+    def got_on(self) -> bool:
+        """See ``ShardReport``."""
+        return any(outcome.num_rows for outcome in self.outcomes)
 
 
 def in_shards(parts: Sequence[LackingPart]) -> list[PartsShard]:
@@ -127,7 +135,7 @@ def enrich_shard(
     with _opening:
         open_maker = _open(job.model_dump_json())
     maker = open_maker()
-    outcomes = tuple(maker.make(shard.parts, {}, stop))
+    outcomes = tuple(maker.make(shard.parts, {}, stop, shard.only))
     return EnrichedShard(
         shard.index,
         mismatch={a.name: a.mismatch for a in maker.additions if a.mismatch},
@@ -136,17 +144,47 @@ def enrich_shard(
     )
 
 
+def halves(job: Enrichment, shard: PartsShard) -> list[PartsShard]:
+    """Two shards that do one together, in the end recording by recording; none where it has only
+    one.
+
+    Raises:
+        SpeechmillError: the sink cannot be read.
+    """
+    if len(shard.parts) > 1:
+        middle = len(shard.parts) // 2
+        some = shard.parts[:middle], shard.parts[middle:]
+        return [replace(shard, parts=parts) for parts in some]
+    names = shard.only or _names(job, shard.parts[0])
+    if len(names) < 2:
+        return []
+    middle = len(names) // 2
+    return [replace(shard, only=only) for only in (names[:middle], names[middle:])]
+
+
+def _names(job: Enrichment, part: Object) -> tuple[str, ...]:
+    """The recordings of a part."""
+    _, sink = open_stores(job)
+    try:
+        table = read_columns(sink, part, ["file_name"])
+    except NotFoundError:
+        return ()
+    return tuple(dict.fromkeys(table["file_name"].to_pylist()))
+
+
 def set_aside(shard: PartsShard, why: str) -> EnrichedShard:
     """What becomes of a shard that keeps killing its workers."""
-    return EnrichedShard(shard.index, given_up=shard.parts, why=why)
+    return EnrichedShard(shard.index, given_up=shard, why=why)
 
 
 def given_up_of(
     sink: Store, done: EnrichedShard, additions: Sequence[Addition], given_up: GivenUp
 ) -> Iterator[Outcome]:
-    """The recordings of parts that were given up, but for those that are staged or had all."""
+    """The recordings of a shard that was given up, but for those that are staged or had all."""
+    if done.given_up is None:
+        return
     staged = [set(addition.staging.keys()) for addition in additions]
-    for part in done.given_up:
+    for part in done.given_up.parts:
         try:
             table = read_columns(sink, part, columns_to_look_at(additions))
         except NotFoundError:
@@ -154,5 +192,7 @@ def given_up_of(
         lacking = lacking_of(part.key, table, additions, staged, given_up)
         lost = Counter(lacking.rows["file_name"].to_pylist())
         for name, count in lost.items():
+            if done.given_up.only and name not in done.given_up.only:
+                continue
             numbers = (n for n, keys in enumerate(lacking.keys) if any(k[0] == name for k in keys))
             yield Outcome(name, 0.0, 0, count, "failed", done.why, tuple(numbers))

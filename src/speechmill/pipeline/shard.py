@@ -22,7 +22,7 @@ from speechmill.dataset.growth import place_anew
 from speechmill.dataset.schema import utterances_to_table, with_sample_check
 from speechmill.errors import ModelError, SpeechmillError
 from speechmill.job import Job
-from speechmill.machine import alone
+from speechmill.machine import WithoutRoom
 from speechmill.pipeline.batching import Batch, batched
 from speechmill.pipeline.intake import Intake, ReadyPiece, ReadyRecording
 from speechmill.pipeline.isolate import Breaker, all_or_each
@@ -47,10 +47,6 @@ MAX_AHEAD_S: Final = 1200.0
 
 BATCHES: Final = 2
 """Batches that the transcriber is given at the same time, so that it never waits for one."""
-
-TRIES_ALONE: Final = 2
-"""How often a recording that found no room for its temporary files is tried alone: another shard of
-the process may have begun one of its own just before it."""
 
 DETECTED_IN: Final = 3
 """Pieces of a recording, at most, in which its language is detected …"""
@@ -116,8 +112,7 @@ class _ShardRun:
         self.committed_at = time.monotonic()
         self.commits: list[Future[list[_Commit]]] = []
         self.done: list[RecordingDone] = []
-        self.without_room: list[tuple[Part, Recording]] = []
-        self.last_try = False
+        self.without_room = WithoutRoom[tuple[Part, Recording]]()
 
     def run(self) -> ShardReport:
         started = time.monotonic()
@@ -131,7 +126,7 @@ class _ShardRun:
                 self._start(batch)
             while self.batches:
                 self._finish_oldest()
-            stopped = stopped or not self._do_alone()
+            stopped = stopped or not self.without_room.try_again(self._do_alone, self.stop)
             self._commit_pending(list(self.pending))
             commits = [one for f in self.commits for one in f.result()]
         except SpeechmillError:
@@ -166,20 +161,12 @@ class _ShardRun:
             self._commit_pending(list(self.pending))
         wait(self.commits, timeout=max(RESCUE_S / 2, deadline - time.monotonic()))
 
-    def _do_alone(self) -> bool:
-        """Do the recordings that found no room, one by one. Whether all of them are done."""
-        for tries in range(1, TRIES_ALONE + 1):
-            again, self.without_room = self.without_room, []
-            self.last_try = tries == TRIES_ALONE
-            for item in again:
-                with alone(self.stop) as may_begin:
-                    if not may_begin:
-                        return False
-                    ready = [self._begin(item).result()]
-                    for batch in batched(ready, lambda: self.resources.pace.pieces):
-                        self._start(batch)
-                        self._finish_oldest()
-        return True
+    def _do_alone(self, item: tuple[Part, Recording]) -> None:
+        """Do a recording that found no room."""
+        ready = [self._begin(item).result()]
+        for batch in batched(ready, lambda: self.resources.pace.pieces):
+            self._start(batch)
+            self._finish_oldest()
 
     def _prepared(self) -> Iterator[ReadyRecording]:
         """Recordings, decoded and cut, in order of size, so that neighbours are of similar length.
@@ -313,8 +300,8 @@ class _ShardRun:
         complete = []
         for ready in recordings:
             ready.release()
-            if ready.found_no_room and not self.last_try:
-                self.without_room.append((ready.part, ready.recording))
+            item = ready.part, ready.recording
+            if ready.found_no_room and self.without_room.takes(item):
                 continue
             self.pending[ready.part].append(ready)
             self.missing[ready.part] -= 1

@@ -14,10 +14,10 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from speechmill.dataset.commit import commit
 from speechmill.dataset.layout import STATE
@@ -28,6 +28,8 @@ from speechmill.records import Failure, Part, Recording
 from speechmill.storage import Object, Store
 
 __all__ = ["CrashCounts", "InHand", "give_up"]
+
+T = TypeVar("T")
 
 DEATHS_TOGETHER: Final = 2
 """Processes that may die with a recording in hand, among others, before it is tried alone: they
@@ -48,18 +50,19 @@ class CrashCounts:
 
     They are in the sink because the process that knew is gone. A broker's own count does not
     serve: it counts messages that a worker only held, so where workers are often killed it blames
-    the wrong recordings. ``message`` is what is said of one that was begun too often.
+    the wrong recordings. ``message`` is what is said of one that was begun too often; ``work`` is
+    as in ``InHand``.
     """
 
-    def __init__(self, sink: Store, most: int) -> None:
-        self._sink, self._most = sink, most
+    def __init__(self, sink: Store, most: int, work: str = "") -> None:
+        self._sink, self._most, self._work = sink, most, work
         self.message = (
             f"{most} workers went away while they had nothing else in hand: out of memory, perhaps"
         )
 
     def _key(self, file_name: str) -> str:
         digest = hashlib.blake2b(file_name.encode(), digest_size=16).hexdigest()
-        return f"{STATE}/suspects/{digest}.json"
+        return f"{_folder(self._work, 'suspects')}/{digest}.json"
 
     def begin(self, file_name: str) -> bool:
         """Count a begin. Returns False where the recording was begun too often."""
@@ -86,6 +89,25 @@ class CrashCounts:
         with suppress(NotFoundError):
             self._sink.delete(self._key(file_name))
 
+    def alone(
+        self, file_name: str, work: Callable[[], T | None], give_up: Callable[[str], T]
+    ) -> T | None:
+        """Work on a recording with nothing else in hand; give it up, with the reason, where that
+        was begun too often. ``work`` returns None where it was stopped before its end."""
+        if not self.begin(file_name):
+            made: T | None = give_up(self.message)
+        else:
+            try:
+                made = work()
+            except Exception:
+                self.take_back(file_name)
+                raise
+            if made is None:
+                self.take_back(file_name)
+                return None
+        self.clear(file_name)
+        return made
+
 
 def give_up(
     resources: Resources, part: Part, recordings: Sequence[Recording], message: str
@@ -111,16 +133,19 @@ def give_up(
 class InHand:
     """Notes in the sink of what this process has in hand, for the one that comes after its death.
 
-    Those that dead processes have left are read when it is made. Thread-safe.
+    Those that dead processes have left are read when it is made. Thread-safe. ``work`` names
+    another kind of work than making rows: what the one has died of is no suspect of the other.
     """
 
-    def __init__(self, sink: Store) -> None:
-        self._sink, self._folder = sink, f"{STATE}/in-hand"
+    def __init__(self, sink: Store, work: str = "") -> None:
+        self._sink, self._folder = sink, _folder(work, "in-hand")
+        self._counts: list[str] = []  # of ``CrashCounts``, by key
         self._lock = threading.Lock()
         self._deaths: dict[str, int] = {}  # by file name
         self._left: dict[str, set[str]] = {}  # by note
         with suppress(NotFoundError):  # there is no sink yet
             self._read()
+            self._counts = [there.key for there in sink.list(_folder(work, "suspects"))]
 
     def _read(self) -> None:
         for there in self._sink.list(self._folder):
@@ -147,6 +172,9 @@ class InHand:
     @contextmanager
     def note(self, file_names: Sequence[str]) -> Iterator[None]:
         """Note what is in hand until the end, unless that is the process's death."""
+        if not file_names:
+            yield
+            return
         with self._lock:
             deaths = {name: self._deaths.get(name, 0) for name in file_names}
         told = {"process": _this_process(), "deaths": deaths}
@@ -179,15 +207,19 @@ class InHand:
             self._delete(key)
 
     def forget(self) -> None:
-        """Delete the notes of the dead: all is done that they had in hand."""
+        """Delete the notes of the dead, and the counts: all is done that they had in hand."""
         with self._lock:
-            left = list(self._left)
+            left = [*self._left, *self._counts]
         for key in left:
             self._delete(key)
 
     def _delete(self, key: str) -> None:
         with suppress(StorageError):  # what is left expires
             self._sink.delete(key)
+
+
+def _folder(work: str, what: str) -> str:
+    return f"{STATE}/{work}-{what}" if work else f"{STATE}/{what}"
 
 
 def _this_process() -> dict[str, Any]:

@@ -124,7 +124,7 @@ class ClusterRunner(Generic[H]):
                             waiting.extendleft(outcome)
                             yield None
                             continue
-                        deaths = 0 if any(not done.failure for done in outcome.done) else deaths
+                        deaths = 0 if outcome.got_on else deaths
                         for done in outcome.done:
                             on_done(done)
                         yield outcome

@@ -133,20 +133,17 @@ def _alone(
     where it has ended them alone, too."""
     resources = open_resources(job)
     ((part, (recording,)),) = shard.parts
-    name = recording.file_name
+
+    def work() -> ShardReport | None:
+        report = process_shard(job, shard, stop=stop, on_done=on_done)
+        return report if report.done else None
+
+    def give_it_up(why: str) -> ShardReport:
+        (failure,) = give_up(resources, part, [recording], why)
+        done = RecordingDone(recording.file_name, recording.size, failure=failure)
+        on_done(done)
+        return ShardReport(shard.index, (done,))
+
     counts = CrashCounts(resources.sink, DEATHS_ALONE)
-    if counts.begin(name):
-        try:
-            report = process_shard(job, shard, stop=stop, on_done=on_done)
-        except Exception:
-            counts.take_back(name)
-            raise
-        if not report.done:  # stopped
-            counts.take_back(name)
-            return report
-    else:
-        (failure,) = give_up(resources, part, [recording], counts.message)
-        report = ShardReport(shard.index, (RecordingDone(name, recording.size, failure=failure),))
-        on_done(report.done[0])
-    counts.clear(name)
-    return report
+    made = counts.alone(recording.file_name, work, give_it_up)
+    return made or ShardReport(shard.index, stopped=True)

@@ -40,7 +40,7 @@ def task_to_text(task: Task) -> str:
             "job": task.job.model_dump_json(),
             "shard": task.shard.index,
             "parts": _PARTS[type(task.shard)].dump_python(task.shard.parts),
-            "enriches": isinstance(task.job, Enrichment),
+            "only": task.shard.only if isinstance(task.shard, PartsShard) else None,
             "recipe": task.recipe,
             "attempt": task.attempt,
             "cores": task.cores,
@@ -51,10 +51,10 @@ def task_to_text(task: Task) -> str:
 def task_from_text(text: str) -> Task:
     """The inverse of ``task_to_text``."""
     told = json.loads(text)
-    index, parts = told["shard"], told.pop("parts")
-    if told.pop("enriches"):
+    index, parts, only = told["shard"], told.pop("parts"), told.pop("only")
+    if only is not None:
         told["job"] = Enrichment.model_validate_json(told["job"])
-        told["shard"] = PartsShard(index, _PARTS[PartsShard].validate_python(parts))
+        told["shard"] = PartsShard(index, _PARTS[PartsShard].validate_python(parts), tuple(only))
     else:
         told["job"] = Job.model_validate_json(told["job"])
         told["shard"] = Shard(index, _PARTS[Shard].validate_python(parts))

@@ -141,20 +141,27 @@ def _counted(table: pa.Table) -> list[RecordingDone]:
 
 
 def halves(task: Task) -> Sequence[Task]:
-    """Two tasks that do a build's shard together, each for one more worker to try; none where it
-    has one recording only, or is of an enrichment."""
-    if not isinstance(task.shard, Shard) or task.shard.num_recordings < 2:
+    """Two tasks that do a shard together, each for one more worker to try; none where it has one
+    recording only."""
+    if isinstance(task.job, Enrichment) or isinstance(task.shard, PartsShard):
+        found: Sequence[AnyShard] = shards.halves(*_enrichment(task))
+    else:
+        found = _halves(task.shard)
+    return [replace(task, shard=shard, attempt=max(1, task.attempt - 1)) for shard in found]
+
+
+def _halves(shard: Shard) -> Sequence[Shard]:
+    if shard.num_recordings < 2:
         return ()
-    items = [(part, recording) for part, some in task.shard.parts for recording in some]
-    index, middle = task.shard.index, len(items) // 2
-    shards = [
+    items = [(part, recording) for part, some in shard.parts for recording in some]
+    middle = len(items) // 2
+    return [
         Shard(
-            index,
+            shard.index,
             [(part, [r for _, r in some]) for part, some in groupby(half, itemgetter(0))],
         )
         for half in (items[:middle], items[middle:])
     ]
-    return [replace(task, shard=shard, attempt=max(1, task.attempt - 1)) for shard in shards]
 
 
 def set_aside(task: Task, error: WorkerDiedError) -> ShardReport:

@@ -6,8 +6,9 @@ import heapq
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -28,6 +29,7 @@ from speechmill.enrich.audio import (
 )
 from speechmill.enrich.staging import RowKey, row_keys
 from speechmill.errors import DatasetError
+from speechmill.machine import WithoutRoom
 from speechmill.records import number_of
 from speechmill.storage import Store, StoreOptions, open_store
 from speechmill.tokenizers.base import Tokenizer
@@ -130,18 +132,24 @@ def verify_tokens(
     comparing = _Comparing(tokenizer, report)
     observer = observer or VerifyObserver()
     observer.planned(chosen.rows, chosen.audio_s)
+    without_room = WithoutRoom[RecordingSpans]()
+    fetch = partial(fetch_spans, source, keep_damaged=keep_damaged)
+
+    def compare(fetched: FetchedSpans) -> None:
+        if fetched.ready.found_no_room and without_room.takes(fetched.asked):
+            return
+        if fetched.lost:
+            report.lost[fetched.lost] += len(fetched.asked.spans)
+            report.reasons[fetched.asked.recording.file_name] = fetched.reason
+            fetched.ready.release()
+        else:
+            comparing.add(fetched, chosen.stored)
+        observer.progress(report)
+
     with ThreadPoolExecutor(AHEAD, thread_name_prefix="fetch") as pool:
-
-        def begin(asked: RecordingSpans) -> Future[FetchedSpans]:
-            return pool.submit(fetch_spans, source, asked, keep_damaged=keep_damaged)
-
-        for _, fetched in ahead(chosen.recordings(), begin, most=AHEAD):
-            if fetched.lost:
-                report.lost[fetched.lost] += len(fetched.asked.spans)
-                report.reasons[fetched.asked.recording.file_name] = fetched.reason
-            else:
-                comparing.add(fetched, chosen.stored)
-            observer.progress(report)
+        for _, fetched in ahead(chosen.recordings(), partial(pool.submit, fetch), most=AHEAD):
+            compare(fetched)
+    without_room.try_again(lambda asked: compare(fetch(asked)), stop=lambda: False)
     if not report.rows:
         why = ""
         for name, reason in list(report.reasons.items())[:1]:

@@ -11,7 +11,7 @@ import hashlib
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -30,6 +30,7 @@ from speechmill.errors import (
     DatasetError,
     JobError,
     MissingExtraError,
+    NoRoomError,
     StorageError,
     UnavailableError,
 )
@@ -287,15 +288,25 @@ class _Fit:
     def _stretches(
         self, chosen: Sequence[Recording], stretch_s: float
     ) -> Iterator[tuple[Recording, NDArray[np.float32] | str | None]]:
-        """Each recording with what ``_read_or_reason`` gives, in order. Some are read ahead."""
+        """Each recording with what ``_read_or_reason`` gives, in order. Some are read ahead; one
+        that finds no room for its temporary files is read again when these are done."""
+        reading: set[Future[NDArray[np.float32] | str | None]] = set()
+
+        def begin(recording: Recording) -> Future[NDArray[np.float32] | str | None]:
+            future = pool.submit(self._read_or_reason, recording, stretch_s)
+            reading.add(future)
+            future.add_done_callback(reading.discard)
+            return future
+
         with ThreadPoolExecutor(FETCHERS, thread_name_prefix="fetch") as pool:
-            yield from ahead(
-                chosen,
-                lambda recording: pool.submit(self._read_or_reason, recording, stretch_s),
-                most=2 * FETCHERS,
-                cost=estimate_s,
-                most_cost=MAX_AHEAD_S,
-            )
+            for recording, read in ahead(
+                chosen, begin, most=2 * FETCHERS, cost=estimate_s, most_cost=MAX_AHEAD_S
+            ):
+                found = read
+                if isinstance(read, str) and read.startswith(NoRoomError.__name__):
+                    wait(reading.copy())
+                    found = self._read_or_reason(recording, stretch_s)
+                yield recording, found
 
     def _read_or_reason(
         self, recording: Recording, stretch_s: float

@@ -6,7 +6,7 @@ import sys
 import time
 
 if "decoder_process" in " ".join(sys.orig_argv):
-    sys.path[:] = __import__("json").loads(sys.orig_argv[-2])
+    sys.path[:] = __import__("json").loads(sys.orig_argv[-4])
     from speechmill.audio import decoder_process
 
     decode = vars(decoder_process)["decode"]
