@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from speechmill.dataset.run_log import PIECE_BYTES, RunLog
 from speechmill.errors import UnavailableError
 from speechmill.records import RecordingDone
@@ -29,6 +32,18 @@ def test_a_log_that_grows_fast_is_written_instead_of_held() -> None:
     pieces = sorted((o.key for o in store.list(log.folder)), key=lambda key: (len(key), key))
     lines = [json.loads(x) for key in pieces for x in store.get(key).data.splitlines()]
     assert [line["file_name"] for line in lines] == [f"p1/{i:07d}.wav" for i in range(COUNT)]
+
+
+@given(text=st.text(st.characters(categories=("L", "C", "P"))))
+def test_whatever_a_message_says_is_logged_as_it_is(text: str) -> None:
+    store = open_store(memory())
+    log = RunLog(store, "run")
+    log.event("dead letter", reason=text)
+    log.flush(now=True)
+    log.report({"reason": text})
+    (line,) = (o.key for o in store.list(log.folder) if "application" in o.key)
+    for key in (line, f"{log.folder}/report.json"):
+        assert json.loads(store.get(key).data)["reason"] == text
 
 
 def test_a_store_that_is_down_is_not_asked_for_every_recording() -> None:

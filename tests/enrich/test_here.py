@@ -31,12 +31,12 @@ MEASURE = """
 import sys
 from speechmill.cli.app import main
 from speechmill.enrich import shards
-from tests.support.engine_work import DEADLY, make_deadly
+from tests.support.engine_work import DEADLY, deadly
 
-make_deadly(DEADLY)
 shards.SHARD_S = 1.0  # some parts together, not all
 sys.argv[1:1] = ["measure"]
-main()
+with deadly(DEADLY):
+    main()
 """
 
 
@@ -95,9 +95,11 @@ def test_a_measuring_that_was_killed_twice_for_other_reasons_tries_alone_and_end
     alone: list[str] = []
     make = Maker.make
 
-    def noted(self: Maker, *args: Any, only: Collection[str] = ()) -> Iterator[Outcome]:
+    def noted(
+        self: Maker, parts: Any, given_up: Any, stop: Any, only: Collection[str] = ()
+    ) -> Iterator[Outcome]:
         alone.extend(only)
-        return make(self, *args, only=only)
+        return make(self, parts, given_up, stop, only)
 
     monkeypatch.setattr(Maker, "make", noted)
     report = measure(store, ["fake"])

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from uuid import uuid4
 
@@ -24,6 +25,7 @@ from speechmill.queues.run import work
 from speechmill.queues.tally import WorkReport
 from speechmill.records import Recording
 from speechmill.storage import StoreOptions, open_store
+from tests.support.brokers import Tansu
 from tests.support.harness import Place, corpus, fill_folder
 
 FILES = corpus(2, 6)
@@ -76,14 +78,19 @@ def good(job: Job, reach: StoreOptions = StoreOptions()) -> list[Message]:  # no
     ]
 
 
-def worked_among(job: Job, queue: str, bad: Sequence[Message]) -> WorkReport:
+def worked_among(
+    job: Job, queue: str, bad: Sequence[Message], settings: Mapping[str, int] = MappingProxyType({})
+) -> WorkReport:
     """Good messages before and behind the bad ones, and what a worker makes of them all."""
     broker = open_broker(queue)
     broker.prepare(1)
     messages = good(job)
     for some in (messages[:6], bad, messages[6:]):
         broker.publish(some)
-    report = work(job, WorkOptions(queue=queue, until_empty=True, metrics="none"))
+    options = WorkOptions(
+        queue=queue, until_empty=True, metrics="none", broker_option=dict(settings)
+    )
+    report = work(job, options)
     assert report.rows + report.there == len(FILES)
     assert report.messages >= len(messages) + len(bad)
     return report
@@ -139,6 +146,18 @@ def test_a_message_too_large_for_a_letter_is_cut_with_a_pointer_to_it(
         assert len(letter.message.body) < 400_000
         assert letter.origin.startswith(queue.rpartition("/")[2])
     assert retry_dead_letters(open_broker(queue)) == (3 - len(cut), len(cut))
+
+
+def test_a_letter_is_cut_to_what_the_client_may_send(
+    source: Place, tmp_path: Path, tansu: Tansu
+) -> None:
+    queue = tansu.url(f"small-{uuid4().hex[:8]}")
+    job = job_of(source, tmp_path / "sink")
+    bad = [Message(b"x" * 50_000), Message(b"no JSON")]
+    report = worked_among(job, queue, bad, {"message.max.bytes": 20_000})
+    assert report.dead_letters == 2
+    letters = read_dead_letters(open_broker(queue))
+    assert sorted(letter.is_cut for letter in letters) == [False, True]
 
 
 json_values = st.recursive(

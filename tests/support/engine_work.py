@@ -6,10 +6,12 @@ import os
 import resource
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
+from unittest.mock import patch
 
 import numpy as np
 
@@ -26,10 +28,10 @@ __all__ = [
     "DEADLY",
     "Note",
     "churn",
+    "deadly",
     "die_of_a_row",
     "die_of_one",
     "linger",
-    "make_deadly",
     "notes",
     "nothing",
     "refuse",
@@ -102,24 +104,27 @@ def die_of_one(task: Task, *, stop: Callable[[], bool] = never) -> ShardReport:
     return run_task(task)
 
 
-def make_deadly(file_name: str) -> None:
-    """From now on a row of this recording ends the process that measures it, as a fault in native
-    code would."""
-    measure_rows = measures.measure_rows
+@contextmanager
+def deadly(file_name: str) -> Iterator[None]:
+    """A row of this recording ends the process that measures it, as a fault in native code
+    would."""
+    measure_rows = vars(measures)["measure_rows"]
 
     def rough(measure: Measure, rows: Sequence[ReadyRow], *more: Any) -> list[Values]:
         if any(row.owner.recording.file_name == file_name for row in rows):
             os.kill(os.getpid(), signal.SIGSEGV)
-        return measure_rows(measure, rows, *more)
+        made: list[Values] = measure_rows(measure, rows, *more)
+        return made
 
-    measures.measure_rows = rough
+    with patch.object(measures, "measure_rows", rough):
+        yield
 
 
 def die_of_a_row(task: Task, *, stop: Callable[[], bool] = never) -> ShardReport:
     """Do a task of an enrichment; be ended by a row of ``DEADLY``."""
     _note(task, "begun")
-    make_deadly(DEADLY)
-    report = run_task(task)
+    with deadly(DEADLY):
+        report = run_task(task)
     _note(task, "ended")
     return report
 

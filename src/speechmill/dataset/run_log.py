@@ -84,11 +84,11 @@ class RunLog:
         """Add a line to ``application.log``."""
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
         line = {"time": now, "level": level, "event": event, "host": self._host, **fields}
-        self._application.write(json.dumps(line, ensure_ascii=False, default=str).encode())
+        self._application.write(_json(line))
 
     def timing(self, **fields: Any) -> None:
         """Add a line to ``timing.log``."""
-        self._timing.write(json.dumps(fields, ensure_ascii=False).encode())
+        self._timing.write(_json(fields))
 
     def recording(self, done: RecordingDone) -> None:
         """Add a recording's outcome: its seconds by stage, and why it failed."""
@@ -137,5 +137,10 @@ class RunLog:
 
     def report(self, report: dict[str, Any]) -> None:
         """Write ``report.json``."""
-        text = json.dumps(report, indent=2, ensure_ascii=False, default=str)
-        self._store.put(f"{self.folder}/report.json", text.encode())
+        self._store.put(f"{self.folder}/report.json", _json(report, indent=2))
+
+
+def _json(told: dict[str, Any], indent: int | None = None) -> bytes:
+    """Readable JSON of anything: lone surrogates, which messages may hold, are escaped."""
+    text = json.dumps(told, indent=indent, ensure_ascii=False, default=str)
+    return text.encode("utf-8", "backslashreplace")

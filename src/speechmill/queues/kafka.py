@@ -117,7 +117,7 @@ class KafkaBroker:
 
     def publish(self, messages: Sequence[Message]) -> None:
         """See ``Broker``."""
-        from confluent_kafka import Producer
+        from confluent_kafka import KafkaException, Producer
 
         if self._producer is None:
             self._producer = create_client(Producer, self._settings(_PRODUCER))
@@ -138,6 +138,9 @@ class KafkaBroker:
                         headers=dict(message.headers),
                         on_delivery=confirmed,
                     )
+                    break
+                except KafkaException as error:  # larger than message.max.bytes
+                    refused.append(error.args[0])
                     break
                 except BufferError:  # its own queue is full
                     self._producer.poll(0.1)

@@ -136,6 +136,8 @@ def _of_ours(told: Mapping[str, Any]) -> Notice:
     source, key, etag = told["source"], told["key"], told["etag"]
     if not (isinstance(source, str) and isinstance(key, str) and isinstance(etag, str) and source):
         raise PoisonError("source, key and etag must be text")
+    if not (etag.isascii() and etag.isprintable()):  # no request can ask for it
+        raise PoisonError("its etag is none that a store gives")
     size, modified_us = _number(told, "size", 0), _number(told, "modified_us", -MAX_NUMBER)
     parts = _number({"parts": 1, **told}, "parts", 1, MAX_PARTS)
     return _notice("created", source, key, Recording(key, size, etag, modified_us), parts)

@@ -15,7 +15,7 @@ _PREFIX: Final = struct.Struct(">BHL")  # type, channel, bytes of what follows
 _CONTENT: Final = struct.Struct(">HHQ")  # class, weight, bytes of the body
 
 
-class TolerantConnection(SelectConnection):
+class TolerantConnection(SelectConnection):  # type: ignore[misc] # it has no types
     """A connection that takes a message whose headers pika cannot read as one that has none.
 
     They are the publisher's: a time in the year 292,277,026,596, tables within tables without end.
