@@ -15,7 +15,7 @@ import speechmill
 from speechmill import Job
 from speechmill.dataset.summary import failed_recordings
 from speechmill.errors import UnavailableError
-from speechmill.pipeline.suspects import DEATHS_ALONE, DEATHS_TOGETHER, InHand
+from speechmill.pipeline.suspects import DEATHS_ALONE, DEATHS_TOGETHER, CrashCounts, InHand
 from speechmill.storage import Store, open_store
 from tests.support.corpus import memory, rows_of, wav, write
 
@@ -64,6 +64,18 @@ def test_a_recording_that_ends_every_build_is_set_aside_and_all_others_have_thei
     assert "2 workers went away while they had nothing else in hand" in failure.message
     assert not [o.key for o in open_store(sink).list("_speechmill/in-hand")]
     assert not [o.key for o in open_store(sink).list("_speechmill/suspects")]
+
+
+def test_counts_that_killed_builds_have_left_go_when_one_ends_well(tmp_path: Path) -> None:
+    files = {f"p1/{i}.wav": wav(i) for i in range(3)}
+    source, sink = write(tmp_path / "in", files), str(tmp_path / "out")
+    job = Job(source=source, sink=sink, transcriber="fake", tokenizer=("fake",))
+    speechmill.build(job)
+    store = open_store(sink)
+    assert CrashCounts(store, 2).begin("p1/1.wav")  # and killed once its row was there
+    assert [o.key for o in store.list("_speechmill/suspects")]
+    assert speechmill.build(job).recordings == 0
+    assert not [o.key for o in store.list("_speechmill/suspects")]
 
 
 def suspects(in_hand: InHand) -> str:
