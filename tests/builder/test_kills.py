@@ -17,6 +17,7 @@ from tests.support.chaos import Chaos
 from tests.support.harness import (
     Bucket,
     Build,
+    Finished,
     Place,
     Poller,
     Watched,
@@ -123,6 +124,13 @@ class Killer:
                 self.hits[self._aim] += 1
 
 
+def to_the_end(start: Callable[[], Build]) -> Finished:
+    """Build twice: what was in hand at kill after kill may have been set aside as their cause (on a
+    busy machine none of thirty builds came to a commit), and is tried again."""
+    start().finish()
+    return start().finish()
+
+
 def count_left_over(killed: Place, whole: Place, chaos: Chaos) -> None:
     """All that an undisturbed build leaves is there; what else is there, is shown and counted."""
     there, expected = state_of(killed), state_of(whole)
@@ -170,13 +178,13 @@ def test_bucket_to_bucket_killed_at_any_moment_ends_as_undisturbed(
                     build.kill()
                 assert build.finish().code in {-9, DONE_WITH_FAILURES}
         killer.rest()
-        finished = Build(source.url, killed.url, *through).finish()
+        finished = to_the_end(partial(Build, source.url, killed.url, *through))
     print(f"by request: {dict(killer.hits)}; by time: {dict(by_time)}; {poller.polls} polls")  # noqa: T201
     assert finished.code == DONE_WITH_FAILURES, finished.err
     assert killer.hits.total() + by_time.total() >= kills * 0.75
     assert sum(n for at, n in killer.hits.items() if "commit" in at) >= kills // 12
     assert not poller.wrong
-    assert_same_dataset(killed, whole)
+    assert_same_dataset(killed, whole, attempts=False)
     count_left_over(killed, whole, chaos)
     chaos.count("kills", killer.hits.total() + by_time.total())
     chaos.count("looks at the sink", poller.polls)
@@ -195,10 +203,12 @@ def test_folder_to_folder_killed_at_any_moment_ends_as_undisturbed(
     kills = chaos.choose(KILLS, MANY_KILLS) // 2
     hits, parts = 0, []
     with Poller(killed) as poller:
-        for _ in range(kills):
+        for number in range(kills):
             build = Build(source.url, killed.url, seconds=slow_s(kills))
+            # However slow the machine is, some are killed only when they have committed something.
+            where = "data" if number % 5 == 4 else "_speechmill/staged"
             with ended(build):
-                _wait_for_a_change(tmp_path / "killed" / "_speechmill" / "staged", build)
+                _wait_for_a_change(tmp_path / "killed" / where, build)
                 build.finish_after(build.age_s + draw.uniform(0.0, WORK_S))
                 hits += build.running
                 build.kill()
@@ -206,12 +216,12 @@ def test_folder_to_folder_killed_at_any_moment_ends_as_undisturbed(
             files = [p for p in (tmp_path / "killed" / "data").rglob("*") if p.is_file()]
             assert all(re.fullmatch(r"part-\d+-of-\d+\.parquet", p.name) for p in files)
             parts.append(len(files))
-        finished = Build(source.url, killed.url).finish()
+        finished = to_the_end(partial(Build, source.url, killed.url))
     print(f"{hits} of {kills} kills; parts after each: {parts}; {poller.polls} polls")  # noqa: T201
     assert finished.code == DONE_WITH_FAILURES, finished.err
     assert hits >= kills * 0.75
     assert not poller.wrong
-    assert_same_dataset(killed, whole)
+    assert_same_dataset(killed, whole, attempts=False)
     assert {p.name for p in (tmp_path / "killed").iterdir()} == set(OWN_PREFIXES)
     age_leftovers(killed)
     assert Build(source.url, killed.url).finish().code in {0, DONE_WITH_FAILURES}

@@ -13,7 +13,8 @@ __all__ = ["DeadLetter", "dead_letter", "read_dead_letters", "retry_dead_letters
 
 GROUP = "speechmill-dead-letters"  # the consumer group that reads them
 MAX_MESSAGES = 500  # received at a time
-IDLE_S = 1.0  # without a message, until the queue counts as read
+IDLE_S = 1.0  # without a message, until the queue counts as read …
+BUSY_S = 30.0  # … or so long, where the broker says that more wait
 MAX_LETTER_BYTES = 768 * 1024  # Kafka's brokers take 1 MiB by default, RabbitMQ's more
 MAX_HEADER = 2_000  # characters of one of ours
 MAX_HEADERS = 48 * 1024  # bytes of the message's own: AMQP has one frame, of 128 KiB, for all
@@ -144,11 +145,15 @@ def _receive_all(broker: Broker, received: Callable[[Consumer, Sequence[Delivery
     dead.prepare()
     consumer = dead.consume(GROUP, whole=True)
     try:
+        taken: list[Delivery] = []
         quiet_since = time.monotonic()
-        while time.monotonic() - quiet_since < IDLE_S:
+        while (quiet_s := time.monotonic() - quiet_since) < IDLE_S or (
+            quiet_s < BUSY_S and (consumer.lag() or 0) > sum(map(consumer.holds, taken))
+        ):
             if some := consumer.receive(MAX_MESSAGES, 0.2):
                 quiet_since = time.monotonic()
                 received(consumer, some)
+                taken += some
     finally:
         consumer.close()
         dead.close()
