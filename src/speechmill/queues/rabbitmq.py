@@ -135,7 +135,7 @@ class RabbitBroker:
 
     def consume(self, group: str, *, whole: bool = False) -> RabbitConsumer:  # noqa: ARG002
         """See ``Broker``. The consumers of a queue are one group, and share it."""
-        return RabbitConsumer(self._url, self._parameters)
+        return RabbitConsumer(self._url, self._parameters, whole=whole)
 
     def dead_letters(self) -> RabbitBroker:
         """See ``Broker``."""
@@ -237,7 +237,10 @@ class RabbitConsumer:
 
     shares = True
 
-    def __init__(self, url: QueueUrl, parameters: ConnectionParameters) -> None:
+    def __init__(
+        self, url: QueueUrl, parameters: ConnectionParameters, *, whole: bool = False
+    ) -> None:
+        self._whole = whole
         self._queue, self._url, self._parameters = url.queue, url.url, parameters
         self._connection: BlockingConnection | None = None
         self._channel: BlockingChannel | None = None
@@ -275,7 +278,9 @@ class RabbitConsumer:
 
     def _set_prefetch(self, most: int) -> None:
         """Let the broker send up to ``most`` unacknowledged messages. Changing it means subscribing
-        anew, so small differences are ignored."""
+        anew, so small differences are ignored. Who reads the whole queue does it once: what is
+        under way then is given back, and some of it came late or, on a busy broker, not at all."""
+        most = MAX_PREFETCH if self._whole else most
         if self._channel is None or most <= self._prefetch <= 2 * most:
             return
         if self._subscribed:
