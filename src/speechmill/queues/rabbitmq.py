@@ -278,8 +278,8 @@ class RabbitConsumer:
 
     def _set_prefetch(self, most: int) -> None:
         """Let the broker send up to ``most`` unacknowledged messages. Changing it means subscribing
-        anew, so small differences are ignored. Who reads the whole queue does it once: what is
-        under way then is given back, and some of it came late or, on a busy broker, not at all."""
+        anew, so small differences are ignored; and what is under way then is given back, so that
+        who reads the whole queue does it once."""
         most = MAX_PREFETCH if self._whole else most
         if self._channel is None or most <= self._prefetch <= 2 * most:
             return
