@@ -25,6 +25,7 @@
         ├── NotAudioError       the bytes are no audio
         ├── TruncatedError      the recording ends before it should
         ├── DamagedError        part of it cannot be decoded, or is not finite
+        ├── ChannelError        it lacks the channel or the track that was asked for
         ├── DecoderDiedError    decoding it ends the process that does it, or never ends
         └── LimitError          it would cost more than one recording may
 
@@ -39,6 +40,7 @@ __all__ = [
     "AccessDeniedError",
     "AudioError",
     "BrokerError",
+    "ChannelError",
     "ConflictError",
     "DamagedError",
     "DatasetError",
@@ -169,6 +171,10 @@ class TruncatedError(AudioError):
 
 class DamagedError(AudioError):
     """Part of the recording cannot be decoded, or its samples are not finite."""
+
+
+class ChannelError(AudioError):
+    """The recording lacks the channel or the track that was asked for."""
 
 
 class DecoderDiedError(AudioError):

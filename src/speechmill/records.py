@@ -268,7 +268,8 @@ class Utterance:
 
     ``codes`` holds one entry a tokenizer of the job, in its order; so does ``round_trip_cer``, the
     character error rate of what is heard in the decoded codes, None where that was not asked for.
-    ``flags`` name what is suspicious. ``sample_rate`` (Hz) and ``channels`` are the source's.
+    ``flags`` name what is suspicious. ``sample_rate`` (Hz) and ``channels`` are the source's;
+    ``channel`` is the one that was taken, counted from 0, None for their mix.
     ``voiced_s`` are its seconds of voice, None where nothing listened. ``repetition`` and
     ``chars_per_voiced_s`` are figures of its text (``text/figures.py``). ``measured`` are values by
     column. All times are from the start of the recording.
@@ -292,6 +293,7 @@ class Utterance:
     tokenize_s: float = 0.0
     round_trip_cer: tuple[float | None, ...] = ()
     measured: Mapping[str, Any] = field(default_factory=dict)
+    channel: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

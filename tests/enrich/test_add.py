@@ -33,6 +33,7 @@ from speechmill.dataset.schema import (
 from speechmill.dataset.state import current_recipe, read_recipe
 from speechmill.enrich.add import EnrichReport, add_tokens
 from speechmill.enrich.staging import (
+    RowKey,
     Staging,
     row_keys,
     staged_table,
@@ -706,7 +707,11 @@ def test_what_is_put_beside_the_data_twice_is_there_once() -> None:
     (codes,) = FakeTokenizer().encode([np.zeros(800, np.float32)])
     of_type = column_of(FakeTokenizer()).type
     column = codes_to_array([codes, codes], of_type)
-    keys = [("a", 1, "x", 0.0, 1.0), ("a", 1, "x", 1.0, 2.0), ("b", 1, "y", 0.0, 1.0)]
+    keys: list[RowKey] = [
+        ("a", 1, "x", 0.0, 1.0, 0),
+        ("a", 1, "x", 0.0, 1.0, 1),
+        ("b", 1, "y", 0.0, 1.0, None),
+    ]
     fields = [pa.field("token", of_type)]
     staging.add("data/p", staged_table(keys[:2], fields, [column], {}))
     staging.add("data/p", staged_table(keys[1:], fields, [column], {"sample_mismatch": [0.0]}))

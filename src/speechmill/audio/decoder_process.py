@@ -105,8 +105,7 @@ def _answer(told: Mapping[str, Any], data: bytearray | FileMap) -> tuple[dict[st
     signal.setitimer(signal.ITIMER_PROF, told["cpu_s"])
     try:
         whole = data if isinstance(data, FileMap) else bytes(data)
-        limits = Limits(**told["limits"])
-        decoded = decode(whole, keep_damaged=told["keep_damaged"], limits=limits)
+        decoded = decode(whole, **told["choices"], limits=Limits(**told["limits"]))
     except Exception as error:  # noqa: BLE001 - it is raised again where the request came from
         return {"error": type(error).__name__, "text": str(error)}, b""
     finally:

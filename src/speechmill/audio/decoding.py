@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,12 +15,12 @@ from speechmill.audio.formats.files import inspect_all
 from speechmill.audio.formats.octets import Octets
 from speechmill.audio.formats.structure import Structure
 from speechmill.audio.limits import DEFAULT_LIMITS, Limits, Meter
-from speechmill.audio.packets import WITH_PAUSES, decode_packets
+from speechmill.audio.packets import WITH_PAUSES, Taken, decode_packets
 from speechmill.audio.resampling import resample
 from speechmill.audio.sniffing import Kind, describe, recognise
 from speechmill.audio.spilling import PIECE_SAMPLES, Spool, pieces
 from speechmill.audio.tally import Tally, as_error, find_problem, has_gap, nothing_decoded
-from speechmill.errors import DamagedError, EmptyAudioError, NotAudioError
+from speechmill.errors import AudioError, DamagedError, EmptyAudioError, NotAudioError
 from speechmill.records import Waveform
 
 __all__ = ["Decoded", "decode"]
@@ -46,6 +47,7 @@ _MAX_PADDING = 4096
 # Sound that begins so much later than its file keeps its times; tracks of a video begin some frames
 # apart.
 _LATE_S = 0.1
+_TRACKS_HEARD = 8  # where the one that was taken is silent: each costs as much as it did
 _LARGEST_PEAK = 2.0**31  # of 32-bit integers that a file stores as floats; more is no sound
 _CLEAR_OVERSHOOT = 1.122  # 1 dB above full scale; what lossy codecs add stays below it
 
@@ -66,19 +68,28 @@ class Decoded:
     flags: tuple[str, ...]
 
 
-def decode(data: Octets, *, keep_damaged: bool = False, limits: Limits = DEFAULT_LIMITS) -> Decoded:
+def decode(
+    data: Octets,
+    *,
+    keep_damaged: bool = False,
+    track: int | None = None,
+    channel: int | None = None,
+    limits: Limits = DEFAULT_LIMITS,
+) -> Decoded:
     """Decode a whole recording to mono, at its own sample rate.
 
-    The content tells the format, never a name. Of several audio tracks the default one is taken,
-    else the first. With ``keep_damaged`` a truncated or damaged recording gives what could be
-    decoded of it, flagged ``truncated``, ``damaged`` or ``non_finite``.
+    The content tells the format, never a name. Of several audio tracks the one of the number
+    ``track`` is taken; without, the default one, else the first. Its channels are mixed, or the one
+    of the number ``channel`` is taken alone. Both count from 0. With ``keep_damaged`` a truncated
+    or damaged recording gives what could be decoded of it, flagged ``truncated``, ``damaged`` or
+    ``non_finite``.
 
     Memory does not grow with the length of a long recording: its waveform is held in a temporary
     file, and ``data`` may be a map of one.
 
-    Raises EmptyAudioError, NotAudioError, TruncatedError or DamagedError; LimitError as soon as it
-    costs more than ``limits`` say; NoRoomError or StorageError where the temporary folder has no
-    room, or cannot be written to.
+    Raises EmptyAudioError, NotAudioError, TruncatedError or DamagedError; ChannelError where it has
+    no such track or channel; LimitError as soon as it costs more than ``limits`` say; NoRoomError
+    or StorageError where the temporary folder has no room, or cannot be written to.
     """
     if not data:
         raise EmptyAudioError("the file is empty (0 bytes)")
@@ -90,11 +101,12 @@ def decode(data: Octets, *, keep_damaged: bool = False, limits: Limits = DEFAULT
     structure = _INSPECTORS[kind](data, start, meter)
     if structure.name == "FLAC" and not keep_damaged:  # with less than it declares it would fail
         meter.check_duration(structure.declared_s or 0.0)
-    tally = decode_packets(data, structure, None, meter)
+    taken = Taken(track, channel)
+    tally = decode_packets(data, structure, None, meter, taken=taken)
     if tally.pauses and not tally.bad:
         decoder = WITH_PAUSES[tally.codec]
         tally.spool.clear()
-        tally = decode_packets(data, structure, None, meter, decoder)
+        tally = decode_packets(data, structure, None, meter, decoder, taken)
     tally.bad += tally.pauses
     problem = find_problem(structure, tally)
     if not tally.samples:
@@ -108,7 +120,21 @@ def decode(data: Octets, *, keep_damaged: bool = False, limits: Limits = DEFAULT
         flags.add("gap")
     if structure.name == "FLAC" and any(check.has_more() for check in tally.checks):
         flags.add("trailing_data")
-    return _to_mono(data, structure, tally, flags, meter, keep_damaged=keep_damaged)
+    if tally.num_tracks > 1:
+        flags.add("several_tracks")
+        if track is None and tally.is_silent and _others_sound(data, structure, tally, meter):
+            flags.add("silent_track")
+    return _to_mono(data, structure, tally, flags, meter, track=track, keep_damaged=keep_damaged)
+
+
+def _others_sound(data: Octets, structure: Structure, silent: Tally, meter: Meter) -> bool:
+    """Whether another track than the silent one that was taken has sound."""
+    for number in range(min(silent.num_tracks, _TRACKS_HEARD)):
+        with suppress(AudioError):  # what cannot be decoded is no better than silence
+            other = decode_packets(data, structure, None, meter, taken=Taken(number))
+            if other.samples and not other.is_silent:
+                return True
+    return False
 
 
 def _to_mono(
@@ -118,6 +144,7 @@ def _to_mono(
     flags: set[str],
     meter: Meter,
     *,
+    track: int | None,
     keep_damaged: bool,
 ) -> Decoded:
     """Choose the channels to mix, join the runs, scale to full scale, and flag what is odd."""
@@ -134,7 +161,8 @@ def _to_mono(
     mixed = tally
     if any(weights is not None for weights, _ in chosen):
         tally.spool.clear()  # the mix that is not wanted, before the next one is made
-        mixed = decode_packets(data, structure, [weights for weights, _ in chosen], meter)
+        weights = [weights for weights, _ in chosen]
+        mixed = decode_packets(data, structure, weights, meter, taken=Taken(track))
     samples = _join_runs(mixed, first.sample_rate)
     samples = samples[: _unpadded_length(structure, tally)]
     late_samples = round(tally.late_s * first.sample_rate) if tally.late_s >= _LATE_S else 0
@@ -150,7 +178,7 @@ def _to_mono(
         if peak > _CLEAR_OVERSHOOT:
             flags.add("scaled")
     waveform = Waveform(samples, first.sample_rate)
-    return Decoded(waveform, first.sample_rate, first.channels, tuple(sorted(flags)))
+    return Decoded(waveform, first.sample_rate, first.key[1], tuple(sorted(flags)))
 
 
 def _join_runs(tally: Tally, sample_rate: int) -> NDArray[np.float32]:

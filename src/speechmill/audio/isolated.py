@@ -65,13 +65,20 @@ _Answer = tuple[dict[str, Any], bytearray | FileMap]
 
 
 def decode_isolated(
-    data: Octets, *, keep_damaged: bool = False, limits: Limits = DEFAULT_LIMITS
+    data: Octets,
+    *,
+    keep_damaged: bool = False,
+    track: int | None = None,
+    channel: int | None = None,
+    limits: Limits = DEFAULT_LIMITS,
 ) -> Decoded:
     """Decode as ``audio.decode`` does, in another process, which is kept for the next recording.
 
     Args:
         data: the recording.
         keep_damaged: see ``audio.decode``.
+        track: see ``audio.decode``.
+        channel: see ``audio.decode``.
         limits: see ``audio.decode``.
 
     Raises:
@@ -80,7 +87,8 @@ def decode_isolated(
         AudioError, StorageError: see ``audio.decode``.
     """
     cpu_s = min(MAX_CPU_S, (CPU_S + CPU_S_PER_BYTE * len(data)) * max(1.0, limits.load))
-    told = {"keep_damaged": keep_damaged, "limits": asdict(limits), "cpu_s": cpu_s}
+    choices = {"keep_damaged": keep_damaged, "track": track, "channel": channel}
+    told = {"choices": choices, "limits": asdict(limits), "cpu_s": cpu_s}
     deaths = 0
     held = Claim(0) if len(data) > LARGE_BYTES else None  # who wants room alone waits for this one
     while deaths < ATTEMPTS:

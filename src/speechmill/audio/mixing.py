@@ -48,7 +48,7 @@ class Mixer:
     ``emit`` is called with each block, float32 [num_samples], in order.
 
     Without ``weights`` all channels count equally, and ``choose`` returns the weights that would
-    have been right.
+    have been right. With ``channel`` (from 0) that one alone is taken, as if there were no other.
     """
 
     def __init__(
@@ -60,10 +60,12 @@ class Mixer:
         emit: Callable[[NDArray[np.float32]], None],
         *,
         over_range: bool = False,
+        channel: int | None = None,
     ) -> None:
         self.key = (sample_rate, channels, sample_format)
         self.sample_rate = sample_rate
-        self.channels = channels
+        self.channels = channels if channel is None else 1
+        self._taken = slice(None) if channel is None else slice(channel, channel + 1)
         self.non_finite = 0
         self.samples = 0
         self._scale = FULL_SCALE.get(sample_format)
@@ -74,7 +76,7 @@ class Mixer:
         self._pending: list[NDArray[Any]] = []
         self._num_pending = 0
         self._emit = emit
-        zeros = np.zeros(channels)
+        zeros = np.zeros(self.channels)
         self._stats = _ChannelStats(
             total=zeros.copy(), square=zeros.copy(), low=zeros + np.inf, high=zeros - np.inf
         )
@@ -94,7 +96,7 @@ class Mixer:
         self._pending, self._num_pending = [], 0
         # Wild values are found and counted below; until then they may overflow.
         with np.errstate(over="ignore", invalid="ignore"):
-            self._mix(self._to_float(raw))
+            self._mix(self._to_float(raw[self._taken]))
         return raw
 
     def _to_float(self, raw: NDArray[Any]) -> NDArray[np.float32]:
@@ -161,6 +163,14 @@ class Mixer:
             weight = 1.0 / len(carrying)
             return tuple(0.0 if quiet else weight for quiet in silent), None
         return None, None
+
+    @property
+    def peak(self) -> float:
+        """How far the samples go from their offset, in −1..1: of the loudest channel."""
+        stats = self._stats
+        if not stats.count:
+            return 0.0
+        return float(((stats.high - stats.low) / 2).max())
 
     @property
     def clipped(self) -> bool:

@@ -16,10 +16,10 @@ from speechmill.audio.formats.structure import Problem, Structure
 from speechmill.audio.limits import Meter
 from speechmill.audio.mixing import Weights
 from speechmill.audio.plain import read_samples
-from speechmill.audio.tally import Tally, as_error, declared_s
-from speechmill.errors import DamagedError, NotAudioError
+from speechmill.audio.tally import Tally, as_error, counted, declared_s
+from speechmill.errors import ChannelError, DamagedError, NotAudioError
 
-__all__ = ["CODECS", "WITH_PAUSES", "decode_packets"]
+__all__ = ["CODECS", "WITH_PAUSES", "Taken", "decode_packets"]
 
 _DTYPES = {"u8": "u1", "s16": "i2", "s32": "i4", "s64": "i8", "flt": "f4", "dbl": "f8"}
 _SKIP_MANUAL = int(av.codec.context.Flags2.skip_manual)
@@ -38,28 +38,39 @@ WITH_PAUSES = {"amrnb": "libopencore_amrnb", "amrwb": "libopencore_amrwb"}
 _LOOK_EVERY = 64  # packets, between looks at the clock: a millisecond
 
 
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What is taken of a file: the audio track of this number, or the default one; its channel of
+    this number, or the mix of all. Both count from 0."""
+
+    track: int | None = None
+    channel: int | None = None
+
+
 def decode_packets(
     data: Octets,
     structure: Structure,
     weights: list[Weights | None] | None,
     meter: Meter,
     decoder: str | None = None,
+    taken: Taken = Taken(),
 ) -> Tally:
     """Decode every span of the file; ``weights`` has one entry per run of equal frames.
 
     ``decoder`` is that of FFmpeg to use, if not the one that it chooses.
     """
-    tally = Tally(meter)
+    tally = Tally(meter, taken.channel)
     meter.begin_pass()
     for piece in structure.pieces:
         try:
             if piece.form is not None:
+                _check_track(1, taken.track)
                 tally.expected_s = structure.declared_s or 0.0
                 read_samples(data, piece, piece.form, tally, weights)
                 continue
             span = piece.start, piece.end
             file = SpanReader(data, span, meter.check_time, piece.head)
-            _decode_span(file, structure, tally, weights, decoder)
+            _decode_span(file, structure, tally, weights, decoder, taken.track)
         except av.error.FFmpegError as error:
             if not tally.samples:
                 why = f"FFmpeg cannot read it: {error.strerror}"
@@ -79,6 +90,7 @@ def _decode_span(
     tally: Tally,
     weights: list[Weights | None] | None,
     decoder: str | None,
+    track: int | None,
 ) -> None:
     options = {
         # Nothing outside these bytes is ever opened, whatever they say.
@@ -95,7 +107,8 @@ def _decode_span(
             if structure.problem is not None:
                 raise as_error(structure.problem, structure, tally)
             raise NotAudioError(f"the {structure.name} file has no audio track")
-        stream = next((s for s in streams if s.disposition & s.disposition.default), streams[0])
+        stream = _choose_track(streams, track)
+        tally.num_tracks = max(tally.num_tracks, len(streams))
         context = stream.codec_context
         if context is None or context.name not in CODECS:
             if structure.problem is not None:
@@ -130,6 +143,20 @@ def _decode_span(
             # Times of MP4 count from 0; those of WebM from wherever its first track begins.
             begin_s = (container.start_time or 0) / 1e6 if structure.name == "WebM" else 0.0
             tally.late_s = max(0.0, late_s - begin_s)
+
+
+def _choose_track(streams: Any, track: int | None) -> Any:
+    """The audio track of this number; else the default one, or the first."""
+    if track is None:
+        return next((s for s in streams if s.disposition & s.disposition.default), streams[0])
+    _check_track(len(streams), track)
+    return streams[track]
+
+
+def _check_track(num_tracks: int, track: int | None) -> None:
+    if track is not None and track >= num_tracks:
+        there = counted(num_tracks, "audio track")
+        raise ChannelError(f"it has no audio track {track}: it has {there}")
 
 
 @dataclass(slots=True)

@@ -9,9 +9,23 @@ from speechmill.audio.formats.structure import Problem, Structure
 from speechmill.audio.limits import Meter
 from speechmill.audio.mixing import Mixer, Weights
 from speechmill.audio.spilling import Spool
-from speechmill.errors import AudioError, DamagedError, EmptyAudioError, TruncatedError
+from speechmill.errors import (
+    AudioError,
+    ChannelError,
+    DamagedError,
+    EmptyAudioError,
+    TruncatedError,
+)
 
-__all__ = ["Tally", "as_error", "declared_s", "find_problem", "has_gap", "nothing_decoded"]
+__all__ = [
+    "Tally",
+    "as_error",
+    "counted",
+    "declared_s",
+    "find_problem",
+    "has_gap",
+    "nothing_decoded",
+]
 
 # Hz. Telephony has 8 kHz, studios 192 kHz: a rate beyond these limits comes of a damaged header.
 _MIN_RATE, _MAX_RATE = 1_000, 1_000_000
@@ -19,6 +33,7 @@ _TOLERANCE_S = 0.15  # lossy codecs start and end a frame (up to 128 ms) early o
 _WIDER = 1.2  # less than 4/3: samples of 32 bits that are taken for those of 24
 _WMA_GAP_S = 0.1  # WMA has no pauses; its first frame, up to 46 ms, only primes the decoder
 _GAP_S = 0.3  # a hole in the packets' times that deserves a flag; clocks of containers jitter less
+_SILENT_PEAK = 1e-3  # −60 dBFS: hiss of a microphone that is off; the quietest speech is above
 # One packet in, one frame out: a packet without a frame is a loss …
 _STEADY = {"aac", "flac", "mp2float", "mp3float", "opus"}
 _EDGE_PACKETS = 4  # … but not at the edges, where the encoder's padding is cut away
@@ -32,6 +47,7 @@ class Tally:
     """Counts made while a file is decoded. Packets are numbered from 1."""
 
     meter: Meter
+    channel: int | None = None  # the one that is taken; all are mixed where there is none
     mixers: list[Mixer] = field(default_factory=list)  # one per run of equal frames
     spool: Spool = field(default_factory=Spool)  # the mixed samples, one run after another
     packets: int = 0
@@ -47,6 +63,7 @@ class Tally:
     expected_s: float = 0.0  # as far as the file says
     stream_s: float | None = None  # length of the tracks, as FFmpeg has read it
     codec: str = ""
+    num_tracks: int = 1  # of sound
     alone: bool = True  # the file holds nothing but this one track
     late_s: float = 0.0  # before the first sound, as the packets' times say
     checks: list[FlacCheck] = field(default_factory=list)  # one per span, FLAC only
@@ -61,19 +78,24 @@ class Tally:
         """Begin a run of samples of one rate (Hz), number of channels and format, the ``key``.
 
         ``weights`` has one entry per run, None for equal ones; without it, they are to be found.
-        Raises LimitError for too many channels, DamagedError for a rate that makes no sense.
+        Raises LimitError for too many channels, DamagedError for a rate that makes no sense,
+        ChannelError where it lacks the channel that is to be taken.
         """
         sample_rate, channels, _ = key
         self.meter.check_channels(channels)
         if not _MIN_RATE <= sample_rate <= _MAX_RATE:
             raise DamagedError(f"a sample rate of {sample_rate} Hz makes no sense")
+        if self.channel is not None and self.channel >= channels:
+            since = f" from {self.decoded_s:.2f} s on" if self.mixers else ""
+            there = counted(channels, "channel")
+            raise ChannelError(f"it has no channel {self.channel}: it has {there}{since}")
         run = len(self.mixers)
         chosen = weights[run] if weights is not None and run < len(weights) else None
         if weights is not None and chosen is None:
             chosen = (1.0 / channels,) * channels
         longest_s = min(self.expected_s, self.meter.limits.max_duration_s)
         self.spool.expected_samples = self.samples + int(longest_s * sample_rate)
-        mixer = Mixer(*key, chosen, self.spool.add, over_range=over_range)
+        mixer = Mixer(*key, chosen, self.spool.add, over_range=over_range, channel=self.channel)
         self.mixers.append(mixer)
         return mixer
 
@@ -83,9 +105,19 @@ class Tally:
         return sum(mixer.samples / mixer.sample_rate for mixer in self.mixers)
 
     @property
+    def is_silent(self) -> bool:
+        """Whether nothing can be heard."""
+        return all(mixer.peak < _SILENT_PEAK for mixer in self.mixers)
+
+    @property
     def samples(self) -> int:
         """Samples decoded per channel."""
         return sum(mixer.samples for mixer in self.mixers)
+
+
+def counted(count: int, what: str) -> str:
+    """So many, in words, and their numbers, which count from 0."""
+    return f"one {what}, 0" if count == 1 else f"{count} {what}s, 0 to {count - 1}"
 
 
 def find_problem(structure: Structure, tally: Tally) -> Problem | None:

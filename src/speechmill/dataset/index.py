@@ -29,7 +29,7 @@ from speechmill.storage import Object, Store
 
 __all__ = ["Index", "check_columns", "open_index", "read_rows"]
 
-_IDENTITY = ("file_name", "start_s")  # what tells a row from the others of its part
+_IDENTITY = ("file_name", "start_s", "channel")  # what tells a row from the others of its part
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ def open_index(store: Store, where: str | pc.Expression | None = None) -> Index:
         where = where_expression(where, schema)
     mentioned = [c for c in schema.names if re.search(rf"\b{re.escape(c)}\b", str(where))]
     columns = list(dict.fromkeys([*_IDENTITY, "duration_s", *mentioned]))
-    wanted = pa.schema([schema.field(name) for name in columns])
+    wanted = pa.schema([schema.field(name) for name in columns if name in schema.names])
 
     def look(part: Object) -> tuple[Object, pa.Table] | None:
         try:
@@ -120,12 +120,18 @@ def _chosen(table: pa.Table, where: pc.Expression | None) -> pa.Table:
 
 def _identities(table: pa.Table) -> NDArray[np.uint64]:
     """A hash for each row that is the same in every process: uint64 [num_rows]."""
-    pairs = zip(*(table[c].to_pylist() for c in _IDENTITY), strict=True)
+    nothing = [None] * table.num_rows  # older parts have no channel
+    there = table.column_names
+    told = (table[c].to_pylist() if c in there else nothing for c in _IDENTITY)
     hashes = b"".join(
-        hashlib.blake2b(f"{start_s!r} {name}".encode("utf-8", "surrogateescape"),
-                        digest_size=8).digest()
-        for name, start_s in pairs
-    )  # fmt: skip
+        hashlib.blake2b(
+            f"{start_s!r} {'' if channel is None else f'{channel} '}{name}".encode(
+                "utf-8", "surrogateescape"
+            ),
+            digest_size=8,
+        ).digest()
+        for name, start_s, channel in zip(*told, strict=True)
+    )
     return np.frombuffer(hashes, np.uint64)
 
 
@@ -150,7 +156,7 @@ def read_rows(store: Store, index: Index, part: int, columns: Sequence[str]) -> 
     """The index's rows of one part, in its order; null where an older part lacks a column.
 
     Where the part has been replaced since the index was made, the same rows are found in the new
-    version (by file name and start), with the values that they have there.
+    version (by file name, channel and start), with the values that they have there.
 
     Raises:
         ReplacedError: some of them are gone.

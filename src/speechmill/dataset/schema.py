@@ -182,6 +182,7 @@ def row_schema(tokenizers: Sequence[TokenColumn] = (), *, round_trip: bool = Fal
             ("duration_s", pa.float64()),
             ("sample_rate", pa.int32()),
             ("channels", pa.int32()),
+            ("channel", pa.int32()),
             ("language", pa.string()),
             ("language_probability", pa.float32()),
             ("avg_logprob", pa.float32()),
@@ -297,8 +298,8 @@ def _identity(recordings: Sequence[Recording], recipe: str) -> dict[str, Any]:
 
 # Columns that are what an utterance, or its transcript, says under the same name.
 OF_UTTERANCES = (
-    "start_s", "end_s", "sample_rate", "channels", "voiced_s", "repetition", "chars_per_voiced_s",
-    "fetch_s", "decode_s", "transcribe_s", "tokenize_s",
+    "start_s", "end_s", "sample_rate", "channels", "channel", "voiced_s", "repetition",
+    "chars_per_voiced_s", "fetch_s", "decode_s", "transcribe_s", "tokenize_s",
 )  # fmt: skip
 OF_TRANSCRIPTS = (
     "language", "language_probability", "avg_logprob", "no_speech_prob", "compression_ratio",
@@ -364,10 +365,8 @@ def failures_to_table(
 
 def sort_rows(table: pa.Table) -> pa.Table:
     """The order of rows in a part: it does not depend on the order of arrival."""
-    keys = [("file_name", "ascending")]
-    if "start_s" in table.column_names:
-        keys.append(("start_s", "ascending"))
-    return table.sort_by(keys)
+    keys = ("file_name", "channel", "start_s")
+    return table.sort_by([(name, "ascending") for name in keys if name in table.column_names])
 
 
 # Data page 1.0 and plain encodings are what every reader takes, fastparquet's flat columns among
@@ -379,7 +378,10 @@ PARQUET_OPTIONS = {
     "store_schema": True,
 }
 # Columns whose few different values a small dictionary holds.
-FEW_VALUES = ("folder_name", "language", "recipe", "sample_rate", "channels", "stage", "error")
+FEW_VALUES = (
+    *("folder_name", "language", "recipe", "stage", "error"),
+    *("sample_rate", "channels", "channel"),
+)
 
 
 def parquet_writer(where: Path | pa.NativeFile, schema: pa.Schema) -> pq.ParquetWriter:

@@ -26,7 +26,7 @@ from speechmill.dataset.schema import to_parquet
 from speechmill.dataset.state import current_recipe, read_recipe, sink_state
 from speechmill.dataset.swap import update
 from speechmill.enrich.additions import open_measure_additions, open_token_addition, refuse_another
-from speechmill.enrich.audio import keeps_damaged
+from speechmill.enrich.audio import decoded_by
 from speechmill.enrich.base import Addition, EnrichObserver, EnrichReport
 from speechmill.enrich.here import ADDING, make_here
 from speechmill.enrich.lookup import Lookup, look_up
@@ -193,7 +193,7 @@ class _Run:
     def run(self, what: str, elsewhere: Elsewhere | None, told: Mapping[str, Any]) -> bool:
         """Look what is to be done, and do it. Whether there was anything to do: nothing is written
         where there was not. ``told`` says what workers elsewhere are to make."""
-        keep_damaged = keeps_damaged(self.recipe, self.sink.url)
+        choices = decoded_by(self.recipe, self.sink.url)
         if elsewhere is not None:
             stagings = tuple(addition.staging.id for addition in self.additions)
             kept = {"source": self.source.url, "recipe": self.recipe.to_json()}
@@ -217,7 +217,7 @@ class _Run:
             rows=found.rows,
             resumed=found.staged,
         )
-        maker = Maker(self.sink, self.source, self.additions, keep_damaged=keep_damaged)
+        maker = Maker(self.sink, self.source, self.additions, choices)
         with log.watching():
             self._add(found, partial(self._make, maker, elsewhere))
         for name, reason in report.reasons.items():

@@ -13,7 +13,14 @@ from speechmill.dataset.layout import part_of
 from speechmill.dataset.schema import IDENTITY_COLUMNS
 from speechmill.enrich.staging import RowKey, row_keys
 from speechmill.errors import DamagedError, DatasetError
-from speechmill.pipeline.intake import ReadyRecording, ReadyRow, decode_into, fetch_into, recorded
+from speechmill.pipeline.intake import (
+    Choices,
+    ReadyRecording,
+    ReadyRow,
+    decode_into,
+    fetch_into,
+    recorded,
+)
 from speechmill.recipe import Recipe
 from speechmill.records import Part, Recording, key_of
 from speechmill.speech.segmentation import Row
@@ -23,24 +30,25 @@ __all__ = [
     "SPAN_COLUMNS",
     "FetchedSpans",
     "RecordingSpans",
+    "decoded_by",
     "fetch_spans",
-    "keeps_damaged",
     "recordings_of",
 ]
 
-SPAN_COLUMNS = ("folder_name", *IDENTITY_COLUMNS, "start_s", "end_s")
+SPAN_COLUMNS = ("folder_name", *IDENTITY_COLUMNS, "start_s", "end_s", "channel")
 """What says which audio a row is of."""
 
 
 @dataclass(frozen=True, slots=True)
 class RecordingSpans:
-    """A recording that has rows in a part: their spans, in seconds of its clock; and other columns
-    of these rows that were asked for, by name."""
+    """A recording that has rows in a part: their spans, in seconds of its clock; the channels that
+    they are of, None for the mix; and other columns of these rows that were asked for, by name."""
 
     part_key: str
     part: Part
     recording: Recording
     spans: tuple[tuple[float, float], ...]
+    channels: tuple[int | None, ...]
     columns: tuple[Mapping[str, Any], ...] = ()
 
     @property
@@ -56,7 +64,7 @@ class RecordingSpans:
     def row_key(self, index: int) -> RowKey:
         """The row of span number ``index``."""
         one = self.recording
-        return (one.file_name, one.size, one.etag, *self.spans[index])
+        return (one.file_name, one.size, one.etag, *self.spans[index], self.channels[index])
 
 
 @dataclass(slots=True, eq=False)
@@ -100,28 +108,31 @@ def recordings_of(
     The rows have ``SPAN_COLUMNS``; the values of other ``columns`` are handed on, None where the
     part lacks one.
     """
-    spans: dict[str, list[tuple[float, float]]] = {}
+    keys: dict[str, list[RowKey]] = {}
     values: dict[str, list[Mapping[str, Any]]] = {}
     first: dict[str, tuple[str, Recording]] = {}
     there = [name for name in columns if name in rows.column_names]
     asked = rows.select(there).to_pylist() if there else [{}] * rows.num_rows
-    for folder_name, modified_us, (name, size, etag, start_s, end_s), row in zip(
+    for folder_name, modified_us, key, row in zip(
         rows["folder_name"].to_pylist(),
         rows["source_modified"].cast(pa.int64()).to_pylist(),
         row_keys(rows),
         asked,
         strict=True,
     ):
-        spans.setdefault(name, []).append((start_s, end_s))
+        name, size, etag, *_ = key
+        keys.setdefault(name, []).append(key)
         values.setdefault(name, []).append({column: row.get(column) for column in columns})
         first.setdefault(name, (folder_name, Recording(key_of(name), size, etag, modified_us)))
     for name, (folder_name, recording) in first.items():
         part = part_of(part_key, folder_name)
-        yield RecordingSpans(part_key, part, recording, tuple(spans[name]), tuple(values[name]))
+        spans = tuple((start_s, end_s) for *_, start_s, end_s, _ in keys[name])
+        channels = tuple(channel for *_, channel in keys[name])
+        yield RecordingSpans(part_key, part, recording, spans, channels, tuple(values[name]))
 
 
-def keeps_damaged(recipe: Recipe, sink_url: str) -> bool:
-    """Whether damaged recordings became rows, by a recipe of the sink.
+def decoded_by(recipe: Recipe, sink_url: str) -> Choices:
+    """How recordings became rows, by a recipe of the sink.
 
     Raises:
         DatasetError: its rows were decoded in another way than this Speechmill does.
@@ -133,10 +144,10 @@ def keeps_damaged(recipe: Recipe, sink_url: str) -> bool:
             f"code, this Speechmill has {audio.AUDIO_VERSION}: it cannot take the same audio "
             "again. Use the Speechmill that made them, or speechmill build --rebuild"
         )
-    return bool(decoded.get("keep_damaged"))
+    return Choices(bool(decoded.get("keep_damaged")), decoded.get("track"))
 
 
-def fetch_spans(source: Store, asked: RecordingSpans, *, keep_damaged: bool) -> FetchedSpans:
+def fetch_spans(source: Store, asked: RecordingSpans, choices: Choices) -> FetchedSpans:
     """Fetch and decode a recording, and cut it as its rows are.
 
     Raises:
@@ -155,10 +166,14 @@ def fetch_spans(source: Store, asked: RecordingSpans, *, keep_damaged: bool) -> 
         return taken
     with recorded(ready, "decode"):
         # It has rows: so it was within the limits of the job that made them.
-        decode_into(ready, blob, keep_damaged=keep_damaged, limits=audio.NO_LIMITS)
+        decode_into(ready, blob, list(dict.fromkeys(asked.channels)), choices, audio.NO_LIMITS)
         if round(asked.length_s * ready.sample_rate) > round(ready.duration_s * ready.sample_rate):
             raise DamagedError(
                 f"its rows reach to {asked.length_s:.3f} s, and it has only {ready.duration_s:.3f}"
             )
-        ready.rows = [ReadyRow(ready, Row(start, end, ())) for start, end in asked.spans]
+        signals = {signal.channel: signal for signal in ready.signals}
+        ready.rows = [
+            ReadyRow(ready, signals[channel], Row(start, end, ()))
+            for (start, end), channel in zip(asked.spans, asked.channels, strict=True)
+        ]
     return taken

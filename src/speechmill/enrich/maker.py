@@ -24,7 +24,7 @@ from speechmill.errors import (
     UnavailableError,
 )
 from speechmill.machine import WithoutRoom
-from speechmill.pipeline.intake import ReadyRow
+from speechmill.pipeline.intake import Choices, ReadyRow
 from speechmill.pipeline.isolate import Breaker, all_or_each
 from speechmill.storage import Object, Store
 
@@ -86,14 +86,14 @@ class _PartMade:
 class Maker:
     """Makes what the rows of some parts lack, and stages it.
 
-    ``keep_damaged``: whether damaged recordings became rows.
+    ``choices``: how the recordings were decoded that became rows.
     """
 
     def __init__(
-        self, sink: Store, source: Store, additions: Sequence[Addition], *, keep_damaged: bool
+        self, sink: Store, source: Store, additions: Sequence[Addition], choices: Choices
     ) -> None:
         self.sink, self.source, self.additions = sink, source, additions
-        self.keep_damaged = keep_damaged
+        self.choices = choices
         self.compute_s = [0.0] * len(additions)
         self._row_columns = tuple(dict.fromkeys(c for a in additions for c in a.row_columns))
         self._breakers = [Breaker() for _ in additions]
@@ -151,7 +151,7 @@ class Maker:
         return outcomes
 
     def _fetch(self, asked: RecordingSpans) -> FetchedSpans:
-        return fetch_spans(self.source, asked, keep_damaged=self.keep_damaged)
+        return fetch_spans(self.source, asked, self.choices)
 
     def _fetched(
         self, recordings: Iterable[RecordingSpans], pool: ThreadPoolExecutor

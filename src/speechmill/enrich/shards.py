@@ -14,7 +14,7 @@ from pydantic import Field
 from speechmill.ahead import together
 from speechmill.dataset.reader import read_columns
 from speechmill.enrich.additions import open_measure_additions, open_token_addition
-from speechmill.enrich.audio import keeps_damaged
+from speechmill.enrich.audio import decoded_by
 from speechmill.enrich.base import Addition
 from speechmill.enrich.lookup import GivenUp, LackingPart, columns_to_look_at, lacking_of
 from speechmill.enrich.maker import Maker, Outcome
@@ -118,8 +118,8 @@ def _open(job_json: str) -> Callable[[], Maker]:
             "a worker would make other values than this command: its Speechmill or its weights are "
             "others than here; make them the same"
         )
-    keep_damaged = keeps_damaged(recipe, sink.url)
-    return partial(Maker, sink, source, additions, keep_damaged=keep_damaged)
+    choices = decoded_by(recipe, sink.url)
+    return partial(Maker, sink, source, additions, choices=choices)
 
 
 def enrich_shard(

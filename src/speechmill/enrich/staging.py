@@ -30,16 +30,20 @@ __all__ = [
     "staged_table",
 ]
 
-RowKey = tuple[str, int, str, float, float]
-"""A row: file_name, source_size, source_etag, start_s, end_s."""
+RowKey = tuple[str, int, str, float, float, int | None]
+"""A row: file_name, source_size, source_etag, start_s, end_s, channel."""
 
-KEY_COLUMNS = ("file_name", "source_size", "source_etag", "start_s", "end_s")
-_KEY_TYPES = (pa.string(), pa.int64(), pa.string(), pa.float64(), pa.float64())
+KEY_COLUMNS = ("file_name", "source_size", "source_etag", "start_s", "end_s", "channel")
+_KEY_TYPES = (pa.string(), pa.int64(), pa.string(), pa.float64(), pa.float64(), pa.int32())
 
 
 def row_keys(table: pa.Table) -> list[RowKey]:
-    """Which rows these are, by the columns of ``RowKey``."""
-    return list(zip(*(table[name].to_pylist() for name in KEY_COLUMNS), strict=True))
+    """Which rows these are, by the columns of ``RowKey``. What was made before there was a
+    ``channel`` has none."""
+    nothing = [None] * table.num_rows
+    there = table.column_names
+    columns = (table[name].to_pylist() if name in there else nothing for name in KEY_COLUMNS)
+    return list(zip(*columns, strict=True))
 
 
 class Staging:
@@ -79,18 +83,27 @@ class Staging:
         def change(data: bytes | None) -> bytes | None:
             if data is None:
                 return to_parquet(rows)
-            old = read_part(key, data)
+            old = _with_channel(read_part(key, data))
             there = set(row_keys(old))
             new = [i for i, row in enumerate(row_keys(rows)) if row not in there]
             if not new:
                 return None
-            return to_parquet(pa.concat_tables([old, rows.take(new).cast(old.schema)]))
+            some = rows.take(new).select(old.column_names)
+            return to_parquet(pa.concat_tables([old, some.cast(old.schema)]))
 
         update(self._store, key, change)
 
     def clear(self, part_key: str) -> None:
         """Remove what there is for a part."""
         self._store.delete(self.key(part_key))
+
+
+def _with_channel(staged: pa.Table) -> pa.Table:
+    """Staged rows, also of before there was a ``channel``, with that column."""
+    if "channel" in staged.column_names:
+        return staged
+    field = pa.field("channel", pa.int32())
+    return staged.add_column(len(KEY_COLUMNS) - 1, field, pa.nulls(staged.num_rows, field.type))
 
 
 def staged_table(

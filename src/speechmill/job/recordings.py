@@ -5,13 +5,18 @@ from __future__ import annotations
 import re
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 
 from speechmill.job.options import Name, Options, Texts, parse_options
 
 __all__ = ["RecordingOptions", "Selection"]
 
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+def _as_text(value: object) -> object:
+    """A number as the flag has it, which a job file has as a number."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 class Selection(Options):
@@ -56,6 +61,17 @@ class RecordingOptions(Selection):
         description="Make rows of what can be decoded of truncated and damaged recordings, "
         "flagged, instead of failures.",
     )
+    channels: Annotated[str, BeforeValidator(_as_text)] = Field(
+        "mix",
+        description="What is taken of a recording's channels: mix, their average; split, each by "
+        "itself, in rows of its own; or one of them by its number, from 0.",
+    )
+    track: int | None = Field(
+        None,
+        ge=0,
+        description="Which audio track of a file with several, from 0 [default: the file's own "
+        "default].",
+    )
     max_duration_s: float = Field(
         12 * 3600.0,
         gt=0,
@@ -72,6 +88,15 @@ class RecordingOptions(Selection):
     @classmethod
     def _decode_limits(cls, value: object) -> object:
         return parse_options(value, "ratio=20000")
+
+    @field_validator("channels")
+    @classmethod
+    def _channels(cls, value: str) -> str:
+        if value in ("mix", "split"):
+            return value
+        if not re.fullmatch(r"\d{1,4}", value, re.ASCII):
+            raise ValueError(f"must be mix, split, or a channel's number from 0, not {value!r}")
+        return str(int(value))
 
     @field_validator("partition_by")
     @classmethod

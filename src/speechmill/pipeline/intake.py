@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -29,10 +30,12 @@ from speechmill.speech.voice import SAMPLE_RATE, listen
 from speechmill.storage import Fetched, Store, fetch
 
 __all__ = [
+    "Choices",
     "Intake",
     "ReadyPiece",
     "ReadyRecording",
     "ReadyRow",
+    "Signal",
     "decode_into",
     "fetch_into",
     "recorded",
@@ -42,9 +45,32 @@ WHOLE_S: Final = 30.0
 """Up to here a recording that is one row is resampled at once, in the decoder's thread."""
 
 
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """How recordings are decoded; see ``audio.decode``."""
+
+    keep_damaged: bool = False
+    track: int | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Signal:
+    """What of a recording is heard as one: the mix of its channels (``channel`` is None), or one of
+    them. ``flags`` name what is suspicious about it."""
+
+    channel: int | None = None
+    flags: tuple[str, ...] = ()
+    waveform: Waveform | None = None  # as it was decoded; None once nothing needs it
+    voice_highest: float | None = None
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    language: tuple[str, float] | None = None
+    language_detected: bool = False  # whether it was asked for, under the lock
+
+
 @dataclass(slots=True, eq=False)
 class ReadyRecording:
-    """A recording on its way: its rows, or its failure."""
+    """A recording on its way: its rows, or its failure. ``channels`` is their number in the source,
+    ``signals`` are those that become rows: one, unless channels are split."""
 
     part: Part
     recording: Recording
@@ -52,18 +78,13 @@ class ReadyRecording:
     duration_s: float = 0.0
     sample_rate: int = 0
     channels: int = 0
-    flags: tuple[str, ...] = ()
+    signals: list[Signal] = field(default_factory=list)
     rows: list[ReadyRow] = field(default_factory=list)
-    voice_highest: float | None = None
-    waveform: Waveform | None = None  # as it was decoded; None once nothing needs it
     decoded_rate: int = 0
     failure: Failure | None = None
     gone: bool = False
     fetch_s: float = 0.0
     decode_s: float = 0.0
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    language: tuple[str, float] | None = None
-    language_detected: bool = False  # whether it was asked for, under the lock
 
     @property
     def is_good(self) -> bool:
@@ -83,7 +104,8 @@ class ReadyRecording:
 
     def release(self) -> None:
         """Let go of the audio."""
-        self.waveform = None
+        for signal in self.signals:
+            signal.waveform = None
         for row in self.rows:
             row.waveforms.clear()
 
@@ -93,6 +115,7 @@ class ReadyRow:
     """A row on its way. ``waveforms`` (by sample rate, Hz) are made when they are first wanted."""
 
     owner: ReadyRecording
+    signal: Signal
     row: Row
     pieces: list[ReadyPiece] = field(default_factory=list)
     waveforms: dict[int, NDArray[np.float32]] = field(default_factory=dict)
@@ -114,7 +137,7 @@ class ReadyRow:
         sample_rate = sample_rate or self.owner.decoded_rate
         with self.lock:
             if sample_rate not in self.waveforms:
-                whole = _decoded(self.owner)
+                whole = _decoded(self.owner, self.signal)
                 first = round(self.row.start_s * whole.sample_rate)
                 end = max(first + 1, round(self.row.end_s * whole.sample_rate))
                 part = Waveform(whole.samples[first:end], whole.sample_rate)
@@ -123,7 +146,7 @@ class ReadyRow:
 
     def release(self) -> None:
         """Let go of the waveforms, if they can be made again."""
-        if self.owner.waveform is not None:
+        if self.signal.waveform is not None:
             with self.lock:
                 self.waveforms.clear()
 
@@ -150,14 +173,14 @@ class ReadyPiece:
         else:
             offset = round(piece.start_s * sample_rate)
             end = round(piece.end_s * sample_rate)
-            samples = reader(_decoded(row.owner), sample_rate)(offset, end)
+            samples = reader(_decoded(row.owner, row.signal), sample_rate)(offset, end)
         length = round(self.duration_s * sample_rate)
         if max_speech_s is not None:
             length = min(length, int(max_speech_s * sample_rate))
         voiced = piece.voiced and tuple(
             (a - piece.start_s, b - piece.start_s) for a, b in piece.voiced
         )
-        language, probability = row.owner.language or (None, None)
+        language, probability = row.signal.language or (None, None)
         return Speech(samples[: max(1, length)], voiced, language, probability)
 
 
@@ -184,6 +207,10 @@ class Intake:
         self.rates = sorted(rates)
         job = resources.job
         self.limits = audio.Limits(max_duration_s=job.max_duration_s, **job.decode_limit)
+        self.choices = Choices(job.keep_damaged, job.track)
+        self.channels: tuple[int | None, ...] | None = None
+        if job.channels != "split":
+            self.channels = (None if job.channels == "mix" else int(job.channels),)
 
     def fetch(self, part: Part, recording: Recording) -> tuple[ReadyRecording, Fetched | None]:
         """Fetch a recording's bytes; none where it is gone, or has failed.
@@ -209,15 +236,16 @@ class Intake:
             return ready
         started = time.perf_counter()
         with recorded(ready, "decode"):
-            keep_damaged = self.resources.job.keep_damaged
-            decode_into(ready, blob, keep_damaged=keep_damaged, limits=self.limits)
-            self._cut(ready)
+            decode_into(ready, blob, self.channels, self.choices, self.limits)
+            for signal in ready.signals:
+                self._cut(ready, signal)
         ready.decode_s = time.perf_counter() - started
         return ready
 
-    def _cut(self, ready: ReadyRecording) -> None:
+    def _cut(self, ready: ReadyRecording, signal: Signal) -> None:
         mode, transcriber = self.resources.job.segment, self.resources.transcriber
-        whole, duration_s = _decoded(ready), ready.duration_s
+        whole = _decoded(ready, signal)
+        duration_s = whole.duration_s
         short = duration_s <= WHOLE_S
         cut = keep_whole(duration_s)
         known: dict[int, NDArray[np.float32]] = {}
@@ -237,15 +265,16 @@ class Intake:
                 num_samples = len(whole.samples) * SAMPLE_RATE // whole.sample_rate
             voice = listen(reader(audible, SAMPLE_RATE), num_samples, VOICE, duration_s)
             cut = segment(voice, mode, SEGMENTING, VOICE, transcriber.max_speech_s)
-        ready.voice_highest = cut.highest
-        for row in cut.rows:
-            ready.rows.append(ReadyRow(ready, row))
-            ready.rows[-1].pieces = [ReadyPiece(ready.rows[-1], piece) for piece in row.pieces]
-        if short and len(ready.rows) == 1 and cut.rows[0].end_s - cut.rows[0].start_s == duration_s:
-            ready.rows[0].waveforms = {r: known[r] for r in self.rates if r in known}
+        signal.voice_highest = cut.highest
+        rows = [ReadyRow(ready, signal, row) for row in cut.rows]
+        for one in rows:
+            one.pieces = [ReadyPiece(one, piece) for piece in one.row.pieces]
+        ready.rows += rows
+        if short and len(rows) == 1 and rows[0].duration_s == duration_s:
+            rows[0].waveforms = {r: known[r] for r in self.rates if r in known}
             for rate in self.rates:
-                ready.rows[0].samples(rate)
-            ready.waveform = None
+                rows[0].samples(rate)
+            signal.waveform = None
 
 
 def fetch_into(ready: ReadyRecording, source: Store) -> Fetched | None:
@@ -273,20 +302,39 @@ def fetch_into(ready: ReadyRecording, source: Store) -> Fetched | None:
 
 
 def decode_into(
-    ready: ReadyRecording, blob: Fetched, *, keep_damaged: bool, limits: audio.Limits
+    ready: ReadyRecording,
+    blob: Fetched,
+    channels: Sequence[int | None] | None,
+    choices: Choices,
+    limits: audio.Limits,
 ) -> None:
-    """Decode what was fetched.
+    """Decode what was fetched: for each of ``channels`` a signal, None for their mix; one for each
+    channel that there is where ``channels`` is None.
+
+    Each is decoded by itself: that costs little beside transcription, and what is wrong with a
+    recording shows in the same way whatever is taken of it.
 
     Raises:
         AudioError: it cannot become a row; LimitError where it would cost more than ``limits``.
         NoRoomError: the temporary folder has no room.
         StorageError: the temporary folder cannot be written to.
     """
-    decoded = audio.decode_isolated(blob.data, keep_damaged=keep_damaged, limits=limits)
-    ready.waveform, ready.decoded_rate = decoded.waveform, decoded.waveform.sample_rate
-    ready.duration_s = decoded.waveform.duration_s
-    ready.sample_rate, ready.channels = decoded.sample_rate, decoded.channels
-    ready.flags = decoded.flags
+    waiting = deque([0] if channels is None else channels)
+    while waiting:
+        channel = waiting.popleft()
+        decoded = audio.decode_isolated(
+            blob.data,
+            keep_damaged=choices.keep_damaged,
+            track=choices.track,
+            channel=channel,
+            limits=limits,
+        )
+        if channels is None and channel == 0:
+            waiting.extend(range(1, decoded.channels))
+        ready.decoded_rate = decoded.waveform.sample_rate
+        ready.duration_s = decoded.waveform.duration_s
+        ready.sample_rate, ready.channels = decoded.sample_rate, decoded.channels
+        ready.signals.append(Signal(channel, decoded.flags, decoded.waveform))
 
 
 def _check_source(source: Store) -> None:
@@ -297,10 +345,10 @@ def _check_source(source: Store) -> None:
     raise UnavailableError(f"the source {source.url} is empty or no longer there")
 
 
-def _decoded(ready: ReadyRecording) -> Waveform:
-    if ready.waveform is None:
+def _decoded(ready: ReadyRecording, signal: Signal) -> Waveform:
+    if signal.waveform is None:
         raise RuntimeError(f"{ready.recording.file_name} was let go of before it was done")
-    return ready.waveform
+    return signal.waveform
 
 
 def reader(waveform: Waveform, sample_rate: int) -> Callable[[int, int], NDArray[np.float32]]:

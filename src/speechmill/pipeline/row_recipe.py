@@ -31,7 +31,13 @@ def row_recipe(job: Job, transcriber: Transcriber, tokenizers: Sequence[Tokenize
     """Gather every choice that shapes the rows of a job, and what makes them."""
     choices = {
         "rows": {"version": ROWS_VERSION},
-        "audio": {"version": audio.AUDIO_VERSION, "keep_damaged": job.keep_damaged},
+        "audio": {
+            "version": audio.AUDIO_VERSION,
+            "keep_damaged": job.keep_damaged,
+            # Stated only where it is asked for: recipes of before have none.
+            **({} if job.channels == "mix" else {"channels": job.channels}),
+            **({} if job.track is None else {"track": job.track}),
+        },
         "segmentation": {
             "mode": job.segment,
             "max_speech_s": transcriber.max_speech_s,

@@ -26,7 +26,7 @@ def make_utterance(row: ReadyRow, resources: Resources) -> Utterance:
     if transcripts:
         transcript = join_transcripts([p.piece.start_s for p in row.pieces], transcripts)
     else:
-        transcript = no_voice(resources.language, ready.voice_highest or 0.0)
+        transcript = no_voice(resources.language, row.signal.voice_highest or 0.0)
     repeated = transcript.repetition
     if repeated is None and transcript.text:
         repeated = repetition(transcript.text)
@@ -39,11 +39,12 @@ def make_utterance(row: ReadyRow, resources: Resources) -> Utterance:
         end_s=cut.end_s,
         sample_rate=ready.sample_rate,
         channels=ready.channels,
+        channel=row.signal.channel,
         transcript=transcript,
         codes=tuple(codes for _, codes in sorted(row.codes.items())),
         measured=row.measured,
         round_trip_cer=tuple(row.round_trip_cer.get(i) for i in range(len(row.codes))),
-        flags=tuple(sorted({*ready.flags, *transcript.flags, *suspicious})),
+        flags=tuple(sorted({*row.signal.flags, *transcript.flags, *suspicious})),
         voiced_s=cut.voiced_s,
         repetition=repeated,
         chars_per_voiced_s=speech_rate(transcript.text, cut.voiced_s),

@@ -24,7 +24,7 @@ from speechmill.errors import ModelError, SpeechmillError
 from speechmill.job import Job
 from speechmill.machine import WithoutRoom
 from speechmill.pipeline.batching import Batch, batched
-from speechmill.pipeline.intake import Intake, ReadyPiece, ReadyRecording
+from speechmill.pipeline.intake import Intake, ReadyPiece, ReadyRecording, Signal
 from speechmill.pipeline.isolate import Breaker, all_or_each
 from speechmill.pipeline.measure import measure_job_rows
 from speechmill.pipeline.resources import Resources, open_resources
@@ -253,7 +253,8 @@ class _ShardRun:
 
         def call(recordings: Sequence[ReadyRecording]) -> None:
             for ready in recordings:
-                self._detect_language(ready)
+                for signal in ready.signals:
+                    self._detect_language(ready, signal)
             self._call([piece for ready in recordings for piece in by_recording[ready]])
 
         def failed(ready: ReadyRecording, error: Exception) -> None:
@@ -275,13 +276,13 @@ class _ShardRun:
             with piece.row.lock:
                 piece.row.transcribe_s += cost.seconds * piece.duration_s / total_s
 
-    def _detect_language(self, ready: ReadyRecording) -> None:
-        """Detect the language once for all of a recording that is cut into pieces."""
-        pieces = [piece for row in ready.rows for piece in row.pieces]
+    def _detect_language(self, ready: ReadyRecording, signal: Signal) -> None:
+        """Detect the language once for all of a signal that is cut into pieces."""
+        pieces = [piece for row in ready.rows if row.signal is signal for piece in row.pieces]
         if self.job.language is not None or len(pieces) < 2:
             return
-        with ready.lock:
-            if ready.language_detected:
+        with signal.lock:
+            if signal.language_detected:
                 return
             transcriber = self.resources.transcriber
             count = min(DETECTED_IN, -(-len(pieces) // DETECTED_OF))
@@ -290,10 +291,10 @@ class _ShardRun:
                 for i in range(count)
             ]
             chosen = [max(some, key=lambda p: p.piece.voiced_s) for some in stretches]
-            ready.language = transcriber.detect_language(
+            signal.language = transcriber.detect_language(
                 [p.speech(transcriber.sample_rate, transcriber.max_speech_s) for p in chosen]
             )
-            ready.language_detected = True
+            signal.language_detected = True
 
     def _collect(self, recordings: Sequence[ReadyRecording]) -> None:
         """Put recordings to their parts; commit those that are complete, or all when it is time."""

@@ -23,8 +23,8 @@ from speechmill.enrich.audio import (
     SPAN_COLUMNS,
     FetchedSpans,
     RecordingSpans,
+    decoded_by,
     fetch_spans,
-    keeps_damaged,
     recordings_of,
 )
 from speechmill.enrich.staging import RowKey, row_keys
@@ -124,7 +124,7 @@ def verify_tokens(
     recipe = read_recipe(sink, str(state["recipe"]))
     if recipe is None:
         raise DatasetError(f"the recipe {state['recipe']} of {sink.url} is not kept in it")
-    keep_damaged = keeps_damaged(recipe, sink.url)
+    choices = decoded_by(recipe, sink.url)
     tokenizer = open_again(described, model=model, device=device)
     source = open_store(source_url or state["source"], source_options)
     chosen = _Sample(sink, described["column"], recipe.id, sample, seed)
@@ -133,7 +133,7 @@ def verify_tokens(
     observer = observer or VerifyObserver()
     observer.planned(chosen.rows, chosen.audio_s)
     without_room = WithoutRoom[RecordingSpans]()
-    fetch = partial(fetch_spans, source, keep_damaged=keep_damaged)
+    fetch = partial(fetch_spans, source, choices=choices)
 
     def compare(fetched: FetchedSpans) -> None:
         if fetched.ready.found_no_room and without_room.takes(fetched.asked):
@@ -168,11 +168,11 @@ class _Sample:
         for part, table in scan(sink, SPAN_COLUMNS):
             rows = zip(row_keys(table), table["recipe"].to_pylist(), strict=True)
             mine = (
-                (number_of(f"{seed} {row[3]!r} {row[0]}"), part.key, row)
+                (number_of(f"{seed} {row[3]!r} {_channel_of(row)}{row[0]}"), part.key, row)
                 for row, made in rows
                 if made == recipe
             )
-            drawn = heapq.nsmallest(count, [*drawn, *mine])
+            drawn = heapq.nsmallest(count, [*drawn, *mine], key=lambda one: one[:2])
         self._wanted: defaultdict[str, set[RowKey]] = defaultdict(set)
         for _, part_key, row in drawn:
             self._wanted[part_key].add(row)
@@ -196,6 +196,11 @@ class _Sample:
             codes = tokens_to_arrays(some[self._column])
             self.stored.update(zip(row_keys(some), codes, strict=True))
             yield from recordings_of(part.key, some)
+
+
+def _channel_of(row: RowKey) -> str:
+    """What tells the channels of a recording apart, where each has rows; else nothing."""
+    return "" if row[5] is None else f"{row[5]} "
 
 
 class _Comparing:

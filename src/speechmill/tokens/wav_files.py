@@ -155,6 +155,10 @@ def _check_out(sink: Store, out: Store, source_url: str) -> None:
         )
 
 
+_Signal = tuple[str, int | None]
+"""A recording by its file name, and which of its channels."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Row:
     """A row that is to be decoded, and where to."""
@@ -170,7 +174,7 @@ class _Rows:
     def __init__(self, sink: Store, schema: pa.Schema, column: str, where: str | None) -> None:
         self._sink, self._schema, self._column = sink, schema, column
         self._filter = None if where is None else where_expression(where, schema)
-        needed = ("file_name", "start_s", "end_s", "duration_s")
+        needed = ("file_name", "start_s", "end_s", "duration_s", "channel")
         self._columns = [
             name for name in schema.names if name in needed or (where and name in where)
         ]
@@ -230,28 +234,37 @@ class _Rows:
                 table = conform(read_columns(self._sink, part, columns), self._wanted(columns))
             except NotFoundError:
                 continue
-            counts = Counter(table["file_name"].to_pylist())
+            counts = Counter(zip(table["file_name"].to_pylist(), _channels(table), strict=True))
             table = self._filtered(table).slice(0, left)
             left -= table.num_rows
             rows = self._rows(table, counts)
             yield from together(rows, lambda row: row.duration_s, CALL_S, CALL_ROWS)
 
-    def _rows(self, table: pa.Table, counts: Mapping[str, int]) -> Iterator[_Row]:
-        spans = (table[c].to_pylist() for c in ("file_name", "start_s", "end_s", "duration_s"))
+    def _rows(self, table: pa.Table, counts: Mapping[_Signal, int]) -> Iterator[_Row]:
+        told = (table[c].to_pylist() for c in ("file_name", "start_s", "end_s", "duration_s"))
         codes = tokens_to_arrays(table[self._column])
-        for (name, start_s, end_s, duration_s), values in zip(
-            zip(*spans, strict=True), codes, strict=True
+        for (name, start_s, end_s, duration_s), channel, values in zip(
+            zip(*told, strict=True), _channels(table), codes, strict=True
         ):
             stem = _stem(name)
             path = name if number_of(stem) in self._clashing else stem
-            span = f"_{start_s:.3f}-{end_s:.3f}" if counts[name] > 1 else ""
-            yield _Row(_harmless(f"{path}{span}.wav"), values, duration_s)
+            of = "" if channel is None else f"_channel{channel}"
+            span = f"_{start_s:.3f}-{end_s:.3f}" if counts[name, channel] > 1 else ""
+            yield _Row(_harmless(f"{path}{of}{span}.wav"), values, duration_s)
 
     def _wanted(self, columns: list[str]) -> pa.Schema:
         return pa.schema([self._schema.field(name) for name in columns])
 
     def _filtered(self, table: pa.Table) -> pa.Table:
         return table if self._filter is None else matching(table, self._filter)
+
+
+def _channels(table: pa.Table) -> list[int | None]:
+    """The channel that each row is of; older datasets have none."""
+    if "channel" not in table.column_names:
+        return [None] * table.num_rows
+    channels: list[int | None] = table["channel"].to_pylist()
+    return channels
 
 
 def _stem(file_name: str) -> str:
