@@ -13,12 +13,12 @@ import soundfile
 from numpy.typing import NDArray
 
 import speechmill
+from speechmill import audio
 from speechmill.dataset.index import open_index, read_rows
 from speechmill.dataset.summary import failed_recordings
 from speechmill.enrich.add import add_tokens, measure
 from speechmill.errors import JobError, RecipeChangedError
 from speechmill.job import Job
-from speechmill.pipeline import intake
 from speechmill.storage import open_store
 from speechmill.tokens.verify import verify_tokens
 from tests.support import corpus
@@ -213,14 +213,14 @@ def test_a_channel_that_fails_leaves_no_row_of_the_others(
     calls: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All rows of a recording come together, or none does."""
-    real = intake.audio.decode_isolated
+    real = audio.decode_isolated
 
     def decode(data: Any, **choices: Any) -> Any:
         if choices["channel"] == 2:
             raise RuntimeError("not this one")
         return real(data, **choices)
 
-    monkeypatch.setattr(intake.audio, "decode_isolated", decode)
+    monkeypatch.setattr(audio, "decode_isolated", decode)
     sink = corpus.memory()
     report = corpus.build(calls, sink, channels="split")
     assert report.failed == 1

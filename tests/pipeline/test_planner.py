@@ -89,6 +89,40 @@ def test_files_without_extension_are_known_by_their_first_bytes() -> None:
     assert made.left_out == {"no extension, no audio": 2}
 
 
+APPLE_DOUBLE = bytes.fromhex("00051607000200004d6163204f5320582020202020202020") + bytes(100)
+
+
+def test_apple_double_is_left_out_by_its_content_and_counted() -> None:
+    """macOS writes one beside each file on a disk of another kind; its name ends alike."""
+    files = {
+        "a/1.wav": wav(),
+        "a/._1.wav": APPLE_DOUBLE,
+        "a/._speech": APPLE_DOUBLE,
+        "._root.flac": APPLE_DOUBLE,
+        "a/._real.wav": wav(1),
+        "a/._bare": wav(2),
+        "a/._broken.wav": b"neither one nor the other",
+        "a/._empty.wav": b"",
+        "a/1._x.wav": APPLE_DOUBLE,  # called as no AppleDouble file is: it has to fail
+    }
+    source, sink = memory(files), memory()
+    made = plan(source, sink)
+    assert made.left_out == {"AppleDouble": 3}
+    taken = sorted(files.keys() - {"a/._1.wav", "a/._speech", "._root.flac"})
+    assert planned(made) == taken
+    assert plan(source, sink, extension="wav").left_out == {
+        "AppleDouble": 1,
+        "no extension": 2,
+        ".flac": 1,
+    }
+    report = build(source, sink)
+    assert (report.rows, report.failed) == (3, 3)
+    (failed,) = [f for f in failed_recordings(open_store(sink)) if f.file_name == "a/1._x.wav"]
+    assert "AppleDouble" in failed.message
+    again = plan(source, sink)
+    assert (planned(again), again.left_out) == ([], {"AppleDouble": 3})
+
+
 keys = st.builds(
     lambda folder, name, end: f"{folder}/{name}{end}",
     st.sampled_from("abc"),

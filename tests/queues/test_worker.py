@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import numpy as np
 import pytest
 
 import speechmill
@@ -36,12 +37,13 @@ from speechmill.queues.base import Broker, Message
 from speechmill.queues.dead_letters import read_dead_letters, retry_dead_letters
 from speechmill.queues.enqueue import NO_SINK, enqueue
 from speechmill.queues.metrics import serve
-from speechmill.queues.notices import Notice
+from speechmill.queues.notices import Notice, encode
 from speechmill.queues.options import WorkOptions
 from speechmill.queues.run import OF_SINK, work
 from speechmill.queues.tally import Observer, WorkReport, WorkTally
-from speechmill.records import Shard, ShardReport
+from speechmill.records import Part, Recording, Shard, ShardReport
 from speechmill.storage import open_store
+from tests.support.audio_files import pcm_wav
 from tests.support.harness import Place, assert_same_dataset, corpus, fill_folder, recording
 from tests.support.queue_work import poison, publish_mixed
 
@@ -109,6 +111,34 @@ def test_a_worker_makes_the_dataset_that_a_build_makes(job: Job, queue: str) -> 
         ("p02/text.flac", "NotAudioError"),
     ]
     assert enqueued(job, queue) == 0  # nothing is lacking
+
+
+def test_a_worker_splits_channels_as_a_build_does(job: Job, queue: str, source: Place) -> None:
+    two = np.random.default_rng(1).uniform(-0.3, 0.3, (2, 4_000)).astype(np.float32)
+    for number in range(3):
+        (Path(source.url) / f"p01/call{number}.wav").write_bytes(pcm_wav(two, 8_000))
+    splitting = job.model_copy(update={"channels": "split"})
+    enqueued(splitting, queue)
+    assert worked(splitting, queue).rows == 24 + 6
+    made, wanted = (
+        place.dataset_rows().sort_by([("file_name", "ascending"), ("channel", "ascending")])
+        for place in (Place(job.sink), built(splitting))
+    )
+    assert made.equals(wanted)
+    assert Counter(made["channel"].to_pylist()) == {0: 27, 1: 3}
+
+
+def test_a_message_of_an_apple_double_file_is_left_out(job: Job, queue: str, source: Place) -> None:
+    broker = open_broker(queue)
+    names = ("p00/._p00_001.wav", "p00/._sound.wav")
+    for name, data in zip(names, (b"\x00\x05\x16\x07" + bytes(60), recording(7)), strict=True):
+        (Path(source.url) / name).write_bytes(data)
+        there = open_store(source.url).head(name)
+        found = Recording(name, there.size, there.etag, there.modified_us)
+        broker.publish([encode(source.url, found, Part("p00", 0, 1))])
+    report = worked(job, queue)
+    assert (report.rows, report.left_out, report.failed) == (1, 1, 0)
+    assert Place(job.sink).names() == ["p00/._sound.wav"]
 
 
 def test_a_worker_that_is_told_to_measure_gives_the_values_of_a_build(job: Job, queue: str) -> None:

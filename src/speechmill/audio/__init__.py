@@ -11,7 +11,7 @@ from speechmill.audio.decoding import Decoded, decode
 from speechmill.audio.isolated import decode_isolated
 from speechmill.audio.limits import NO_LIMITS, Limits
 from speechmill.audio.resampling import resample
-from speechmill.audio.sniffing import EXTENSIONS, looks_like_audio
+from speechmill.audio.sniffing import EXTENSIONS, is_apple_double, looks_like_audio
 
 __all__ = [
     "AUDIO_VERSION",
@@ -21,6 +21,7 @@ __all__ = [
     "Limits",
     "decode",
     "decode_isolated",
+    "is_apple_double",
     "looks_like_audio",
     "resample",
 ]

@@ -13,7 +13,7 @@ from speechmill.audio.formats.octets import Octets, only_zeros, starts_with
 from speechmill.audio.formats.riff import W64_MAGIC
 from speechmill.audio.formats.sphere import SPHERE_MAGIC
 
-__all__ = ["EXTENSIONS", "Kind", "describe", "looks_like_audio", "recognise"]
+__all__ = ["EXTENSIONS", "Kind", "describe", "is_apple_double", "looks_like_audio", "recognise"]
 
 EXTENSIONS: tuple[str, ...] = (
     "3ga",
@@ -81,9 +81,11 @@ _PREFIXES: tuple[tuple[bytes, Kind], ...] = (
     (ASF_MAGIC, "asf"),
     (W64_MAGIC, "w64"),
 )
+_APPLE_DOUBLE = b"\x00\x05\x16\x07"  # RFC 1740
 _MP4_BOXES = (b"ftyp", b"moov", b"mdat", b"wide")
 _IMAGE_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"heif", b"mif1", b"msf1", b"crx ")
 _OTHERS = (
+    (_APPLE_DOUBLE, "an AppleDouble file: what macOS keeps of another file on other disks"),
     (b"\x89PNG", "a PNG image"),
     (b"\xff\xd8\xff", "a JPEG image"),
     (b"GIF8", "a GIF image"),
@@ -136,6 +138,12 @@ def looks_like_audio(head: bytes) -> bool:
     if _by_magic(head) is not None or head.startswith(b"ID3"):
         return True
     return mpeg.adts_length(head, 0) > 0 or mpeg.mpeg_length(head, 0) > 0
+
+
+def is_apple_double(head: bytes) -> bool:
+    """Whether the first bytes of a file are those of AppleDouble, as macOS writes a file ``._NAME``
+    beside each file NAME on a disk that cannot hold its resource fork and Finder's notes."""
+    return head.startswith(_APPLE_DOUBLE)
 
 
 def _by_magic(head: bytes) -> Kind | None:

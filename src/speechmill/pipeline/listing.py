@@ -18,15 +18,29 @@ from speechmill.dataset.layout import (
     partition_rule,
 )
 from speechmill.errors import AccessDeniedError, ConflictError, JobError, NotFoundError
-from speechmill.job import Job
-from speechmill.pipeline.selection import selection
+from speechmill.job import Job, Selection
+from speechmill.pipeline.selection import extension_of, selection
 from speechmill.records import Recording, printable
 from speechmill.storage import Store, inside
 
-__all__ = ["HEAD_BYTES", "Folders", "Listing", "below_sink", "is_audio", "name_digest"]
+__all__ = [
+    "HEAD_BYTES",
+    "Folders",
+    "Listing",
+    "below_sink",
+    "name_digest",
+    "read_head",
+    "told_by_content",
+    "unlike_recording",
+    "why_left_out",
+]
 
 HEAD_BYTES: Final = 64
-"""Bytes of a file without extension that tell whether it is audio."""
+"""Bytes of a file that tell what it is, where its name does not."""
+
+NO_AUDIO: Final = "no extension, no audio"
+APPLE_DOUBLE: Final = "AppleDouble"
+"""Why such a file is left out, as a plan counts it."""
 
 RECENT: Final = 10_000
 """Recordings after which a folder is taken to be listed to the end."""
@@ -111,15 +125,52 @@ class Folders:
         return self._partition_of(folder_name)
 
 
-def is_audio(source: Store, recording: Recording) -> bool:
-    """Whether a file is audio by its first bytes, or cannot be read, so that it has to fail."""
-    try:
-        head = source.read(recording.key, 0, min(HEAD_BYTES, recording.size), etag=recording.etag)
-    except (NotFoundError, ConflictError):  # gone or changed meanwhile: the next build's
+def told_by_content(recording: Recording, chosen: Selection) -> bool:
+    """Whether a file that was chosen by name is to be looked into: it has no extension, or is
+    called as AppleDouble files are. What could not even be looked at (no etag) is not."""
+    if not recording.etag:
         return False
-    except AccessDeniedError:
+    if _is_called_apple_double(recording.key):
         return True
-    return audio.looks_like_audio(head)
+    return not extension_of(recording.key) and not chosen.extension
+
+
+def unlike_recording(recording: Recording, head: bytes) -> str | None:
+    """Why a file that is ``told_by_content`` is no recording, by its first bytes; None where it is
+    one. A recording that is only called as AppleDouble files are is one as any other."""
+    if _is_called_apple_double(recording.key) and audio.is_apple_double(head):
+        return APPLE_DOUBLE
+    if extension_of(recording.key) or audio.looks_like_audio(head):
+        return None
+    return NO_AUDIO
+
+
+def read_head(source: Store, recording: Recording) -> bytes:
+    """Read what ``unlike_recording`` tells by.
+
+    Raises:
+        StorageError: it cannot be read, or has changed.
+    """
+    return source.read(recording.key, 0, min(HEAD_BYTES, recording.size), etag=recording.etag)
+
+
+def why_left_out(source: Store, recording: Recording) -> str | None:
+    """Look into a file that is ``told_by_content``: why it is no recording, or None where it is
+    one, or cannot be read, so that it has to fail.
+
+    Raises:
+        UnavailableError: the store stays down.
+    """
+    try:
+        return unlike_recording(recording, read_head(source, recording))
+    except (NotFoundError, ConflictError):  # gone or changed meanwhile: the next build's
+        return None if extension_of(recording.key) else NO_AUDIO
+    except AccessDeniedError:
+        return None
+
+
+def _is_called_apple_double(key: str) -> bool:
+    return key.startswith("._", key.rfind("/") + 1)
 
 
 def below_sink(key: str, sink_prefix: str) -> bool:

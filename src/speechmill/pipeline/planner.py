@@ -17,17 +17,16 @@ from speechmill.dataset.commit import Version
 from speechmill.dataset.layout import OWN_PREFIXES, agree_on_parts, read_layout
 from speechmill.errors import DatasetError, JobError
 from speechmill.job import Job
-from speechmill.pipeline.listing import Folders, Listing, is_audio
+from speechmill.pipeline.listing import Folders, Listing, told_by_content, why_left_out
 from speechmill.pipeline.lookup import Found, Lookup
 from speechmill.pipeline.packing import ToDo
-from speechmill.pipeline.selection import extension_of
 from speechmill.records import Part, Recording, Shard
 from speechmill.storage import Store, inside
 
 __all__ = ["Plan", "make_plan"]
 
 STRIDE: Final = 10_000
-"""Recordings between two looks around: at those without extension, and at --limit."""
+"""Recordings between two looks around: at those that no name tells of, and at --limit."""
 
 LOOK_UP: Final = 50_000
 """Recordings that are looked up in the dataset together: of each part there are several then."""
@@ -120,7 +119,7 @@ class _Planner:
         self.lookup = Lookup(sink, self.layout, pool)
         self.to_do = ToDo(job)
         self.done = self.failed = 0
-        self.without_extension: list[tuple[str, Recording]] = []
+        self.to_look_at: list[tuple[str, Recording]] = []
         self.stale_failures: list[tuple[str, str]] = []
         self.outdated_rows: list[tuple[Part, str, Version]] = []
 
@@ -216,18 +215,19 @@ class _Planner:
             self._add(part.folder_name, recording)
 
     def _sniff(self) -> None:
-        """Take those files without an extension that are audio by their first bytes."""
-        waiting, self.without_extension = self.without_extension, []
-        looked = self.pool.map(partial(is_audio, self.source), [r for _, r in waiting])
-        for (folder_name, recording), is_taken in zip(waiting, looked, strict=True):
-            if is_taken:
+        """Take those files that are recordings by their first bytes, of those whose names do not
+        tell."""
+        waiting, self.to_look_at = self.to_look_at, []
+        looked = self.pool.map(partial(why_left_out, self.source), [r for _, r in waiting])
+        for (folder_name, recording), reason in zip(waiting, looked, strict=True):
+            if reason is None:
                 self._take(folder_name, recording)
             else:
-                self.listing.left_out["no extension, no audio"] += 1
+                self.listing.left_out[reason] += 1
 
     def _add(self, folder_name: str, recording: Recording) -> None:
-        if recording.etag and not extension_of(recording.key) and not self.job.extension:
-            self.without_extension.append((folder_name, recording))
+        if told_by_content(recording, self.job):
+            self.to_look_at.append((folder_name, recording))
         else:
             self._take(folder_name, recording)
 

@@ -13,7 +13,6 @@ from functools import partial
 from itertools import chain
 from typing import Literal
 
-from speechmill import audio
 from speechmill.dataset.commit import Version, remove
 from speechmill.dataset.growth import OUTGROWN, grow, place, read_versions
 from speechmill.dataset.layout import (
@@ -24,9 +23,8 @@ from speechmill.dataset.layout import (
     read_layout,
 )
 from speechmill.errors import NotFoundError, StorageError, UnavailableError
-from speechmill.pipeline.listing import HEAD_BYTES
+from speechmill.pipeline.listing import read_head, told_by_content, unlike_recording
 from speechmill.pipeline.resources import Resources
-from speechmill.pipeline.selection import extension_of
 from speechmill.pipeline.shard import process_shard
 from speechmill.pipeline.suspects import CrashCounts, InHand, give_up
 from speechmill.queues.notices import Notice
@@ -224,16 +222,14 @@ class BatchProcessor:
         return Recording(key, there.size, there.etag, there.modified_us)
 
     def _is_chosen(self, recording: Recording) -> bool:
-        """Whether it is audio: without an extension, by its first bytes."""
-        if extension_of(recording.key) or not recording.etag or self._tools.job.extension:
+        """Whether it is a recording: by its first bytes, where its name does not tell."""
+        if not told_by_content(recording, self._tools.job):
             return True
         try:
-            head = self._tools.source.read(
-                recording.key, 0, min(HEAD_BYTES, recording.size), etag=recording.etag
-            )
+            head = read_head(self._tools.source, recording)
         except StorageError:  # fetching it fails with the reason
             return True
-        return audio.looks_like_audio(head)
+        return unlike_recording(recording, head) is None
 
     def _to_process(
         self, part: Part, recording: Recording, known: Mapping[Part, Mapping[str, Version]]

@@ -35,7 +35,8 @@ from speechmill.errors import (
     UnavailableError,
 )
 from speechmill.job import Selection
-from speechmill.pipeline.selection import estimate_s, extension_of, selection
+from speechmill.pipeline.listing import HEAD_BYTES, told_by_content, unlike_recording
+from speechmill.pipeline.selection import estimate_s, selection
 from speechmill.records import Recording, Waveform
 from speechmill.storage import Store, StoreOptions, fetch, open_store
 from speechmill.tokenizers.features import FeatureOptions, Features, open_features
@@ -322,7 +323,8 @@ class _Fit:
     def _read(self, recording: Recording, stretch_s: float) -> NDArray[np.float32] | None:
         """A stretch of the recording, at the features' rate; None where it is no recording."""
         blob = fetch(self.store, recording.key, recording.size)
-        if not extension_of(recording.key) and not audio.looks_like_audio(bytes(blob.data[:64])):
+        head = bytes(blob.data[:HEAD_BYTES])
+        if told_by_content(recording, Selection()) and unlike_recording(recording, head):
             return None
         whole = audio.decode_isolated(blob.data).waveform
         length = int(stretch_s * whole.sample_rate)
