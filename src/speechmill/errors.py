@@ -16,6 +16,7 @@
     ├── StorageError            the object store did not do what was asked
     │   ├── NotFoundError       no such object
     │   ├── AccessDeniedError   the credentials do not allow it
+    │   ├── ArchivedError       the object is in an archive, and has to be restored first
     │   ├── ConflictError       the object is not the one the caller has seen
     │   ├── UnavailableError    still failing after every retry
     │   ├── NoRoomError         the temporary folder has no room
@@ -38,6 +39,7 @@ from difflib import get_close_matches
 
 __all__ = [
     "AccessDeniedError",
+    "ArchivedError",
     "AudioError",
     "BrokerError",
     "ChannelError",
@@ -135,6 +137,10 @@ class NotFoundError(StorageError):
 
 class AccessDeniedError(StorageError):
     """The credentials do not allow it."""
+
+
+class ArchivedError(StorageError):
+    """The object is in an archive, and has to be restored before it can be read."""
 
 
 class ConflictError(StorageError):

@@ -80,10 +80,12 @@ class SeaweedFS:
     """A real S3 server in a temporary folder. Use it as a context manager.
 
     ``access_key`` and ``secret_key`` may do everything, ``read_access_key`` and
-    ``read_secret_key`` may list and read.
+    ``read_secret_key`` may list and read; so may anyone in the bucket ``public``.
     """
 
-    def __init__(self, buckets: Iterable[str] = ("src", "dst"), *, notification: str = "") -> None:
+    def __init__(
+        self, buckets: Iterable[str] = ("src", "dst", "public"), *, notification: str = ""
+    ) -> None:
         self.buckets = tuple(buckets)
         self.notification = notification  # the text of notification.toml
         self.access_key, self.secret_key = "AKIAWRITER", secrets.token_hex(20)
@@ -161,7 +163,8 @@ class SeaweedFS:
             ("writer", self.access_key, self.secret_key, ["Admin"]),
             ("reader", self.read_access_key, self.read_secret_key, ["Read", "List"]),
         ]
-        return [
+        anyone = {"name": "anonymous", "actions": ["Read:public", "List:public"]}
+        named = [
             {
                 "name": name,
                 "credentials": [{"accessKey": access, "secretKey": secret}],
@@ -169,6 +172,7 @@ class SeaweedFS:
             }
             for name, access, secret, actions in keys
         ]
+        return [anyone, *named]
 
     def _wait(self) -> None:
         """Return once every bucket takes an object: an open port does not mean that yet."""

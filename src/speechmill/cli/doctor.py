@@ -8,7 +8,7 @@ import typer
 
 from speechmill.cli.console import out
 from speechmill.cli.exits import ExitCode
-from speechmill.cli.options import Differing, Storage, with_flags
+from speechmill.cli.options import Differing, ReadStorage, Storage, with_flags
 
 __all__ = ["doctor"]
 
@@ -18,7 +18,7 @@ def doctor(
     source: Annotated[str | None, typer.Argument(help="A source to list and read.")] = None,
     sink: Annotated[str | None, typer.Argument(help="A sink to write to.")] = None,
     *,
-    storage: Storage,
+    storage: ReadStorage,
     sink_storage: Annotated[Storage, Differing("sink", "SINK", "SOURCE")],
     model: Annotated[str, typer.Option(help="Whisper model to look for.")] = "base",
 ) -> None:

@@ -10,7 +10,7 @@ import typer
 
 from speechmill.cli.console import err, out
 from speechmill.cli.exits import leave, resumable
-from speechmill.cli.options import Differing, Storage
+from speechmill.cli.options import Differing, ReadStorage, Storage
 from speechmill.job import EngineOptions
 
 if TYPE_CHECKING:
@@ -26,7 +26,15 @@ Source = Annotated[
     str | None,
     typer.Option(help="Where the recordings are, if not where the dataset says that they are."),
 ]
-SourceStorage = Annotated[Storage, Differing("source", "the source", "SINK")]
+SourceStorage = Annotated[
+    ReadStorage,
+    Differing(
+        "source",
+        "the source",
+        "SINK",
+        ("profile", "endpoint_url", "region", "anonymous", "request_payer"),
+    ),
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +89,8 @@ class Enriching:
             profile=source.profile,
             endpoint_url=source.endpoint_url,
             region=source.region,
+            anonymous=source.anonymous,
+            request_payer=source.request_payer,
             sink_profile=storage.profile,
             sink_endpoint_url=storage.endpoint_url,
             sink_region=storage.region,

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from speechmill.cli.console import err, print_fields
 from speechmill.cli.exits import leave
-from speechmill.cli.options import Destination, OutStorage, Sink, Storage, with_flags
+from speechmill.cli.options import Destination, OutStorage, ReadStorage, Sink, with_flags
 
 __all__ = ["export_app"]
 
@@ -27,7 +27,7 @@ def export_parquet(
     template: Annotated[
         str, typer.Option(help="Each file's path below OUT.")
     ] = "{folder_name}/data.parquet",
-    storage: Storage,
+    storage: ReadStorage,
     out_storage: OutStorage,
 ) -> None:
     """Publish the rows as plain Parquet files, one a folder."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import types
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
@@ -21,6 +21,7 @@ __all__ = [
     "Destination",
     "Differing",
     "OutStorage",
+    "ReadStorage",
     "Sink",
     "Storage",
     "described",
@@ -65,6 +66,29 @@ class Storage:
 
 
 @dataclass(frozen=True, slots=True)
+class ReadStorage(Storage):
+    """How to reach a store that is only read: it may be another's."""
+
+    anonymous: Annotated[
+        bool,
+        typer.Option(
+            "--anonymous", help="Read without keys, by unsigned requests: for public buckets."
+        ),
+    ] = False
+    request_payer: Annotated[
+        bool,
+        typer.Option(
+            "--request-payer", help="Agree to pay for requests: for buckets whose requester pays."
+        ),
+    ] = False
+
+    def options(self, otherwise: Storage | None = None) -> StoreOptions:
+        """See ``Storage.options``. Another place is not read in these ways."""
+        reached = Storage.options(self, otherwise)
+        return replace(reached, anonymous=self.anonymous, request_payer=self.request_payer)
+
+
+@dataclass(frozen=True, slots=True)
 class Differing:
     """Marks a ``Storage`` of a second place: its flags begin with ``prefix``, and say that they
     are for ``place``, where it differs from ``other``'s."""
@@ -76,12 +100,21 @@ class Differing:
 
     def flag(self, name: str) -> inspect.Parameter:
         """The flag of one field."""
+        if what := _OF_READING.get(name):
+            flag = f"--{self.prefix}-{name.replace('_', '-')}"
+            option = typer.Option(flag, help=what.format(self.place))
+            return _keyword(f"{self.prefix}_{name}", False, Annotated[bool, option])
         what = name.partition("_")[0].capitalize()
         help_text = f"{what} of {self.place}, where it differs from {self.other}'s."
         return _keyword(
             f"{self.prefix}_{name}", None, Annotated[str | None, typer.Option(help=help_text)]
         )
 
+
+_OF_READING = {
+    "anonymous": "Read {} without keys, by unsigned requests: for public buckets.",
+    "request_payer": "Agree to pay for requests to {}: for buckets whose requester pays.",
+}
 
 OutStorage = Annotated[Storage, Differing("out", "OUT", "SINK", ("profile", "endpoint_url"))]
 

@@ -27,9 +27,9 @@ NOT_OF_WORK = (
     "shard_index", "shard_count", "prune", "retry_failed", "source_moved",
 )  # fmt: skip
 OF_ENQUEUE = (
-    "profile", "endpoint_url", "region", "sink_profile", "sink_endpoint_url", "sink_region",
-    "store_retry_s", "extension", "include", "exclude", "limit", "folder", "partition_by",
-    "part_minutes", "retry_failed",
+    "profile", "endpoint_url", "region", "anonymous", "request_payer", "sink_profile",
+    "sink_endpoint_url", "sink_region", "store_retry_s", "extension", "include", "exclude", "limit",
+    "folder", "partition_by", "part_minutes", "retry_failed",
 )  # fmt: skip
 
 Queue = Annotated[str, typer.Argument(metavar="QUEUE", help=described(WorkOptions, "queue"))]

@@ -10,7 +10,7 @@ import typer
 
 from speechmill.cli.console import err, out, print_fields
 from speechmill.cli.exits import leave, resumable
-from speechmill.cli.options import Differing, Sink, Storage, with_flags
+from speechmill.cli.options import Differing, ReadStorage, Sink, Storage, with_flags
 
 if TYPE_CHECKING:
     from speechmill.export.repartition import RunUnits
@@ -76,7 +76,7 @@ def repartition(
     rows_per_file: Annotated[
         int, typer.Option(min=1, help="Rows of a file; the last one of a group may have fewer.")
     ] = 10_000,
-    storage: Storage,
+    storage: ReadStorage,
     out_storage: Annotated[Storage, Differing("out", "OUT", "SINK")],
     writers: Writers,
     part_minutes: Annotated[

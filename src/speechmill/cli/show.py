@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from speechmill.cli.console import err, out, print_fields
-from speechmill.cli.options import Sink, Storage, with_flags
+from speechmill.cli.options import ReadStorage, Sink, with_flags
 
 __all__ = ["failures", "show"]
 
 
 @with_flags
-def show(sink: Sink, storage: Storage) -> None:
+def show(sink: Sink, storage: ReadStorage) -> None:
     """Show what SINK holds: rows, hours, folders, languages, failures, what made them."""
     from speechmill.cli.views.show import print_summary
     from speechmill.dataset.state import read_recipe, sink_state
@@ -21,7 +21,7 @@ def show(sink: Sink, storage: Storage) -> None:
 
 
 @with_flags
-def failures(sink: Sink, storage: Storage) -> None:
+def failures(sink: Sink, storage: ReadStorage) -> None:
     """List the recordings of SINK that failed, and why: path, stage, reason, attempts; by tabs."""
     from speechmill.dataset.state import sink_state
     from speechmill.dataset.summary import failed_recordings

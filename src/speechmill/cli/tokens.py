@@ -13,7 +13,7 @@ import typer
 from speechmill.cli.console import err, out
 from speechmill.cli.enrich import Enriching, Source, SourceStorage
 from speechmill.cli.exits import ExitCode, leave, resumable
-from speechmill.cli.options import Destination, OutStorage, Sink, Storage, with_flags
+from speechmill.cli.options import Destination, OutStorage, ReadStorage, Sink, with_flags
 from speechmill.errors import JobError
 from speechmill.job import parse_tokenizer_options
 
@@ -49,7 +49,7 @@ def decode(
     ] = False,
     model: Model = None,
     device: Device = "auto",
-    storage: Storage,
+    storage: ReadStorage,
     out_storage: OutStorage,
 ) -> None:
     """Turn codes back into sound: a WAV file a row of SINK, called as its recording, in OUT.
@@ -113,7 +113,7 @@ def stats(
     *,
     column: Column = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    storage: Storage,
+    storage: ReadStorage,
 ) -> None:
     """Show how the tokens of SINK are distributed: rates, use of the codebooks, entropy."""
     from speechmill.cli.views.tokens import RowsDisplay, print_stats
@@ -146,7 +146,7 @@ def verify(
     ] = 0.0,
     model: Model = None,
     device: Device = "auto",
-    storage: Storage,
+    storage: ReadStorage,
     source: Source = None,
     source_storage: SourceStorage,
 ) -> None:

@@ -11,7 +11,7 @@ import typer
 
 from speechmill.cli.console import err, out
 from speechmill.cli.exits import leave
-from speechmill.cli.options import Storage, with_flags
+from speechmill.cli.options import ReadStorage, with_flags
 
 if TYPE_CHECKING:
     from speechmill.tokenizers.features import FeatureOptions
@@ -118,7 +118,7 @@ def fit(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the file if it is there.")
     ] = False,
-    storage: Storage,
+    storage: ReadStorage,
 ) -> None:
     """Fit units to a corpus: k-means over the frames of a sample of it.
 

@@ -264,16 +264,21 @@ def open_dataset(
     profile: str | None = None,
     endpoint_url: str | None = None,
     region: str | None = None,
+    anonymous: bool = False,
+    request_payer: bool = False,
 ) -> pads.Dataset:
     """Open the rows of a sink, local or in a bucket, as a pyarrow dataset.
 
-    It may be read while a build runs: each part is fetched whole, in one version.
+    It may be read while a build runs: each part is fetched whole, in one version. ``anonymous``:
+    requests are not signed, for public buckets; ``request_payer``: your keys' owner pays for them.
 
     Raises:
         StorageError: the sink cannot be listed or read.
         DatasetError: there is no dataset, or a part cannot be read.
     """
-    options = StoreOptions(profile=profile, endpoint_url=endpoint_url, region=region)
+    options = StoreOptions(
+        profile, endpoint_url, region, anonymous=anonymous, request_payer=request_payer
+    )
     store = open_store(sink, options)
     sink_state(store)
     return dataset_of(store)

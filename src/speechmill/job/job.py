@@ -47,6 +47,14 @@ class StoresOptions(Options):
         None, description="The object store's endpoint, where it is not AWS."
     )
     region: str | None = Field(None, description="The bucket's region.")
+    anonymous: bool = Field(
+        False,
+        description="Read the source without keys, by unsigned requests: for public buckets.",
+    )
+    request_payer: bool = Field(
+        False,
+        description="Agree to pay for requests to the source: for buckets whose requester pays.",
+    )
     sink_profile: str | None = Field(
         None, description="Profile of the sink, where it differs from the source's."
     )

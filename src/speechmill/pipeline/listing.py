@@ -17,7 +17,13 @@ from speechmill.dataset.layout import (
     folder_rule,
     partition_rule,
 )
-from speechmill.errors import AccessDeniedError, ConflictError, JobError, NotFoundError
+from speechmill.errors import (
+    AccessDeniedError,
+    ArchivedError,
+    ConflictError,
+    JobError,
+    NotFoundError,
+)
 from speechmill.job import Job, Selection
 from speechmill.pipeline.selection import extension_of, selection
 from speechmill.records import Recording, printable
@@ -165,7 +171,7 @@ def why_left_out(source: Store, recording: Recording) -> str | None:
         return unlike_recording(recording, read_head(source, recording))
     except (NotFoundError, ConflictError):  # gone or changed meanwhile: the next build's
         return None if extension_of(recording.key) else NO_AUDIO
-    except AccessDeniedError:
+    except (AccessDeniedError, ArchivedError):
         return None
 
 

@@ -39,6 +39,7 @@ __all__ = [
     "forget_resources",
     "open_resources",
     "open_sink",
+    "open_source",
     "open_stores",
 ]
 
@@ -171,11 +172,23 @@ def open_stores(job: StoresOptions) -> tuple[Store, Store]:
     Raises:
         StorageError: one of them cannot be opened.
     """
-    source = open_store(
-        job.source, StoreOptions(job.profile, job.endpoint_url, job.region, job.store_retry_s)
-    )
-    sink = open_sink(job)
+    source, sink = open_source(job), open_sink(job)
     return source, SingleWriter(sink) if job.single_writer else sink
+
+
+def open_source(job: StoresOptions) -> Store:
+    """Open the source alone; raises as ``open_stores``."""
+    return open_store(
+        job.source,
+        StoreOptions(
+            job.profile,
+            job.endpoint_url,
+            job.region,
+            job.store_retry_s,
+            job.anonymous,
+            job.request_payer,
+        ),
+    )
 
 
 def open_sink(job: StoresOptions) -> Store:

@@ -22,11 +22,11 @@ from speechmill.dataset.state import read_state
 from speechmill.errors import JobError, NotFoundError, SourceChangedError
 from speechmill.job import Job
 from speechmill.pipeline.planner import Plan, make_plan
-from speechmill.pipeline.resources import open_sink
+from speechmill.pipeline.resources import open_sink, open_source
 from speechmill.queues.base import Broker
 from speechmill.queues.notices import encode
 from speechmill.records import Part, Recording
-from speechmill.storage import Store, StoreOptions, open_store
+from speechmill.storage import Store, open_store
 
 __all__ = ["NO_SINK", "EnqueueReport", "Observer", "enqueue"]
 
@@ -192,9 +192,7 @@ def _publish(
 
 def _open_stores(job: Job) -> tuple[Job, Store, Store, str]:
     """Open the job's stores. Returns the job with the sink's rules, both stores, and its recipe."""
-    source = open_store(
-        job.source, StoreOptions(job.profile, job.endpoint_url, job.region, job.store_retry_s)
-    )
+    source = open_source(job)
     if job.sink == NO_SINK:
         return job, source, open_store(f"memory://{uuid4().hex}"), ""
     sink = open_sink(job)

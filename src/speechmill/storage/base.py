@@ -53,7 +53,8 @@ class StoreOptions:
 
     ``profile`` names a profile of the AWS files. ``endpoint_url`` and ``region`` override those
     of the profile. ``retry_s``: for how many seconds a failing request is retried.
-    ``anonymous``: requests are not signed, for public buckets.
+    ``anonymous``: requests are not signed, for public buckets. ``request_payer``: whoever the keys
+    belong to pays for the requests, for buckets that ask for it (S3 only).
     """
 
     profile: str | None = None
@@ -61,6 +62,7 @@ class StoreOptions:
     region: str | None = None
     retry_s: float = 60.0
     anonymous: bool = False
+    request_payer: bool = False
 
 
 class Store(Protocol):

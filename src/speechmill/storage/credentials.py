@@ -43,6 +43,7 @@ class S3Access:
 
     ``endpoint_url`` has no trailing slash and no bucket. ``credentials`` are botocore's, which
     refresh themselves, or None for unsigned requests. ``ca_bundle``: a PEM file to trust.
+    ``request_payer``: whether their owner agrees to pay for the requests.
     """
 
     bucket: str
@@ -50,6 +51,7 @@ class S3Access:
     region: str
     credentials: Any = field(repr=False)
     ca_bundle: str | None = None
+    request_payer: bool = False
 
 
 def resolve(bucket: str, options: StoreOptions) -> S3Access:
@@ -93,6 +95,7 @@ def resolve(bucket: str, options: StoreOptions) -> S3Access:
         region or _FALLBACK_REGION,
         credentials,
         ca_bundle if endpoint.startswith("https:") else None,
+        options.request_payer,
     )
 
 

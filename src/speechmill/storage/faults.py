@@ -15,6 +15,7 @@ import urllib3.exceptions
 
 from speechmill.errors import (
     AccessDeniedError,
+    ArchivedError,
     ConflictError,
     NotFoundError,
     StorageError,
@@ -95,6 +96,11 @@ def error_of_reply(
         return NotFoundError(f"{what}: there is no such object")
     if status in (304, 409, 412):
         return ConflictError(f"{what}: the object is not as it was ({said})")
+    if code == "InvalidObjectState":
+        return ArchivedError(
+            f"{what}: the object is in an archive, as Glacier is one ({said}): restore it (aws "
+            "s3api restore-object), and once that is done, the same command takes it"
+        )
     if status in (401, 403) or code in _DENIED:
         hint = _DENIED.get(code, "check the keys, their permissions, and the bucket's name")
         return AccessDeniedError(f"{what}: access denied ({said}); {hint}")

@@ -141,6 +141,7 @@ def _open_bucket(access: S3Access, provider: _KeyProvider, *, writing: bool) -> 
         "conditional_put": "etag",
         "disable_bulk_delete": True,  # not every S3 has it
         "skip_signature": access.credentials is None,
+        "request_payer": access.request_payer,
     }
     client = client_config(allow_http=access.endpoint_url.startswith("http:"), writing=writing)
     if access.ca_bundle:

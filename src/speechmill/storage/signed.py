@@ -93,7 +93,8 @@ class SignedClient:
         return self._retrier.call(what, action)
 
     def _send(self, method: str, url: str, headers: Mapping[str, str], what: str) -> Any:
-        request = botocore.awsrequest.AWSRequest(method, url, headers=dict(headers))
+        pays = {"x-amz-request-payer": "requester"} if self._access.request_payer else {}
+        request = botocore.awsrequest.AWSRequest(method, url, headers={**headers, **pays})
         if self._access.credentials is not None:
             try:
                 frozen = frozen_keys(self._access.credentials)

@@ -55,8 +55,11 @@ class SpeechDataset(Dataset):  # type: ignore[misc]  # torch is not typed
         endpoint_url: str | None = None,
         region: str | None = None,
         anonymous: bool = False,
+        request_payer: bool = False,
     ) -> None:
-        options = StoreOptions(profile, endpoint_url, region, anonymous=anonymous)
+        options = StoreOptions(
+            profile, endpoint_url, region, anonymous=anonymous, request_payer=request_payer
+        )
         self.reader = RowReader(sink, columns, where, options)
         self._transform = transform
         self._cache_bytes = cache_mb * 1e6
@@ -152,10 +155,13 @@ class SpeechStream(IterableDataset):  # type: ignore[misc]  # torch is not typed
         endpoint_url: str | None = None,
         region: str | None = None,
         anonymous: bool = False,
+        request_payer: bool = False,
     ) -> None:
         self._share = own_share(rank, world_size)
         self._order = Order(shuffle, seed, window, batch_size, max_frames, even=even)
-        options = StoreOptions(profile, endpoint_url, region, anonymous=anonymous)
+        options = StoreOptions(
+            profile, endpoint_url, region, anonymous=anonymous, request_payer=request_payer
+        )
         self.reader = RowReader(sink, columns, where, options)
         self._transform = transform
         # In shared memory: workers that are there already must see it change.
