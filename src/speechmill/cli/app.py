@@ -125,6 +125,7 @@ def main() -> None:
 def _run() -> int:
     """Run the command. Returns its exit code, unless threads still wait for a store."""
     try:
+        _check_surroundings()
         return int(app(standalone_mode=False) or ExitCode.DONE)
     except CLICK_ERROR as error:
         error.message = _harmless(error.message)
@@ -148,6 +149,39 @@ def _run() -> int:
             )
         )
         _exit(ExitCode.FAILED)
+
+
+def _check_surroundings() -> None:
+    """Refuse what no command can do anything with. Arguments are not shown: a secret may be in one.
+
+    Raises:
+        JobError: the working directory is gone, or an argument is no text.
+    """
+    try:
+        os.getcwd()  # noqa: PTH109 - whether there is one
+    except OSError as error:
+        raise JobError(
+            f"the working directory cannot be found ({error.strerror}): change to another one"
+        ) from None
+    for number, argument in enumerate(sys.argv[1:], 1):
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            raise JobError(f"argument {number} {_why_no_text(argument)}") from None
+
+
+def _why_no_text(argument: str) -> str:
+    try:
+        os.fsencode(argument).decode()
+    except UnicodeError:
+        return (
+            "holds bytes that are not UTF-8, which no row, recipe or log could name: give the "
+            "folder or file a name in UTF-8 (a link will do)"
+        )
+    return (
+        f"cannot be read, as Python takes this locale for {sys.getfilesystemencoding()}: set "
+        "PYTHONUTF8=1, or a locale of UTF-8 such as LC_ALL=C.UTF-8"
+    )
 
 
 def _harmless(message: str | None) -> str:

@@ -25,10 +25,27 @@ class Options(BaseModel):
     panel: ClassVar[str] = "The run"
 
     def __init__(self, **values: Any) -> None:
+        for name, value in values.items():
+            if not _is_text(value):
+                raise JobError(
+                    f"{name}: holds bytes that are not UTF-8, which no row or log could name"
+                )
         try:
             super().__init__(**values)
         except ValidationError as error:
             raise JobError(_explain(error, type(self))) from None
+
+
+def _is_text(value: object) -> bool:
+    """Whether all text in a value can be written down: a path may hold bytes that are no text."""
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return False
+    if isinstance(value, dict):
+        return all(_is_text(key) and _is_text(one) for key, one in value.items())
+    return not isinstance(value, list | tuple) or all(map(_is_text, value))
 
 
 def panel_of(model: type[BaseModel], name: str) -> str:

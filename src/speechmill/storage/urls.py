@@ -80,7 +80,17 @@ def _plain_path(path: str) -> str:
             "a path looks like a URL whose scheme is not followed by //, and may hold a password, "
             "so it is not shown: write s3://bucket/path, or ./NAME for a folder with a colon"
         )
-    return os.path.abspath(os.path.expanduser(path))  # noqa: PTH100, PTH111 pathlib keeps ".."
+    return _absolute(os.path.expanduser(path))  # noqa: PTH111 pathlib keeps ".."
+
+
+def _absolute(path: str) -> str:
+    try:
+        return os.path.abspath(path)  # noqa: PTH100 pathlib keeps ".."
+    except OSError as error:
+        raise JobError(
+            f"the working directory cannot be found ({error.strerror}), below which a path lies: "
+            "change to another one, or give a whole path"
+        ) from None
 
 
 def _file_path(rest: str) -> str:
@@ -90,7 +100,7 @@ def _file_path(rest: str) -> str:
     decoded = os.fsdecode(unquote_to_bytes(("/" + path).encode("utf-8", "surrogateescape")))
     if "\0" in decoded:
         raise JobError("a file:// URL holds a NUL character, which no path has")
-    return os.path.abspath(decoded)  # noqa: PTH100 pathlib keeps ".."
+    return _absolute(decoded)
 
 
 def inside(outer: str, inner: str) -> str | None:
