@@ -116,6 +116,7 @@ def _answer(told: Mapping[str, Any], data: bytearray | FileMap) -> tuple[dict[st
         "decoded_rate": decoded.waveform.sample_rate,
         "channels": decoded.channels,
         "flags": decoded.flags,
+        "overlaps": decoded.overlaps,
         "num_samples": len(samples),
     }
     return facts, _file_of(samples) or np.ascontiguousarray(samples).view(np.uint8).data

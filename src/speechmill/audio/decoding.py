@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +15,7 @@ from speechmill.audio.formats.files import inspect_all
 from speechmill.audio.formats.octets import Octets
 from speechmill.audio.formats.structure import Structure
 from speechmill.audio.limits import DEFAULT_LIMITS, Limits, Meter
+from speechmill.audio.mixing import Choice
 from speechmill.audio.packets import WITH_PAUSES, Taken, decode_packets
 from speechmill.audio.resampling import resample
 from speechmill.audio.sniffing import Kind, describe, recognise
@@ -59,13 +60,15 @@ class Decoded:
     ``waveform`` is mono, at the source's rate. ``sample_rate`` (Hz) and ``channels`` are the
     source's, at its start. ``flags`` are sorted and name what is suspicious; docs/audio.md lists
     them. The samples of a long recording are
-    read-only.
+    read-only. ``overlaps`` are where two channels that were mixed hold voices of their own at the
+    same time: (start_s, end_s), in order.
     """
 
     waveform: Waveform
     sample_rate: int
     channels: int
     flags: tuple[str, ...]
+    overlaps: tuple[tuple[float, float], ...] = ()
 
 
 def decode(
@@ -157,11 +160,11 @@ def _to_mono(
     if any(mixer.clipped for mixer in tally.mixers):
         flags.add("clipped")
     chosen = [mixer.choose() for mixer in tally.mixers]
-    flags.update(flag for _, flag in chosen if flag is not None)
+    flags.update(flag for one in chosen for flag in one.flags)
     mixed = tally
-    if any(weights is not None for weights, _ in chosen):
+    if any(one.weights is not None for one in chosen):
         tally.spool.clear()  # the mix that is not wanted, before the next one is made
-        weights = [weights for weights, _ in chosen]
+        weights = [one.weights for one in chosen]
         mixed = decode_packets(data, structure, weights, meter, taken=Taken(track))
     samples = _join_runs(mixed, first.sample_rate)
     samples = samples[: _unpadded_length(structure, tally)]
@@ -178,7 +181,19 @@ def _to_mono(
         if peak > _CLEAR_OVERSHOOT:
             flags.add("scaled")
     waveform = Waveform(samples, first.sample_rate)
-    return Decoded(waveform, first.sample_rate, first.key[1], tuple(sorted(flags)))
+    overlaps = _overlaps(tally, chosen, waveform.duration_s)
+    return Decoded(waveform, first.sample_rate, first.key[1], tuple(sorted(flags)), overlaps)
+
+
+def _overlaps(
+    tally: Tally, chosen: Sequence[Choice], duration_s: float
+) -> tuple[tuple[float, float], ...]:
+    """The overlaps of all runs, one behind the other."""
+    spans, at_s = [], 0.0
+    for mixer, one in zip(tally.mixers, chosen, strict=True):
+        spans += [(at_s + first, min(at_s + end, duration_s)) for first, end in one.overlaps]
+        at_s += mixer.samples / mixer.sample_rate
+    return tuple(spans)
 
 
 def _join_runs(tally: Tally, sample_rate: int) -> NDArray[np.float32]:

@@ -117,6 +117,7 @@ def _decoded(told: Mapping[str, Any], body: bytearray | FileMap) -> Decoded:
         told["sample_rate"],
         told["channels"],
         tuple(told["flags"]),
+        tuple((first, end) for first, end in told["overlaps"]),
     )
 
 

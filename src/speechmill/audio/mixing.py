@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["FULL_SCALE", "Mixer", "Weights"]
+from speechmill.audio.overlap import Activity
+
+__all__ = ["FULL_SCALE", "Choice", "Mixer", "Weights"]
 
 Weights = tuple[float, ...]
 """The weight of each channel in the mono mix."""
@@ -42,13 +44,23 @@ class _ChannelStats:
     mix_square: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What a run's mix should have been: its ``weights`` (None: equal); ``flags`` that name what is
+    odd; and ``overlaps``, where voices of two channels are mixed: (start_s, end_s), in order."""
+
+    weights: Weights | None = None
+    flags: tuple[str, ...] = ()
+    overlaps: tuple[tuple[float, float], ...] = ()
+
+
 class Mixer:
     """Mixes the frames of one run (same rate, channels and format) to mono blocks.
 
     ``emit`` is called with each block, float32 [num_samples], in order.
 
-    Without ``weights`` all channels count equally, and ``choose`` returns the weights that would
-    have been right. With ``channel`` (from 0) that one alone is taken, as if there were no other.
+    Without ``weights`` all channels count equally, and ``choose`` says which would have been right.
+    With ``channel`` (from 0) that one alone is taken, as if there were no other.
     """
 
     def __init__(
@@ -76,6 +88,9 @@ class Mixer:
         self._pending: list[NDArray[Any]] = []
         self._num_pending = 0
         self._emit = emit
+        # Looked at once, by the mixer that also says what should have been taken.
+        looks = self.channels > 1 and weights is None
+        self._activity = Activity(sample_rate, channels) if looks else None
         zeros = np.zeros(self.channels)
         self._stats = _ChannelStats(
             total=zeros.copy(), square=zeros.copy(), low=zeros + np.inf, high=zeros - np.inf
@@ -136,33 +151,42 @@ class Mixer:
         stats.mix_total += float(mono.sum(dtype=np.float64))
         stats.mix_square += float(np.dot(mono, mono))
         self._emit(mono)
+        if self._activity is not None:
+            self._activity.add(block)
 
-    def choose(self) -> tuple[Weights | None, str | None]:
-        """Choose the weights that the mix should have had (None: equal), and a flag or None."""
+    def choose(self) -> Choice:
+        """Choose the weights that the mix should have had, and say what is odd about it."""
         stats = self._stats
         if self.channels == 1 or not stats.count or self._weights is not None:
-            return None, None
+            return Choice()
         mean = stats.total / stats.count
         power = np.maximum(stats.square / stats.count - mean**2, 0.0)
         peak = np.maximum(stats.high - mean, mean - stats.low)
         # The first of equals: sums of floats tell them apart by the machine's rounding.
         loudest = int((power >= _EQUAL_POWER * power.max()).argmax())
         if power[loudest] <= 1e-12:  # silence
-            return None, None
+            return Choice()
         silent = (power < _SILENT_POWER * power[loudest]) & (peak < _SILENT_PEAK * peak[loudest])
         carrying = np.flatnonzero(~silent)
         alone = tuple(1.0 if channel == loudest else 0.0 for channel in range(self.channels))
+        told = ("quiet_channel",) * self._holds_more(np.flatnonzero(silent), loudest)
         if len(carrying) == 1:
-            return alone, "one_channel"
+            return Choice(alone, ("one_channel", *told))
         share = len(carrying) / self.channels
         mix_power = stats.mix_square / stats.count - (stats.mix_total / stats.count) ** 2
         unrelated = power[carrying].mean() / len(carrying) * share**2
         if mix_power < _CANCELLED_POWER * unrelated:
-            return alone, "antiphase"
-        if len(carrying) < self.channels:
-            weight = 1.0 / len(carrying)
-            return tuple(0.0 if quiet else weight for quiet in silent), None
-        return None, None
+            return Choice(alone, ("antiphase", *told))
+        overlaps = () if self._activity is None else self._activity.overlaps(carrying)
+        if len(carrying) == self.channels:
+            return Choice(overlaps=overlaps)
+        weight = 1.0 / len(carrying)
+        return Choice(tuple(0.0 if quiet else weight for quiet in silent), told, overlaps)
+
+    def _holds_more(self, left_out: NDArray[np.intp], taken: int) -> bool:
+        """Whether a channel that is left out holds a voice of its own."""
+        found = self._activity
+        return found is not None and any(found.has_its_own(one, taken) for one in left_out)
 
     @property
     def peak(self) -> float:

@@ -45,6 +45,11 @@ WHOLE_S: Final = 30.0
 """Up to here a recording that is one row is resampled at once, in the decoder's thread."""
 
 
+OVERLAP_S: Final = 0.5
+"""So much of a row two must have spoken at once, for it to be flagged: half a window of theirs may
+be another row's."""
+
+
 @dataclass(frozen=True, slots=True)
 class Choices:
     """How recordings are decoded; see ``audio.decode``."""
@@ -56,10 +61,12 @@ class Choices:
 @dataclass(slots=True, eq=False)
 class Signal:
     """What of a recording is heard as one: the mix of its channels (``channel`` is None), or one of
-    them. ``flags`` name what is suspicious about it."""
+    them. ``flags`` name what is suspicious about it, ``overlaps`` are where channels that were
+    mixed hold voices of their own at the same time."""
 
     channel: int | None = None
     flags: tuple[str, ...] = ()
+    overlaps: tuple[tuple[float, float], ...] = ()
     waveform: Waveform | None = None  # as it was decoded; None once nothing needs it
     voice_highest: float | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -130,6 +137,14 @@ class ReadyRow:
     def duration_s(self) -> float:
         """Length in seconds."""
         return self.row.end_s - self.row.start_s
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """What is suspicious about its audio."""
+        first, last = self.row.start_s, self.row.end_s
+        shared_s = sum(max(0.0, min(b, last) - max(a, first)) for a, b in self.signal.overlaps)
+        overlapped = shared_s >= min(OVERLAP_S, self.duration_s / 2)
+        return self.signal.flags + ("overlapped_speech",) * (shared_s > 0 and overlapped)
 
     def samples(self, sample_rate: int) -> NDArray[np.float32]:
         """Its waveform, float32 [num_samples], at ``sample_rate`` Hz; 0 is the rate that the
@@ -334,7 +349,9 @@ def decode_into(
         ready.decoded_rate = decoded.waveform.sample_rate
         ready.duration_s = decoded.waveform.duration_s
         ready.sample_rate, ready.channels = decoded.sample_rate, decoded.channels
-        ready.signals.append(Signal(channel, decoded.flags, decoded.waveform))
+        ready.signals.append(
+            Signal(channel, decoded.flags, decoded.overlaps, waveform=decoded.waveform)
+        )
 
 
 def _check_source(source: Store) -> None:

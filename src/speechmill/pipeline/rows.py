@@ -44,7 +44,7 @@ def make_utterance(row: ReadyRow, resources: Resources) -> Utterance:
         codes=tuple(codes for _, codes in sorted(row.codes.items())),
         measured=row.measured,
         round_trip_cer=tuple(row.round_trip_cer.get(i) for i in range(len(row.codes))),
-        flags=tuple(sorted({*row.signal.flags, *transcript.flags, *suspicious})),
+        flags=tuple(sorted({*row.flags, *transcript.flags, *suspicious})),
         voiced_s=cut.voiced_s,
         repetition=repeated,
         chars_per_voiced_s=speech_rate(transcript.text, cut.voiced_s),
