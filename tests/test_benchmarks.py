@@ -125,6 +125,17 @@ def test_no_speech_counts_the_texts_and_shows_them(tmp_path: Path) -> None:
     assert f"{tmp_path.name}/spoken.flac: " in printed
 
 
+def test_overlap_finds_two_voices_and_takes_none_for_two() -> None:
+    printed = run("overlap", "--corpus", "examples/corpus", "--every", "18")
+    assert_names_the_machine(printed)
+    one, *_ = printed.split("\n\n| leak")
+    assert {row[1] for row in table(one)} == {"0 of 2"}
+    rows = table(printed)[len(table(one)) :]
+    assert rows[2][0] == "none"  # the header and its line come first
+    assert rows[2][1] == "0 %"
+    assert rows[2][-2] == "100 %"
+
+
 def test_reading_sets_arrays_against_lists_and_goes_through_epochs() -> None:
     printed = run("reading", "--rows", "30", "--repeats", "1", "--workers", "0")
     assert_names_the_machine(printed)

@@ -109,15 +109,20 @@ def test_nor_is_it_in_a_room(
     assert heard(here, there).overlaps == ()
 
 
-def test_who_speaks_in_turn_does_not_speak_at_once() -> None:
-    one, other = voice("p901", 5.0), voice("p902", 5.0)
-    nothing = np.zeros_like(one)
-    hiss = [noise(seed, -60, 2 * len(one)) for seed in (1, 2)]
-    call = heard(
-        np.concatenate([one, nothing]) + hiss[0], np.concatenate([nothing, other]) + hiss[1]
-    )
-    assert call.overlaps == ()
-    assert call.flags == ()
+@pytest.mark.parametrize("pause_s", [0.0, 0.2])
+@pytest.mark.parametrize("leak", [0.0, 0.1])
+def test_who_speaks_in_turn_does_not_speak_at_once(pause_s: float, leak: float) -> None:
+    """Also where the next one begins as soon as the one before has ended."""
+    pause = np.zeros(int(pause_s * RATE), np.float32)
+    for first, second in pairwise(VOICES):
+        one, other = voice(first, 4.0), voice(second, 4.0)
+        left = np.concatenate([one, pause, np.zeros_like(other)])
+        right = np.concatenate([np.zeros_like(one), pause, other])
+        hiss = [noise(seed, -60, len(left)) for seed in (1, 2)]
+        call = heard(
+            left + np.float32(leak) * right + hiss[0], right + np.float32(leak) * left + hiss[1]
+        )
+        assert (call.overlaps, call.flags) == ((), ()), (first, second)
 
 
 @pytest.mark.parametrize("rate", [8_000, 22_050, 48_000])

@@ -52,6 +52,8 @@ KINDS = [
     ("mp4", "aac"),
     ("mov", "pcm_s16le"),
     ("mp4", "ac3"),
+    ("mp4", "eac3"),
+    ("matroska", "ac3"),
     ("matroska", "eac3"),
 ]
 

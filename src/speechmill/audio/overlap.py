@@ -44,6 +44,10 @@ UNLIKE: Final = 0.35
 """Correlation of two voices, at most."""
 IN_A_ROW: Final = 2
 """Windows that must say so in a row: one may be chance."""
+ABOVE_DB: Final = -5.0
+TOGETHER: Final = 3
+"""Frames, with more than −5 dB of their window's energy in both channels at once: speakers who take
+turns without a pause share windows, but at most one such frame."""
 OWN: Final = 2
 """Windows in which a channel that is left out holds what the one that is taken does not, for it to
 be told."""
@@ -80,6 +84,7 @@ class Activity:
         self._levels: list[NDArray[np.float16]] = []
         self._deviations: list[NDArray[np.float16]] = []
         self._likeness: list[NDArray[np.float16]] = []
+        self._together: list[NDArray[np.uint8]] = []  # frames in which both are loud, for each pair
 
     def add(self, samples: NDArray[np.float32]) -> None:
         """Look at samples, [num_channels, num_samples] in −1..1."""
@@ -114,7 +119,10 @@ class Activity:
     def _look(self, energies: NDArray[np.float32]) -> None:
         """Compare the channels in the window that begins behind the first LAGS frames."""
         middle = slice(LAGS, LAGS + WINDOW)
-        level = energies[:, middle].sum(axis=2).mean(axis=1)
+        energy = energies[:, middle].sum(axis=2)
+        level = energy.mean(axis=1)
+        loud = energy > level[:, None] * np.float32(10 ** (ABOVE_DB / 10))
+        pairs = [loud[one] & loud[other] for one, other in self._pairs]
         floor = DYNAMIC * energies.max(axis=1, keepdims=True) + 1e-12
         logs = 10 * np.log10(energies + floor)
         here = logs[:, middle] - logs[:, middle].mean(axis=1, keepdims=True)
@@ -122,6 +130,7 @@ class Activity:
         self._levels.append((10 * np.log10(level + 1e-12)).astype(np.float16))
         self._deviations.append(here.mean(axis=2).std(axis=1).astype(np.float16))
         self._likeness.append(self._compare(logs, here, power))
+        self._together.append(np.sum(pairs, axis=1, dtype=np.uint8))
 
     def _compare(
         self, logs: NDArray[np.float32], here: NDArray[np.float32], power: NDArray[np.float32]
@@ -144,11 +153,12 @@ class Activity:
         in order and apart."""
         active = self._active()
         both = np.zeros(len(active), bool)
-        likeness = np.array(self._likeness).reshape(len(active), len(self._pairs))
+        shape = len(active), len(self._pairs)
+        unlike = np.reshape(self._likeness, shape) < UNLIKE
+        unlike &= np.reshape(self._together, shape) >= TOGETHER
         for number, (one, other) in enumerate(self._pairs):
             if one in carrying and other in carrying:
-                unlike = likeness[:, number] < UNLIKE
-                both |= active[:, one] & active[:, other] & unlike
+                both |= active[:, one] & active[:, other] & unlike[:, number]
         spans: list[tuple[float, float]] = []
         edges = np.flatnonzero(np.diff(np.concatenate([[0], both.astype(np.int8), [0]])))
         for first, end in edges.reshape(-1, 2).tolist():
