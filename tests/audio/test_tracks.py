@@ -134,3 +134,13 @@ def test_a_build_takes_the_track_and_keeps_it_for_what_is_added() -> None:
     assert rows["p1/a.mka"]["token_mfcc"] == wanted["p1/a.mka"]["token_mfcc"]
     assert rows["p1/a.mka"]["flags"] == ["several_tracks"]
     assert verify_tokens(open_store(sink), column="token_mfcc").rate == 0.0
+
+
+def test_a_channel_that_ends_within_a_recording_is_an_error_that_says_when() -> None:
+    """Ogg files that were joined may have channels of their own."""
+    joined = b"".join(encoded("ogg", "libopus", RATE, channels=count) for count in (2, 1))
+    assert decode(joined).channels == 2
+    assert decode(joined, channel=0).waveform.duration_s == pytest.approx(4.0, abs=0.1)
+    problem = r"it has no channel 1: it has one channel, 0 from 2\.0\d s on; choose another"
+    with pytest.raises(ChannelError, match=problem):
+        decode(joined, channel=1)

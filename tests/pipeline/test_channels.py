@@ -151,7 +151,7 @@ def test_one_channel_is_taken_and_who_lacks_it_is_told_how_many_there_are(
     (failed,) = failed_recordings(open_store(sink))
     assert (failed.file_name, failed.stage, failed.error, failed.message) == (
         *("p2/mono.wav", "decode", "ChannelError"),
-        "it has no channel 1: it has one channel, 0",
+        "it has no channel 1: it has one channel, 0; choose another by --channels, or mix",
     )
     again = corpus.build(calls, sink, channels=1, **options)
     assert (again.rows, again.failed) == (0, 0)
@@ -176,6 +176,26 @@ def test_a_rebuild_goes_from_the_mix_to_channels_and_back(calls: str) -> None:
         corpus.build(calls, sink, channels=channels, rebuild=True)
         found, wanted = (table_of(s).drop_columns(list(COSTS)) for s in (sink, expected))
         assert found.equals(wanted)
+
+
+def test_what_was_cut_short_goes_on_and_what_has_changed_is_made_anew() -> None:
+    source = corpus.memory({name: wav(*channels) for name, channels in CALLS.items()})
+    whole, sink = corpus.memory(), corpus.memory()
+    corpus.build(source, whole, channels="split")
+    assert corpus.build(source, sink, channels="split", limit=2).rows < NUM_SIGNALS
+    corpus.build(source, sink, channels="split")
+    assert corpus.build(source, sink, channels="split").rows == 0
+    found, wanted = (table_of(s).drop_columns(list(COSTS)) for s in (sink, whole))
+    assert found.equals(wanted)
+    open_store(source).put("p2/three.wav", wav(*noises(0.2, 9)))
+    assert corpus.build(source, sink, channels="split").rows == 1
+    rows = [r for r in table_of(sink).to_pylist() if r["file_name"] == "p2/three.wav"]
+    assert [(r["channel"], r["channels"], r["duration_s"]) for r in rows] == [(0, 1, 0.2)]
+
+
+def test_a_worker_elsewhere_is_told_of_channels_and_track() -> None:
+    job = Job(source="a", sink="b", channels="split", track=1)
+    assert Job.model_validate_json(job.model_dump_json()) == job
 
 
 def test_what_is_added_later_is_of_the_rows_own_channel(calls: str, split: str) -> None:

@@ -28,6 +28,7 @@ from speechmill.tokenizers.base import Codec
 from speechmill.tokens.decode import decode_tokens, open_codec
 from speechmill.tokens.wav_files import DecodeReport, _harmless, decode_dataset
 from tests.support import corpus
+from tests.support.audio_files import pcm_wav
 from tests.support.codec_checkpoints import write_codec
 from tests.support.harness import Bucket
 from tests.support.services import SeaweedFS
@@ -168,6 +169,22 @@ def test_rows_of_one_recording_get_their_spans_and_same_stems_their_extensions(
     # The names are the same for any choice of rows.
     decode(sink, tmp_path / "some", where="start_s > 1 OR file_name LIKE '%.flac'")
     assert files(tmp_path / "some") == ["p1/a_12.340-12.440.wav", "p1/one.flac.wav"]
+
+
+def test_channels_that_were_split_get_a_file_each(tmp_path: Path) -> None:
+    two = np.stack([corpus.samples(i) for i in (1, 2)]).astype(np.float32) / np.float32(2**15)
+    source = corpus.write(
+        tmp_path / "source", {"p1/call.wav": pcm_wav(two), "p1/one.wav": corpus.wav()}
+    )
+    corpus.build(source, str(tmp_path / "sink"), channels="split")
+    assert decode(tmp_path / "sink", tmp_path / "wav").written == 3
+    assert files(tmp_path / "wav") == [
+        "p1/call_channel0.wav",
+        "p1/call_channel1.wav",
+        "p1/one_channel0.wav",
+    ]
+    decode(tmp_path / "sink", tmp_path / "some", where="channel = 1")
+    assert files(tmp_path / "some") == ["p1/call_channel1.wav"]
 
 
 @given(st.text(alphabet="./a\\\0\n~%é", max_size=20))

@@ -156,7 +156,9 @@ def _choose_track(streams: Any, track: int | None) -> Any:
 def _check_track(num_tracks: int, track: int | None) -> None:
     if track is not None and track >= num_tracks:
         there = counted(num_tracks, "audio track")
-        raise ChannelError(f"it has no audio track {track}: it has {there}")
+        raise ChannelError(
+            f"it has no audio track {track}: it has {there}; choose another by --track"
+        )
 
 
 @dataclass(slots=True)

@@ -88,7 +88,10 @@ class Tally:
         if self.channel is not None and self.channel >= channels:
             since = f" from {self.decoded_s:.2f} s on" if self.mixers else ""
             there = counted(channels, "channel")
-            raise ChannelError(f"it has no channel {self.channel}: it has {there}{since}")
+            raise ChannelError(
+                f"it has no channel {self.channel}: it has {there}{since}; choose another by "
+                "--channels, or mix"
+            )
         run = len(self.mixers)
         chosen = weights[run] if weights is not None and run < len(weights) else None
         if weights is not None and chosen is None:
