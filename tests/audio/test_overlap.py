@@ -19,6 +19,7 @@ import speechmill
 from speechmill import audio
 from speechmill.audio import decode
 from speechmill.audio.overlap import FRAME_S, HOP, WINDOW, Activity
+from speechmill.errors import DamagedError
 from speechmill.records import Waveform
 from tests.conftest import SHARED_DATA
 from tests.support import corpus
@@ -178,6 +179,20 @@ def test_many_channels_and_rates_without_speech_are_looked_at_in_vain() -> None:
     assert decode(pcm_wav(many)).overlaps == ()
     assert decode(pcm_wav(many[:2], 1_000)).overlaps == ()
     assert decode(pcm_wav(many[:2, :7])).overlaps == ()
+
+
+@given(rate=st.integers(1_000, 200_000), count=st.integers(1, 4))
+def test_every_rate_can_be_looked_at(rate: int, count: int) -> None:
+    two = np.random.default_rng(rate).uniform(-0.3, 0.3, (2, count * rate // 4))
+    activity = Activity(rate, 2)
+    activity.add(two.astype(np.float32))
+    assert activity.overlaps(np.arange(2)) == ()
+
+
+def test_samples_that_are_no_sound_make_no_trouble() -> None:
+    wild = np.stack([voice("p901"), voice("p902")]) * np.float32(1e30)
+    with pytest.raises(DamagedError, match="is no sound"):
+        decode(pcm_wav(wild))
 
 
 @given(st.lists(st.integers(1, 9_000), max_size=30), st.sampled_from([8_000, 11_025, 16_000]))

@@ -73,7 +73,7 @@ class Activity:
         self._frame_s = self._length / rate
         self._taper = np.hanning(self._length).astype(np.float32)
         bins = np.fft.rfftfreq(self._length, 1 / rate)
-        self._bands = np.searchsorted(bins, [hz for hz in BANDS_HZ if hz <= rate / 2])
+        self._bands = np.searchsorted(bins, [hz for hz in BANDS_HZ if hz <= bins[-1]])
         self._channels = min(channels, MAX_CHANNELS)
         self._pairs = tuple(combinations(range(self._channels), 2))
         num_bands = len(self._bands) - 1
@@ -181,11 +181,13 @@ class Activity:
 
     def _active(self) -> NDArray[np.bool_]:
         """Whether each channel holds something like a voice: [num_windows, num_channels]."""
-        self._end()
-        if not self._levels:
-            return np.zeros((0, self._channels), bool)
-        levels = np.array(self._levels, np.float32)
-        usual = np.percentile(levels, 90, axis=0)
+        # Wild values are no voice, and are found elsewhere.
+        with np.errstate(over="ignore", invalid="ignore"):
+            self._end()
+            if not self._levels:
+                return np.zeros((0, self._channels), bool)
+            levels = np.array(self._levels, np.float32)
+            usual = np.percentile(levels, 90, axis=0)
         loud = (levels > usual - BELOW_DB) & (levels > FAINTEST_DB)
         active: NDArray[np.bool_] = loud & (np.array(self._deviations) > LEAST_DB)
         return active
