@@ -54,6 +54,21 @@ def test_recordings_that_find_no_room_wait_for_it(
     assert failures(job) == {}
 
 
+@pytest.mark.parametrize("room", [57_000, 80_000])
+@pytest.mark.timeout(60)
+def test_recordings_whose_channels_are_split_wait_for_room_for_all_of_them(
+    job: Job, room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path in Path(job.source).rglob("*.wav"):
+        samples, rate = soundfile.read(path, dtype="float32")
+        soundfile.write(path, np.stack([samples, samples[::-1]], axis=1), rate)
+    monkeypatch.setattr(spilling, "SPILL_SAMPLES", 1000)
+    limited_room(monkeypatch, room)
+    report = speechmill.build(job.model_copy(update={"channels": "split"}))
+    assert (report.rows, report.failed) == (12, 0)
+    assert failures(job) == {}
+
+
 @pytest.mark.timeout(60)
 def test_one_that_does_not_fit_at_all_fails_and_says_how_much_it_needs(
     job: Job, monkeypatch: pytest.MonkeyPatch

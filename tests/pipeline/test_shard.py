@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -155,10 +156,10 @@ def test_a_decoder_that_breaks_is_a_failure_like_any_other(
 ) -> None:
     decode = audio.decode_isolated
 
-    def rough(data: bytes, *, keep_damaged: bool, limits: audio.Limits) -> audio.Decoded:
+    def rough(data: bytes, **choices: Any) -> audio.Decoded:
         if len(data) == 4400 * 2 + 44:
             raise MemoryError("cannot hold it")
-        return decode(data, keep_damaged=keep_damaged, limits=limits)
+        return decode(data, **choices)
 
     monkeypatch.setattr(audio, "decode_isolated", rough)
     assert build(job).failed == 3
@@ -168,7 +169,7 @@ def test_a_decoder_that_breaks_is_a_failure_like_any_other(
 def test_no_room_for_temporary_files_says_nothing_about_the_recording(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(data: bytes, *, keep_damaged: bool, limits: audio.Limits) -> audio.Decoded:
+    def full(data: bytes, **_: Any) -> audio.Decoded:
         raise StorageError("no space left")
 
     monkeypatch.setattr(audio, "decode_isolated", full)

@@ -254,6 +254,8 @@ class Intake:
             decode_into(ready, blob, self.channels, self.choices, self.limits)
             for signal in ready.signals:
                 self._cut(ready, signal)
+        if not ready.is_good:  # of several channels some may be there
+            ready.release()
         ready.decode_s = time.perf_counter() - started
         return ready
 
