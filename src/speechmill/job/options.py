@@ -38,14 +38,19 @@ class Options(BaseModel):
 
 def _is_text(value: object) -> bool:
     """Whether all text in a value can be written down: a path may hold bytes that are no text."""
-    if isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            return False
-    if isinstance(value, dict):
-        return all(_is_text(key) and _is_text(one) for key, one in value.items())
-    return not isinstance(value, list | tuple) or all(map(_is_text, value))
+    waiting = [value]  # no recursion: a job file may be thousands of brackets deep
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, dict):
+            waiting += [*one.keys(), *one.values()]
+        elif isinstance(one, list | tuple):
+            waiting += one
+        elif isinstance(one, str):
+            try:
+                one.encode()
+            except UnicodeEncodeError:
+                return False
+    return True
 
 
 def panel_of(model: type[BaseModel], name: str) -> str:
