@@ -57,6 +57,7 @@ TYPES: dict[str, Any] = {
     "duration_s": "f8",
     "sample_rate": "i4",
     "channels": "i4",
+    "channel": "i4",
     "language": "s",
     "language_probability": "f4",
     "avg_logprob": "f4",
@@ -114,6 +115,7 @@ def by_hand() -> list[Utterance]:
                 Codes(np.full((4, i), 1_000 + i, np.int16)),
             ),
             flags=("odd",) * i,
+            channel=i,
         )
         for i, (segments, words) in enumerate(cases)
     ]

@@ -116,18 +116,25 @@ def decode(
         raise nothing_decoded(structure, tally)
     if problem is not None and not keep_damaged:
         raise as_error(problem, structure, tally)
-    flags = set(structure.flags)
+    flags = _flags_of(structure, tally)
     if problem is not None:
         flags.add(problem.kind)
+    is_default = tally.num_tracks > 1 and track is None
+    if is_default and tally.is_silent and _others_sound(data, structure, tally, meter):
+        flags.add("silent_track")
+    return _to_mono(data, structure, tally, flags, meter, track=track, keep_damaged=keep_damaged)
+
+
+def _flags_of(structure: Structure, tally: Tally) -> set[str]:
+    """What is odd about a file as it was read."""
+    flags = set(structure.flags)
     if has_gap(structure, tally):
         flags.add("gap")
     if structure.name == "FLAC" and any(check.has_more() for check in tally.checks):
         flags.add("trailing_data")
     if tally.num_tracks > 1:
         flags.add("several_tracks")
-        if track is None and tally.is_silent and _others_sound(data, structure, tally, meter):
-            flags.add("silent_track")
-    return _to_mono(data, structure, tally, flags, meter, track=track, keep_damaged=keep_damaged)
+    return flags
 
 
 def _others_sound(data: Octets, structure: Structure, silent: Tally, meter: Meter) -> bool:
@@ -181,15 +188,15 @@ def _to_mono(
         if peak > _CLEAR_OVERSHOOT:
             flags.add("scaled")
     waveform = Waveform(samples, first.sample_rate)
-    overlaps = _overlaps(tally, chosen, waveform.duration_s)
+    overlaps = _overlaps(tally, chosen, late_samples / first.sample_rate, waveform.duration_s)
     return Decoded(waveform, first.sample_rate, first.key[1], tuple(sorted(flags)), overlaps)
 
 
 def _overlaps(
-    tally: Tally, chosen: Sequence[Choice], duration_s: float
+    tally: Tally, chosen: Sequence[Choice], begin_s: float, duration_s: float
 ) -> tuple[tuple[float, float], ...]:
-    """The overlaps of all runs, one behind the other."""
-    spans, at_s = [], 0.0
+    """The overlaps of all runs, one behind the other, of which the first begins at ``begin_s``."""
+    spans, at_s = [], begin_s
     for mixer, one in zip(tally.mixers, chosen, strict=True):
         spans += [(at_s + first, min(at_s + end, duration_s)) for first, end in one.overlaps]
         at_s += mixer.samples / mixer.sample_rate
