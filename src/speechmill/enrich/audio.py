@@ -176,4 +176,6 @@ def fetch_spans(source: Store, asked: RecordingSpans, choices: Choices) -> Fetch
             ReadyRow(ready, signals[channel], Row(start, end, ()))
             for (start, end), channel in zip(asked.spans, asked.channels, strict=True)
         ]
+    if not ready.is_good:  # of several channels some may be there
+        ready.release()
     return taken
