@@ -16,7 +16,7 @@ from whisper_normalizer.english import EnglishTextNormalizer
 
 from speechmill import audio
 
-__all__ = ["Clip", "bootstrap", "errors", "read_clips"]
+__all__ = ["Clip", "bootstrap", "errors", "normalized", "read_clips"]
 
 SAMPLE_RATE = 16_000
 
@@ -83,14 +83,19 @@ def _normalizers() -> tuple[EnglishTextNormalizer, BasicTextNormalizer]:
     return EnglishTextNormalizer(), BasicTextNormalizer()
 
 
+def normalized(clip: Clip, text: str | None = None) -> str:
+    """A text of a clip after Whisper's normalisation; its reference where none is given."""
+    english, basic = _normalizers()
+    normal = english if clip.language == "en" else basic
+    return str(normal(clip.reference if text is None else text))
+
+
 def errors(clip: Clip, text: str) -> tuple[int, int]:
     """Wrong words, and words of the reference, after Whisper's normalisation of both; (0, 0) where
     nobody knows what is said."""
     if not clip.reference:
         return 0, 0
-    english, basic = _normalizers()
-    normal = english if clip.language == "en" else basic
-    found = jiwer.process_words(normal(clip.reference), normal(text))
+    found = jiwer.process_words(normalized(clip), normalized(clip, text))
     wrong = found.substitutions + found.deletions + found.insertions
     return wrong, found.hits + found.substitutions + found.deletions
 

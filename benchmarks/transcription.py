@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from benchmarks.figures import command, machine, peak_rss_mb, print_table, rss_mb
 from benchmarks.references import SAMPLE_RATE, Clip, bootstrap, errors, read_clips
 from speechmill.models.weights import resolve_whisper
+from speechmill.records import Transcript
 from speechmill.text.figures import repetition
 
 CORPUS = Path(__file__).parents[1] / "examples" / "corpus"
@@ -67,8 +68,10 @@ class Clock(defaultdict[str, float]):
         return run
 
 
-def speechmill(setting: Setting, clock: Clock, window: str = "adaptive") -> Transcribe:
-    """Ours, with voice detection and segmentation as in a build."""
+def rows_of(
+    setting: Setting, clock: Clock, window: str = "adaptive"
+) -> Callable[[Sequence[tuple[Samples, str]]], list[list[Transcript]]]:
+    """Ours, with voice detection and segmentation as in a build: each recording's transcripts."""
     from concurrent.futures import ThreadPoolExecutor
 
     from speechmill.records import Speech
@@ -110,12 +113,18 @@ def speechmill(setting: Setting, clock: Clock, window: str = "adaptive") -> Tran
     cut = clock.timed("voice detection", cut)
     pool = ThreadPoolExecutor(setting.threads)
 
-    def transcribe(portion: Sequence[tuple[Samples, str]]) -> list[str]:
+    def transcribe(portion: Sequence[tuple[Samples, str]]) -> list[list[Transcript]]:
         pieces = list(pool.map(cut, portion))
-        texts = iter(transcriber.transcribe([one for found in pieces for one in found]))
-        return [" ".join(next(texts).text for _ in found).strip() for found in pieces]
+        told = iter(transcriber.transcribe([one for found in pieces for one in found]))
+        return [[next(told) for _ in found] for found in pieces]
 
     return transcribe
+
+
+def speechmill(setting: Setting, clock: Clock, window: str = "adaptive") -> Transcribe:
+    """Ours, as a text a recording."""
+    rows = rows_of(setting, clock, window)
+    return lambda portion: [" ".join(row.text for row in r).strip() for r in rows(portion)]
 
 
 def full_window(setting: Setting, clock: Clock) -> Transcribe:

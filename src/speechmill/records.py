@@ -235,7 +235,8 @@ class Transcript:
     """What was said in a stretch of speech, or in a row, and how sure the model is.
 
     ``text`` is "" where there is no speech; then the values that only speech has are None.
-    ``repetition`` is that of the piece that repeats itself most, where it is of several.
+    ``language_heard`` is the language that was detected beside the text, None where nobody listened
+    for it. ``repetition`` is that of the piece that repeats itself most, where it is of several.
     ``temperature`` is the one that gave the text, ``window_s`` the audio that was computed for it
     (None where the transcriber has no such thing).
     """
@@ -243,6 +244,7 @@ class Transcript:
     text: str
     language: str | None = None
     language_probability: float | None = None
+    language_heard: str | None = None
     avg_logprob: float | None = None
     no_speech_prob: float | None = None
     compression_ratio: float | None = None

@@ -10,17 +10,27 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
-from speechmill.records import Speech, Transcript
+from speechmill.audio import resample
+from speechmill.records import Speech, Transcript, Waveform
 from speechmill.speech.segmentation import SegmentOptions, segment
 from speechmill.speech.voice import VoiceOptions, listen
 from speechmill.transcribers import TranscriberOptions
 from speechmill.transcribers.adaptive import WindowOutcome
-from speechmill.transcribers.coverage import Span, cuts_around, longest_untold, pauses, split_at
+from speechmill.transcribers.coverage import (
+    Span,
+    cuts_around,
+    longest_pause,
+    longest_untold,
+    pauses,
+    split_at,
+)
 from speechmill.transcribers.languages import SpokenLanguage
 from speechmill.transcribers.whisper import WhisperTranscriber
 from speechmill.transcribers.windows import WindowOptions
 from tests.support.weights import SAMPLE_RATE, speech, whisper
+from tests.support.whispers import opened
 
 
 @st.composite
@@ -82,7 +92,12 @@ def test_the_parts_are_all_of_it(voiced: tuple[Span, ...], cuts: list[int]) -> N
 def heard_together(transcriber: WhisperTranscriber, *paths: str) -> Transcript:
     """What is heard of recordings with half a second between them."""
     pause = np.zeros(SAMPLE_RATE // 2, np.float32)
-    samples = np.concatenate([one for path in paths for one in (speech(path), pause)])
+    pieces = [one for path in paths for one in (speech(path), pause)]
+    return heard_whole(transcriber, np.concatenate(pieces))
+
+
+def heard_whole(transcriber: WhisperTranscriber, samples: NDArray[np.float32]) -> Transcript:
+    """What is heard of a recording that is kept whole, at most half a minute."""
     voice = listen(lambda a, b: samples[a:b], len(samples), VoiceOptions())
     (row,) = segment(voice, "none", SegmentOptions(), VoiceOptions()).rows
     (piece,) = row.pieces
@@ -161,7 +176,9 @@ class Stubbed:
         transcriber = WhisperTranscriber("tiny.en", TranscriberOptions(device="cpu"))
         self._adaptive = transcriber._adaptive
 
-        def heard(batch: Sequence[Speech], windows_s: Sequence[float], _: Any = None) -> Any:
+        def heard(
+            batch: Sequence[Speech], windows_s: Sequence[float], _: Any = None, **__: bool
+        ) -> Any:
             return [outcome(one, window_s) for one, window_s in zip(batch, windows_s, strict=True)]
 
         def outcome(one: Speech, window_s: float) -> WindowOutcome:
@@ -176,9 +193,9 @@ class Stubbed:
         monkeypatch.setattr(self._adaptive, "_decode_windows", heard)
         monkeypatch.setattr(self._adaptive, "_decode_full_window", lambda _: Transcript(in_full))
 
-    def text(self) -> str:
+    def text(self, voiced: tuple[Span, ...] = WHOLE) -> str:
         samples = np.zeros(round(11.5 * SAMPLE_RATE), np.float32)
-        (transcript,) = self._adaptive.transcribe([Speech(samples, WHOLE)])
+        (transcript,) = self._adaptive.transcribe([Speech(samples, voiced)])
         return transcript.text
 
 
@@ -201,9 +218,10 @@ def test_a_suspicious_window_and_a_wider_one_that_leaves_out_are_heard_in_parts(
 def test_a_text_is_not_given_up_for_less(monkeypatch: pytest.MonkeyPatch) -> None:
     for leaves_out in (False, True):
         stubbed = Stubbed(monkeypatch, lambda *_, out=leaves_out: ("He said.", out), in_full="")
-        assert stubbed.text() == "He said. He said." if leaves_out else "He said."
+        assert stubbed.text() == "He said. He said."
+        assert stubbed.text(((0.2, 11.0),)) == "He said."  # no pause to cut it at
     silent = Stubbed(monkeypatch, lambda *_: ("", False), in_full="He said so in full.")
-    assert silent.text() == "He said so in full."
+    assert silent.text(((0.2, 11.0),)) == "He said so in full."
 
 
 @pytest.mark.parametrize("loop", ["ha " * 80, "and more of it, " * 9, "word" * 200])
@@ -214,6 +232,53 @@ def test_parts_that_loop_are_not_taken_for_more(loop: str, monkeypatch: pytest.M
         return (SENTENCE, False) if duration_s < 5.8 else (loop, False)
 
     assert Stubbed(monkeypatch, says).text() == "Good morning everyone, and welcome."
+
+
+@given(voiced=voices(), voice_s=st.floats(0.01, 5))
+def test_the_longest_pause_leaves_enough_voice_on_either_side(
+    voiced: tuple[Span, ...], voice_s: float
+) -> None:
+    cuts = longest_pause(voiced, 0.2, voice_s)
+    fit = [
+        (b - a, (a + b) / 2)
+        for a, b in pauses(voiced, 0.2)
+        if sum(end - start for start, end in voiced if end <= a) >= voice_s
+        and sum(end - start for start, end in voiced if start >= b) >= voice_s
+    ]
+    assert len(cuts) == bool(fit)
+    if cuts:
+        assert max(fit)[0] == pytest.approx(max(length for length, at in fit if at == cuts[0]))
+
+
+def again(samples: NDArray[np.float32], speed: float) -> NDArray[np.float32]:
+    """The same words by what sounds like another voice: at another speed and pitch."""
+    return resample(Waveform(samples, round(SAMPLE_RATE * speed)), SAMPLE_RATE).samples
+
+
+REPEATED = {
+    "A": "speech/1688/1688-142285-0003.flac",
+    "B": "speech/2033/2033-164914-0004.flac",
+    "C": "speech/367/367-130732-0009.flac",
+}
+
+
+@pytest.mark.parametrize(
+    ("order", "pause_s"),
+    [("CBCB", 0.3), ("ABAB", 1.0), ("AA", 0.3), ("BB", 1.0), ("ACA", 0.6), ("CCC", 0.3)],
+)
+def test_what_is_said_again_is_written_again(order: str, pause_s: float) -> None:
+    """Two voices in turn; the second rendition is at another tempo and pitch."""
+    rng = np.random.default_rng(0)
+    pause = (1e-3 * rng.standard_normal(round(pause_s * SAMPLE_RATE))).astype(np.float32)
+    pieces = []
+    for position, letter in enumerate(order):
+        samples = speech(REPEATED[letter])
+        pieces += [again(samples, 1.1) if letter in order[:position] else samples, pause]
+    transcript = heard_whole(opened("base"), np.concatenate(pieces))
+    alone = {letter: heard_whole(opened("base"), speech(REPEATED[letter])) for letter in order}
+    expected = sum(len(alone[letter].text) for letter in order)
+    assert expected * 0.85 < len(transcript.text) < expected * 1.15
+    assert "maybe_incomplete" not in transcript.flags
 
 
 def test_silence_is_asked_about_texts_of_any_length() -> None:

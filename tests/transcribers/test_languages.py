@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
 import pytest
 
 from speechmill.errors import JobError
 from speechmill.records import Speech
 from speechmill.transcribers import TranscriberOptions
-from speechmill.transcribers.languages import LANGUAGES, language_code
+from speechmill.transcribers.languages import LANGUAGES, is_other, language_code
 from speechmill.transcribers.whisper import WhisperTranscriber
 from speechmill.transcribers.windows import FULL_WINDOW_S, WindowOptions
 from tests.support.weights import SAMPLE_RATE, speech, whisper
@@ -85,8 +86,8 @@ def test_only_languages_that_are_allowed_are_detected() -> None:
 
 
 def test_a_language_that_is_known_of_the_recording_is_taken() -> None:
-    (transcript,) = opened("base").transcribe([Speech(speech(JFK), None, "de", 0.9)])
-    assert (transcript.language, transcript.language_probability) == ("de", 0.9)
+    (transcript,) = opened("base").transcribe([Speech(speech(JFK), None, "de", 1.0)])
+    assert (transcript.language, transcript.language_probability) == ("de", 1.0)
 
 
 @pytest.mark.parametrize("window", ["adaptive", "full"])
@@ -144,3 +145,56 @@ def test_our_languages_are_those_of_faster_whisper() -> None:
     from faster_whisper.tokenizer import _LANGUAGE_CODES
 
     assert set(LANGUAGES) == set(_LANGUAGE_CODES)
+
+
+GERMAN, SPANISH, FRENCH = (
+    f"speech/fleurs_{code}/fleurs-{code}-004.ogg" for code in ("de", "es", "fr")
+)
+
+
+@pytest.mark.parametrize("window", ["adaptive", "full"])
+def test_what_is_told_to_be_in_another_language_is_found_out(window: str) -> None:
+    """Whisper translates it, and is sure of it."""
+    transcriber = opened("base", language="en", window=window)
+    clips = [Speech(speech(path)[: 6 * SAMPLE_RATE]) for path in (GERMAN, SPANISH, FRENCH, JFK)]
+    found = transcriber.transcribe(clips)
+    assert [t.language for t in found] == ["en"] * 4
+    assert [t.language_heard for t in found] == ["de", "es", "fr", "en"]
+    assert ["other_language" in t.flags for t in found] == [True, True, True, False]
+    assert found == [transcriber.transcribe([clip])[0] for clip in clips]
+
+
+def test_a_clip_of_two_languages_is_uncertain_and_one_of_two_sentences_is_not() -> None:
+    german, english = speech(GERMAN)[: 7 * SAMPLE_RATE], speech(JFK)[: 7 * SAMPLE_RATE]
+    pause = 1e-3 * np.random.default_rng(0).standard_normal(SAMPLE_RATE // 2).astype(np.float32)
+    for both in ((german, pause, english), (english, pause, german)):
+        mixed = one(opened("base"), np.concatenate(both))
+        assert "uncertain_language" in mixed.flags
+        assert mixed.language_heard != mixed.language
+        assert "other_language" in one(opened("base", language="en"), np.concatenate(both)).flags
+    plain = one(opened("base"), np.concatenate((english, pause, english)))
+    assert "uncertain_language" not in plain.flags
+    assert plain.language_heard == plain.language == "en"
+
+
+def test_a_row_whose_language_is_surer_than_its_recordings_has_its_own() -> None:
+    """A recording in English with a row in German; and one that is surely in English."""
+    german = speech(GERMAN)[: 6 * SAMPLE_RATE]
+    rows = [Speech(german, None, "en", 0.6), Speech(german, None, "en", 1.0)]
+    own, recordings = opened("base").transcribe(rows)
+    assert (own.language, own.language_heard) == ("de", "de")
+    assert "höhle" in own.text.lower()
+    assert "uncertain_language" not in own.flags
+    assert (recordings.language, recordings.language_heard) == ("en", "de")
+    assert "uncertain_language" in recordings.flags
+
+
+def test_an_english_model_hears_no_other_language() -> None:
+    found = one(opened("tiny.en"), speech(GERMAN)[: 3 * SAMPLE_RATE])
+    assert found.language_heard is None
+
+
+def test_languages_that_sound_alike_are_not_taken_for_each_other() -> None:
+    assert not is_other("no", {"nn": 0.9, "no": 0.02, "en": 0.08})
+    assert is_other("no", {"de": 0.9, "no": 0.02})
+    assert not is_other("de", {"nl": 0.6, "de": 0.02})

@@ -185,6 +185,7 @@ def row_schema(tokenizers: Sequence[TokenColumn] = (), *, round_trip: bool = Fal
             ("channel", pa.int32()),
             ("language", pa.string()),
             ("language_probability", pa.float32()),
+            ("language_heard", pa.string()),
             ("avg_logprob", pa.float32()),
             ("no_speech_prob", pa.float32()),
             ("compression_ratio", pa.float32()),
@@ -302,8 +303,8 @@ OF_UTTERANCES = (
     "chars_per_voiced_s", "fetch_s", "decode_s", "transcribe_s", "tokenize_s",
 )  # fmt: skip
 OF_TRANSCRIPTS = (
-    "language", "language_probability", "avg_logprob", "no_speech_prob", "compression_ratio",
-    "temperature", "window_s",
+    "language", "language_probability", "language_heard", "avg_logprob", "no_speech_prob",
+    "compression_ratio", "temperature", "window_s",
 )  # fmt: skip
 
 

@@ -61,11 +61,12 @@ def join_transcripts(starts_s: Sequence[float], transcripts: Sequence[Transcript
         text,
         language=told[0].language,
         language_probability=told[0].language_probability,
+        language_heard=_other_first([(t.language, t.language_heard) for t in told]),
         avg_logprob=mean([t.avg_logprob for t in told]),
         no_speech_prob=mean([t.no_speech_prob for t in told]),
         # Both grow with the length of a text, so those of an hour say nothing.
         compression_ratio=_max_known([t.compression_ratio for t in told]),
-        repetition=max(repetition(t.text) for t in told),
+        repetition=max(repetition(t.text) if t.repetition is None else t.repetition for t in told),
         segments=tuple(s for t in moved for s in t.segments),
         words=tuple(w for some in words for w in some) if words else None,
         temperature=_max_known([t.temperature for t in told]),
@@ -86,6 +87,13 @@ def _shifted(transcript: Transcript, by_s: float) -> Transcript:
         words=words
         and tuple(replace(w, start_s=w.start_s + by_s, end_s=w.end_s + by_s) for w in words),
     )
+
+
+def _other_first(pairs: Sequence[tuple[str | None, str | None]]) -> str | None:
+    """Choose the language that was heard in pieces: one in which a piece is not transcribed, if
+    there is one."""
+    heard = [(own != other, other) for own, other in pairs if other is not None]
+    return max(heard, key=lambda one: one[0])[1] if heard else None
 
 
 def _max_known(values: Sequence[float | None]) -> float | None:

@@ -10,14 +10,15 @@ from typing import Any, Final
 from numpy.typing import NDArray
 
 from speechmill.records import Segment, Speech, Transcript
-from speechmill.text.figures import can_be_said, compression_ratio, repetition
+from speechmill.text.figures import can_be_said, compression_ratio, is_slow
 from speechmill.text.transcripts import NO_SPACES, join_transcripts
 from speechmill.transcribers import ctranslate, results
 from speechmill.transcribers.attention import Attention
 from speechmill.transcribers.base import OnEncoded, TranscriberOptions
-from speechmill.transcribers.coverage import cuts_around, pauses, split_at
+from speechmill.transcribers.coverage import cuts_around, longest_pause, pauses, split_at
 from speechmill.transcribers.encoder import FRAME_RATE, SAMPLE_RATE, SpeechEncoder
 from speechmill.transcribers.full_window import FullWindow
+from speechmill.transcribers.language_check import LanguageCheck
 from speechmill.transcribers.languages import SpokenLanguage
 from speechmill.transcribers.whisper_tokens import WhisperTokens
 from speechmill.transcribers.windows import FULL_WINDOW_S, DecodedWindow
@@ -27,6 +28,8 @@ __all__ = ["AdaptiveWindows"]
 MAX_TOKENS: Final = 448
 """Prompt and text together: the positions of Whisper's decoder."""
 
+HEARD_IN_PARTS: Final = "heard_in_parts"
+
 # Punctuation that belongs to the word after it, or before it: as in faster-whisper.
 PREPENDED: Final = "\"'“¿([{-"
 APPENDED: Final = "\"'.。,，!！?？:：”)]}、"
@@ -34,12 +37,14 @@ APPENDED: Final = "\"'.。,，!！?？:：”)]}、"
 
 @dataclass(frozen=True, slots=True)
 class WindowOutcome:
-    """The outcome of an adaptive window: ``transcript`` is None if it is suspicious; ``untold`` is
-    a span of voice that it leaves out, (start_s, end_s) from the first sample."""
+    """The outcome of an adaptive window: ``transcript`` is None if it is suspicious, ``repeats`` if
+    that is for nothing but saying something again; ``untold`` is a span of voice that it leaves
+    out, (start_s, end_s) from the first sample."""
 
     spoken: SpokenLanguage
     transcript: Transcript | None
     untold: tuple[float, float] | None = None
+    repeats: bool = False
 
 
 class AdaptiveWindows:
@@ -69,22 +74,31 @@ class AdaptiveWindows:
         self._full = full
         self._options = options
         self._attention = Attention(whisper.model, encoder, whisper_tokens.tokenizer)
+        self._check = LanguageCheck(encoder)
 
     def transcribe(
-        self, batch: Sequence[Speech], on_encoded: OnEncoded | None = None
+        self,
+        batch: Sequence[Speech],
+        on_encoded: OnEncoded | None = None,
+        *,
+        check_languages: bool = True,
     ) -> list[Transcript]:
         """Transcribe stretches whose windows give the decoder inputs of one length, each up to 30
         s.
 
         ``on_encoded`` is called with the number of a stretch and the encoder's output for its
-        first window, [50 · window_s, width].
+        first window, [50 · window_s, width]. ``check_languages`` asks for the languages that are
+        heard, besides those that are transcribed.
         """
         windows_s = [self._window_s(one) for one in batch]
 
         def outcomes_of(some: Sequence[int]) -> list[WindowOutcome]:
             listening = on_encoded and (lambda i, heard: on_encoded(some[i], heard))
             return self._decode_windows(
-                [batch[i] for i in some], [windows_s[i] for i in some], listening
+                [batch[i] for i in some],
+                [windows_s[i] for i in some],
+                listening,
+                check_languages=check_languages,
             )
 
         outcomes = ctranslate.halve_if_out_of_memory(outcomes_of, range(len(batch)))
@@ -99,12 +113,20 @@ class AdaptiveWindows:
         """Accept what an adaptive window gave, or transcribe the stretch again."""
         spoken = outcome.spoken
         known = replace(speech, language=spoken.language, language_probability=spoken.probability)
-        told = self._accepted(known, outcome)
-        if told is not None:
+        told = self._heard_again(known) if outcome.repeats else self._accepted(known, outcome)
+        if told is None:
+            told = self._retry(known, window_s)
+            little = outcome.transcript  # which is better than less
+            if little is not None and len(told.text) < len(little.text):
+                told = little
+        if HEARD_IN_PARTS not in told.flags and is_slow(told.text, _voiced_s(known)):
+            parts = self._transcribe_parts(known, self._longest_pause(known))
+            if parts is not None and self._say_more(parts, told, known):
+                told = parts
+        if not told.text or spoken.heard is None:
             return told
-        again = self._retry(known, window_s)
-        little = outcome.transcript  # which is better than less
-        return little if little is not None and len(again.text) < len(little.text) else again
+        flags = tuple(sorted({*told.flags, *spoken.flags}))
+        return replace(told, language_heard=spoken.heard, flags=flags)
 
     def _retry(self, speech: Speech, window_s: float) -> Transcript:
         """Transcribe a stretch whose window gave something suspicious: in a wider one, which is
@@ -125,7 +147,9 @@ class AdaptiveWindows:
         if transcript is None:
             return None
         if outcome.untold is not None:
-            parts = self._transcribe_parts(speech, outcome.untold)
+            voiced = speech.voiced or ()
+            between = pauses(voiced, self._windows.untold_pause_s)
+            parts = self._transcribe_parts(speech, cuts_around(outcome.untold, voiced, between))
             if parts is not None and self._say_more(parts, transcript, speech):
                 return parts
         voiced_s = _voiced_s(speech)
@@ -133,24 +157,39 @@ class AdaptiveWindows:
             return None
         return transcript
 
-    def _transcribe_parts(self, speech: Speech, untold: tuple[float, float]) -> Transcript | None:
-        """Transcribe a stretch in parts, one of which is what a transcript of it left out; None
-        where it has no pause to cut at."""
+    def _heard_again(self, speech: Speech) -> Transcript | None:
+        """Transcribe a stretch whose text repeats itself in two parts: what each says by itself was
+        said, where what both say together may be a loop. None where it has no pause to cut at."""
+        parts = self._transcribe_parts(speech, self._longest_pause(speech))
+        return parts if parts is not None and self._is_plausible(parts, speech) else None
+
+    def _longest_pause(self, speech: Speech) -> list[float]:
+        """Choose the cut of a stretch in two, in seconds, that leaves enough voice on either side;
+        none where it has no such pause."""
         voiced = speech.voiced or ()
-        cuts_s = cuts_around(untold, voiced, pauses(voiced, self._windows.untold_pause_s))
+        return longest_pause(voiced, self._windows.untold_pause_s, self._windows.least_part_s)
+
+    def _transcribe_parts(self, speech: Speech, cuts_s: Sequence[float]) -> Transcript | None:
+        """Transcribe a stretch in parts, between these cuts; None where there are none."""
         if not cuts_s:
             return None
         parts = split_at(speech, cuts_s, SAMPLE_RATE)
-        told = [self.transcribe([part])[0] for _, part in parts]
+        told = [self.transcribe([part], check_languages=False)[0] for _, part in parts]
         joined = join_transcripts([start_s for start_s, _ in parts], told)
-        return replace(joined, flags=tuple(sorted({*joined.flags, "heard_in_parts"})))
+        return replace(joined, flags=tuple(sorted({*joined.flags, HEARD_IN_PARTS})))
 
     def _say_more(self, parts: Transcript, whole: Transcript, speech: Speech) -> bool:
-        """Whether the parts say more than the whole, and do not loop: one of them may come from the
-        full window, which is not asked twice."""
+        """Whether the parts say more than the whole, and no more than can be said.
+
+        That they say the same is no loop, as each was heard by itself. One that loops by itself
+        may come from the full window, which is not asked twice.
+        """
+        return len(whole.text) < len(parts.text) and self._is_plausible(parts, speech)
+
+    def _is_plausible(self, parts: Transcript, speech: Speech) -> bool:
         most = self._windows.max_chars_per_s * max(_voiced_s(speech), 1.0)
-        loops = repetition(parts.text) >= self._windows.max_repetition
-        return len(whole.text) < len(parts.text) <= most and not loops
+        loops = (parts.repetition or 0.0) >= self._windows.max_repetition
+        return 0 < len(parts.text) <= most and not loops
 
     def _window_s(self, speech: Speech) -> float:
         return self._windows.window_s(len(speech.samples), SAMPLE_RATE)
@@ -160,6 +199,8 @@ class AdaptiveWindows:
         batch: Sequence[Speech],
         windows_s: Sequence[float],
         on_encoded: OnEncoded | None = None,
+        *,
+        check_languages: bool = False,
     ) -> list[WindowOutcome]:
         """Decode each stretch in its window."""
         seen = self._encoder.encode_windows(batch, windows_s)
@@ -169,16 +210,24 @@ class AdaptiveWindows:
         encoded = self._encoder.with_silence(seen, windows_s)
         output = ctranslate.to_storage(encoded, self._placement)
         spoken = self._encoder.languages_of(batch, windows_s, output)
+        if check_languages:
+            spoken = self._check.check(batch, spoken, seen)
         prompts = [self._tokens.prompt(one.language) for one in spoken]
         rooms = [self._max_tokens(windows_s[0], len(prompts[0]), one.language) for one in spoken]
         found = self._generate(encoded, output, prompts, rooms)
         outcomes = []
         for i, (one, said) in enumerate(zip(batch, spoken, strict=True)):
+            heard = self._heard(one, said, found[i], rooms[i])
+            if self._windows.is_suspicious(heard):
+                outcomes.append(
+                    WindowOutcome(said, None, repeats=self._windows.only_repeats(heard))
+                )
+                continue
             transcript = self._to_transcript(
-                one, said, found[i], windows_s[i], rooms[i], encoded[i : i + 1]
+                one, said, heard, found[i], windows_s[i], encoded[i : i + 1]
             )
             untold = None
-            if transcript is not None and transcript.text:
+            if transcript.text:
                 untold = self._attention.untold(
                     one, found[i].sequences_ids[0], said.language, encoded[i : i + 1]
                 )
@@ -220,35 +269,36 @@ class AdaptiveWindows:
         wanted = self._windows.max_tokens(self._windows.decoder_s(window_s), language)
         return min(MAX_TOKENS // 2, MAX_TOKENS - prompt, wanted)
 
-    def _to_transcript(
-        self,
-        speech: Speech,
-        spoken: SpokenLanguage,
-        result: Any,
-        window_s: float,
-        room: int,
-        encoded: NDArray[Any],
-    ) -> Transcript | None:
-        """Make the transcript of the decoder's result for a stretch; None where it is suspicious.
-
-        ``room`` is the limit of tokens that it had, ``encoded`` [1, frames, width] its input.
-        """
+    def _heard(
+        self, speech: Speech, spoken: SpokenLanguage, result: Any, room: int
+    ) -> DecodedWindow:
+        """Read the decoder's result for a stretch, for which it had at most ``room`` tokens."""
         tokens = result.sequences_ids[0]
-        # As Whisper counts it: the mean over the tokens and the one that ends the text.
-        avg_logprob = result.scores[0] * len(tokens) / (len(tokens) + 1)
-        text = self._tokens.tokenizer(spoken.language).decode(tokens).strip()
-        duration_s = len(speech.samples) / SAMPLE_RATE
-        heard = DecodedWindow(
-            text,
-            avg_logprob,
+        return DecodedWindow(
+            self._tokens.tokenizer(spoken.language).decode(tokens).strip(),
+            # As Whisper counts it: the mean over the tokens and the one that ends the text.
+            result.scores[0] * len(tokens) / (len(tokens) + 1),
             len(tokens),
-            duration_s,
+            len(speech.samples) / SAMPLE_RATE,
             speech.voiced_s,
             result.no_speech_prob,
             room,
         )
-        if self._windows.is_suspicious(heard):
-            return None
+
+    def _to_transcript(
+        self,
+        speech: Speech,
+        spoken: SpokenLanguage,
+        heard: DecodedWindow,
+        result: Any,
+        window_s: float,
+        encoded: NDArray[Any],
+    ) -> Transcript:
+        """Make the transcript of the decoder's result for a stretch, which it has ``heard``.
+
+        ``encoded`` [1, frames, width] is its input.
+        """
+        text, avg_logprob, duration_s = heard.text, heard.avg_logprob, heard.duration_s
         start_s, end_s = 0.0, duration_s
         if speech.voiced:
             start_s, end_s = speech.voiced[0][0], min(speech.voiced[-1][1], duration_s)
@@ -262,15 +312,13 @@ class AdaptiveWindows:
             segments=(Segment(start_s, end_s, text, avg_logprob, result.no_speech_prob),),
             temperature=0.0,
             window_s=window_s,
-            flags=results.flags(
-                spoken.probability, low_confidence=avg_logprob < results.MIN_LOGPROB
-            ),
+            flags=results.flags(spoken, low_confidence=avg_logprob < results.MIN_LOGPROB),
         )
-        return self._weigh_against_silence(transcript, heard, tokens, encoded)
+        return self._weigh_against_silence(transcript, heard, result.sequences_ids[0], encoded)
 
     def _decode_full_window(self, speech: Speech) -> Transcript:
         """Transcribe a stretch in the full window, whose text is also compared with silence."""
-        transcript = self._full.transcribe(speech)
+        transcript = self._full.transcribe(speech, check_language=False)
         if transcript.text:
             heard = DecodedWindow(
                 transcript.text,

@@ -13,7 +13,7 @@ from itertools import pairwise
 
 from speechmill.records import Speech
 
-__all__ = ["cuts_around", "longest_untold", "pauses", "split_at"]
+__all__ = ["cuts_around", "longest_pause", "longest_untold", "pauses", "split_at"]
 
 Span = tuple[float, float]
 
@@ -55,6 +55,20 @@ def cuts_around(untold: Span, voiced: Sequence[Span], pauses: Sequence[Span]) ->
         return []
     is_first, is_last = start_s <= voiced[0][0], end_s >= voiced[-1][1]
     return sorted({*([] if is_first else inside[:1]), *([] if is_last else inside[-1:])})
+
+
+def longest_pause(voiced: Sequence[Span], at_least_s: float, voice_s: float) -> list[float]:
+    """Find the middle of the longest pause, of at least ``at_least_s``, with at least ``voice_s``
+    of voice before it and behind it; of several as long, the first. Empty where there is none."""
+    total_s = sum(end_s - start_s for start_s, end_s in voiced)
+    before_s, best_s, found = 0.0, 0.0, []
+    for (start_s, end_s), (next_s, _) in pairwise(voiced):
+        before_s += end_s - start_s
+        pause_s = next_s - end_s
+        has_room = min(before_s, total_s - before_s) >= voice_s
+        if has_room and pause_s >= at_least_s and pause_s > best_s:
+            best_s, found = pause_s, [(end_s + next_s) / 2]
+    return found
 
 
 def split_at(

@@ -8,7 +8,7 @@ import re
 import subprocess
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, TypeVar
 
@@ -29,6 +29,7 @@ __all__ = [
     "halve_if_out_of_memory",
     "load",
     "place",
+    "to_array",
     "to_storage",
 ]
 
@@ -192,6 +193,15 @@ def load(model: Model, placement: Placement) -> WhisperModel:
     return whisper
 
 
+@dataclass(slots=True)
+class Generated:
+    """What was generated of a stretch of speech: each window's probability of no speech, and the
+    encoder's output for the first one, in CTranslate2's storage."""
+
+    no_speech_probs: list[float] = field(default_factory=list)
+    encoded: Any = None
+
+
 class SeededModel:
     """CTranslate2's Whisper, whose random numbers start anew with each stretch of speech.
 
@@ -212,16 +222,16 @@ class SeededModel:
         """Begin a stretch of speech in this thread; ``finish`` must follow."""
         self._mine.seed = seed
         self._mine.sampling = None
-        self._mine.no_speech_probs = []
+        self._mine.generated = Generated()
 
-    def finish(self) -> list[float]:
-        """End it: the probabilities of no speech of all that was generated."""
+    def finish(self) -> Generated:
+        """End it: what was generated."""
         if self._mine.sampling is not None:
             self._mine.sampling = None
             self._seed_lock.release()
-        probabilities: list[float] = self._mine.no_speech_probs
-        self._mine.no_speech_probs = None
-        return probabilities
+        generated: Generated = self._mine.generated
+        self._mine.generated = None
+        return generated
 
     def generate(self, features: Any, prompts: list[list[int]], **options: Any) -> Any:
         """``ctranslate2.models.Whisper.generate``."""
@@ -231,9 +241,11 @@ class SeededModel:
                 self._mine.sampling = self._seeded(features, prompts)
             model = self._mine.sampling
         results = model.generate(features, prompts, **options)
-        probabilities = getattr(self._mine, "no_speech_probs", None)
-        if probabilities is not None:
-            probabilities += [result.no_speech_prob for result in results]
+        generated = getattr(self._mine, "generated", None)
+        if generated is not None:
+            generated.no_speech_probs += [result.no_speech_prob for result in results]
+            if generated.encoded is None:
+                generated.encoded = features
         return results
 
     def _seeded(self, features: Any, prompts: list[list[int]]) -> Any:
@@ -256,7 +268,13 @@ class SeededModel:
 
 def encode(model: Any, features: NDArray[np.float32]) -> NDArray[Any]:
     """Encode log mel energies float32 [batch, mels, 2 frames] to [batch, frames, width]."""
-    view = model.encode(ctranslate2.StorageView.from_array(features), to_cpu=True)
+    return to_array(model.encode(ctranslate2.StorageView.from_array(features), to_cpu=True))
+
+
+def to_array(view: Any) -> NDArray[Any]:
+    """Convert CTranslate2's storage, on any device, to an array."""
+    if view.device != "cpu":
+        view = view.to_device(ctranslate2.Device.cpu)
     if view.dtype == ctranslate2.DataType.bfloat16:  # numpy has no such type
         view = view.to(ctranslate2.DataType.float32)
     return np.array(view)

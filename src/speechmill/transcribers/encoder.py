@@ -77,9 +77,14 @@ class SpeechEncoder:
         self._allowed = allowed
 
     @property
+    def is_multilingual(self) -> bool:
+        """Whether the model tells languages apart."""
+        return bool(self._whisper.model.is_multilingual)
+
+    @property
     def detects(self) -> bool:
         """Whether there is a language to detect."""
-        return self.language is None and bool(self._whisper.model.is_multilingual)
+        return self.language is None and self.is_multilingual
 
     def encode_with_silence(
         self, batch: Sequence[Speech], windows_s: Sequence[float]
@@ -137,7 +142,7 @@ class SpeechEncoder:
 
         ``output`` is the encoder's for these windows; None if it has not been computed.
         """
-        if self.language or not self._whisper.model.is_multilingual:
+        if self.language or not self.is_multilingual:
             return [SpokenLanguage(self.language or "en", None)] * len(batch)
         spoken = [SpokenLanguage(one.language or "", one.language_probability) for one in batch]
         unknown = [i for i, one in enumerate(batch) if not one.language]
@@ -156,10 +161,13 @@ class SpeechEncoder:
 
     def probabilities(self, speech: Speech, window_s: float) -> dict[str, float]:
         """Compute each language's probability in one stretch, by code."""
-        output = ctranslate.to_storage(
-            self.encode_with_silence([speech], [window_s]), self.placement
-        )
-        return self._among_allowed(self._whisper.model.detect_language(output)[0])
+        return self.shares(self.encode_with_silence([speech], [window_s]))[0]
+
+    def shares(self, encoded: Sequence[NDArray[Any]] | NDArray[Any]) -> list[dict[str, float]]:
+        """Compute each language's probability in what the encoder made of stretches of speech,
+        [num_frames, width] each, all of one length."""
+        output = ctranslate.to_storage(np.asarray(encoded), self.placement)
+        return [self._among_allowed(found) for found in self._whisper.model.detect_language(output)]
 
     def _among_allowed(self, found: Sequence[tuple[str, float]]) -> dict[str, float]:
         """Key probabilities by code; if only some languages are allowed, normalise over these."""

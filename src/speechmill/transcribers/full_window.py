@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from speechmill.records import Speech, Transcript
-from speechmill.transcribers import results
+from speechmill.transcribers import ctranslate, results
 from speechmill.transcribers.base import TranscriberOptions
 from speechmill.transcribers.encoder import SAMPLE_RATE, SpeechEncoder
+from speechmill.transcribers.language_check import LanguageCheck
 from speechmill.transcribers.whisper_tokens import WhisperTokens
 from speechmill.transcribers.windows import FULL_WINDOW_S
 
@@ -42,9 +43,13 @@ class FullWindow:
         self._encoder = encoder
         self._tokens = whisper_tokens
         self._options = options
+        self._check = LanguageCheck(encoder)
 
-    def transcribe(self, speech: Speech) -> Transcript:
-        """Transcribe a stretch of speech of at most 30 s."""
+    def transcribe(self, speech: Speech, *, check_language: bool = True) -> Transcript:
+        """Transcribe a stretch of speech of at most 30 s.
+
+        ``check_language`` asks for the language that is heard, besides that which is transcribed.
+        """
         (spoken,) = self._encoder.languages_of([speech], [FULL_WINDOW_S], None)
         options = self._options
         samples = np.asarray(speech.samples, np.float32)
@@ -64,10 +69,14 @@ class FullWindow:
             )
             heard = [results.decoded_segment(vars(segment)) for segment in found]
         finally:
-            no_speech_probs = self._whisper.model.finish()
+            generated = self._whisper.model.finish()
         if not "".join(segment.text for segment in heard).strip():
+            no_speech_probs = generated.no_speech_probs
             no_speech_prob = results.mean(no_speech_probs) if no_speech_probs else 1.0
             return results.no_words(self._encoder.language, no_speech_prob, FULL_WINDOW_S)
+        if check_language:
+            (encoded,) = ctranslate.to_array(generated.encoded)
+            (spoken,) = self._check.check([speech], [spoken], [encoded])
         duration_s = len(samples) / SAMPLE_RATE
         return results.transcript(
             heard, duration_s, spoken, window_s=FULL_WINDOW_S, words=options.words

@@ -16,7 +16,9 @@ __all__ = [
     "among",
     "best",
     "chosen_languages",
+    "is_other",
     "language_code",
+    "share_of",
 ]
 
 _TABLE = (
@@ -50,13 +52,27 @@ _ALSO = {  # other codes and names that users write
     "farsi": "fa",
 }
 
+_KIN: Final = ("no nn", "bs hr sr", "id ms", "hi ur", "zh yue", "cs sk", "gl pt", "nl af")
+"""Languages, by code, that sound so much alike that none is taken for another than was told."""
+
+OTHER_PROBABILITY: Final = 0.7
+"""Speech is in another language than was told if that one is at least so likely, …"""
+OTHER_SHARE: Final = 0.1
+"""… and the one that was told less than this."""
+
 
 @dataclass(frozen=True, slots=True)
 class SpokenLanguage:
-    """A language's code, and its probability; None where it was given or there is no choice."""
+    """A language's code, and its probability; None where it was given or there is no choice.
+
+    ``heard`` is the one that was heard, None where nobody listened for it, and ``flags`` say what
+    is suspicious about it.
+    """
 
     language: str
     probability: float | None
+    heard: str | None = None
+    flags: tuple[str, ...] = ()
 
 
 def language_code(language: str, spoken: Collection[str], model: str) -> str:
@@ -128,3 +144,15 @@ def best(probabilities: Mapping[str, float]) -> tuple[str, float]:
     """Choose the most probable language; returns its code and probability."""
     code = max(probabilities, key=lambda code: probabilities[code])
     return code, probabilities[code]
+
+
+def share_of(language: str, probabilities: Mapping[str, float]) -> float:
+    """Sum the probabilities of a language and of those that sound like it."""
+    kin = next((group.split() for group in _KIN if language in group.split()), [language])
+    return sum(probabilities.get(code, 0.0) for code in kin)
+
+
+def is_other(language: str, probabilities: Mapping[str, float]) -> bool:
+    """Whether speech of these probabilities is surely in another language."""
+    _, highest = best(probabilities)
+    return highest >= OTHER_PROBABILITY and share_of(language, probabilities) < OTHER_SHARE

@@ -37,7 +37,7 @@ from speechmill.transcribers.torch_whisper import DECODING, DecodedSpeech, Torch
 __all__ = ["OpenAIWhisperTranscriber", "openai_names"]
 
 NAME: Final = "openai-whisper"
-VERSION: Final = 1
+VERSION: Final = 2
 """Raised by hand whenever this module gives other text or figures: it is part of the recipe."""
 
 DOWNLOAD_TIMEOUT_S: Final = 5.0
@@ -124,9 +124,13 @@ class OpenAIWhisperTranscriber(TorchWhisper):
             samples, self._whisper.dims.n_mels, padding=whisper.audio.N_SAMPLES
         )
         window = whisper.pad_or_trim(mel, whisper.audio.N_FRAMES)
-        _, probabilities = whisper.detect_language(
-            self._whisper, window.to(self._whisper.device, self._engine.dtype)
-        )
+        return self._languages(window.to(self._whisper.device, self._engine.dtype))
+
+    def _languages(self, window: Any) -> dict[str, float]:
+        """Compute each language's probability in a window, of log mel energies or encoded."""
+        import whisper
+
+        _, probabilities = whisper.detect_language(self._whisper, window)
         return {code: float(p) for code, p in probabilities.items() if code in LANGUAGES}
 
     def _decode_speech(self, samples: NDArray[np.float32], language: str) -> DecodedSpeech:
@@ -150,7 +154,10 @@ class OpenAIWhisperTranscriber(TorchWhisper):
             **DECODING,
         )
         pieces = tuple(decoded_segment(segment) for segment in found["segments"])
-        return DecodedSpeech(pieces, tuple(listener.no_speech_probs) or (1.0,))
+        languages: dict[str, float] = {}
+        if self._multilingual and listener.encoded is not None:
+            languages = self._languages(listener.encoded)
+        return DecodedSpeech(pieces, tuple(listener.no_speech_probs) or (1.0,), languages)
 
     @cached_property
     def _numerals(self) -> list[int]:
@@ -167,16 +174,20 @@ class OpenAIWhisperTranscriber(TorchWhisper):
 
 class _NoSpeechRecorder:
     """The model, as ``whisper.transcribe`` uses it, with a record of each window's no-speech
-    probability, which is otherwise lost where a window gave no text."""
+    probability, which is otherwise lost where a window gave no text, and of what the encoder made
+    of the first."""
 
     def __init__(self, model: Any) -> None:
         self._model = model
         self._window: Any = None
         self.no_speech_probs: list[float] = []
+        self.encoded: Any = None
 
     def decode(self, mel: Any, options: Any) -> Any:
         """``whisper.decode``: the same window comes again at each temperature."""
         result = self._model.decode(mel, options)
+        if self.encoded is None:
+            self.encoded = result.audio_features
         if mel is not self._window:
             self._window = mel
             self.no_speech_probs.append(0.0)

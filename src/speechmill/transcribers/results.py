@@ -82,11 +82,13 @@ def decoded_word(found: Mapping[str, Any]) -> Word:
     )
 
 
-def flags(language_probability: float | None, **seen: bool) -> tuple[str, ...]:
-    """Collect the names of the flags that hold, and ``uncertain_language`` where it does."""
-    uncertain = language_probability is not None and language_probability < UNCERTAIN_LANGUAGE
+def flags(spoken: SpokenLanguage | None, **seen: bool) -> tuple[str, ...]:
+    """Collect the names of the flags that hold, and those of the language, where there is one."""
+    probability = None if spoken is None else spoken.probability
+    uncertain = probability is not None and probability < UNCERTAIN_LANGUAGE
     signs = {**seen, "uncertain_language": uncertain}
-    return tuple(flag for flag, found in signs.items() if found)
+    found = {flag for flag, holds in signs.items() if holds}
+    return tuple(sorted(found.union(() if spoken is None else spoken.flags)))
 
 
 def no_words(language: str | None, no_speech_prob: float, window_s: float | None) -> Transcript:
@@ -138,6 +140,7 @@ def transcript(
         text,
         language=spoken.language,
         language_probability=spoken.probability,
+        language_heard=spoken.heard,
         avg_logprob=avg_logprob,
         no_speech_prob=mean([one.no_speech_prob for one in heard], num_tokens),
         compression_ratio=ratio,
@@ -146,7 +149,7 @@ def transcript(
         temperature=temperature,
         window_s=window_s,
         flags=flags(
-            spoken.probability,
+            spoken,
             temperature_fallback=temperature > 0,
             repetitive=ratio > MAX_COMPRESSION_RATIO,
             low_confidence=avg_logprob < MIN_LOGPROB,

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from types import MappingProxyType
 from typing import Any, Final
@@ -19,7 +19,13 @@ from speechmill.models.weights import Model
 from speechmill.records import Speech, Transcript
 from speechmill.transcribers import results
 from speechmill.transcribers.base import TranscriberOptions
-from speechmill.transcribers.languages import SpokenLanguage, among, best, chosen_languages
+from speechmill.transcribers.languages import (
+    SpokenLanguage,
+    among,
+    best,
+    chosen_languages,
+    is_other,
+)
 from speechmill.transcribers.results import DecodedSegment
 
 __all__ = [
@@ -51,10 +57,12 @@ SPOKEN_SIGNS: Final = "%$£€"
 @dataclass(frozen=True, slots=True)
 class DecodedSpeech:
     """The segments decoded from a stretch, in order, and each window's no-speech probability, also
-    of windows without text."""
+    of windows without text. ``languages`` are the probabilities of those in its first window, by
+    code; none of a model that knows but one."""
 
     pieces: tuple[DecodedSegment, ...]
     no_speech_probs: tuple[float, ...]
+    languages: Mapping[str, float] = field(default_factory=dict)
 
 
 class TorchWhisper(ABC):
@@ -175,6 +183,8 @@ class TorchWhisper(ABC):
         with self._engine.running(self._weights.name, samples):
             spoken = self._language_of(speech, samples)
             decoded = self._decode_speech(samples, spoken.language)
+        if self._multilingual and decoded.languages:
+            spoken = self._checked(spoken, decoded.languages)
         window_s = WINDOW_S * len(decoded.no_speech_probs)
         if not "".join(piece.text for piece in decoded.pieces).strip():
             return results.no_words(self._language, results.mean(decoded.no_speech_probs), window_s)
@@ -202,6 +212,15 @@ class TorchWhisper(ABC):
         if speech.language:
             return SpokenLanguage(speech.language, speech.language_probability)
         return SpokenLanguage(*best(among(self._allowed, self._probabilities(samples))))
+
+    def _checked(
+        self, spoken: SpokenLanguage, probabilities: Mapping[str, float]
+    ) -> SpokenLanguage:
+        """Say what language is heard besides the one that was transcribed."""
+        if not is_other(spoken.language, probabilities):
+            return replace(spoken, heard=spoken.language)
+        flag = "uncertain_language" if self._language is None else "other_language"
+        return replace(spoken, heard=best(probabilities)[0], flags=(flag,))
 
     @staticmethod
     def _is_numeral(text: str) -> bool:

@@ -27,7 +27,7 @@ from speechmill.transcribers.torch_whisper import refuse_batches, torch_provenan
 
 __all__ = ["Emission", "TransformersCTC", "emissions", "token_texts", "words_of"]
 
-VERSION: Final = 1
+VERSION: Final = 2
 """Raised by hand whenever this module gives other text or figures: it is part of the recipe."""
 
 MIN_SPEECH_S: Final = 0.1

@@ -33,7 +33,7 @@ from speechmill.transcribers.transformers_search import (
 
 __all__ = ["TransformersWhisper"]
 
-VERSION: Final = 1
+VERSION: Final = 2
 """Raised by hand whenever this module gives other text or figures: it is part of the recipe."""
 
 SAMPLE_RATE: Final = 16_000
@@ -95,8 +95,12 @@ class TransformersWhisper(TorchWhisper):
         self._search = TokenSearch(self._model, self._tokens, self._generation, self._numerals())
 
     def _probabilities(self, samples: NDArray[np.float32]) -> dict[str, float]:
+        return self._languages(self._encode(samples))
+
+    def _languages(self, encoded: Any) -> dict[str, float]:
+        """Compute each language's probability in an encoded window, by code."""
         logits = self._model(
-            encoder_outputs=self._encode(samples),
+            encoder_outputs=encoded,
             decoder_input_ids=self._ids([self._tokens.start]),
         ).logits[0, 0]
         codes = list(self._tokens.languages)
@@ -106,11 +110,14 @@ class TransformersWhisper(TorchWhisper):
     def _decode_speech(self, samples: NDArray[np.float32], language: str) -> DecodedSpeech:
         pieces: list[DecodedSegment] = []
         no_speech_probs: list[float] = []
+        languages: dict[str, float] = {}
         prompt = self._prompt_tokens(language)
         start_s, end_s = 0.0, len(samples) / SAMPLE_RATE
         while end_s - start_s >= MIN_WINDOW_S:
             window = samples[round(start_s * SAMPLE_RATE) :]
             encoded = self._encode(window)
+            if self._multilingual and not languages:
+                languages = self._languages(encoded)
             no_speech_probs.append(self._no_speech_prob(encoded, prompt))
             decoded = self._decode(encoded, prompt, no_speech_probs[-1])
             if self._is_silent(decoded, no_speech_probs[-1]):
@@ -124,7 +131,7 @@ class TransformersWhisper(TorchWhisper):
             if not goes_on_s:
                 break
             start_s += goes_on_s
-        return DecodedSpeech(tuple(pieces), tuple(no_speech_probs) or (1.0,))
+        return DecodedSpeech(tuple(pieces), tuple(no_speech_probs) or (1.0,), languages)
 
     def _encode(self, samples: NDArray[np.float32]) -> Any:
         """Encode a window of 30 s that begins with ``samples``."""

@@ -31,7 +31,7 @@ from speechmill.transcribers.windows import FULL_WINDOW_S, WindowOptions
 
 __all__ = ["WhisperTranscriber"]
 
-VERSION: Final = 8
+VERSION: Final = 9
 """Raised by hand whenever this code gives other text or figures: it is part of the recipe."""
 
 

@@ -123,6 +123,9 @@ class WindowOptions:
     """… and where that is more, it is cut at a pause, and each part transcribed by itself. Between
     two tokens lay at most 1.2 s of voice where nothing was missing (150 clips and pieces of long
     recordings, 5 languages), and 1.6 to 18 s where something was."""
+    least_part_s: float = 1.0
+    """Where a stretch is cut in two because its text repeats itself, or is too short for the voice
+    there is, this much voice is in each part, at least."""
     max_chars_per_s: float = 30.0
     """Characters per second of voice, at most, …"""
     min_chars_per_s: float = 2.0
@@ -188,15 +191,29 @@ class WindowOptions:
         is_crumb = heard.duration_s < self.crumb_s
         if not heard.text:
             return not is_crumb
-        num_chars = len(heard.text)
         return (
             heard.num_tokens >= heard.max_tokens
             or (heard.avg_logprob < self.min_logprob and not is_crumb)
             or letter_compression_ratio(heard.text) > self.max_compression_ratio
-            or repetition(heard.text) >= self.max_repetition
-            or is_said_again(heard.text)
-            or num_chars > self.max_chars_per_s * max(heard.voice_s, 1.0)
+            or self._repeats(heard)
+            or self._is_too_fast(heard)
         )
+
+    def only_repeats(self, heard: DecodedWindow) -> bool:
+        """Whether nothing is suspicious about a text but that it says something again, which the
+        speech may do as well."""
+        return (
+            self._repeats(heard)
+            and heard.num_tokens < heard.max_tokens
+            and heard.avg_logprob >= self.min_logprob
+            and not self._is_too_fast(heard)
+        )
+
+    def _repeats(self, heard: DecodedWindow) -> bool:
+        return repetition(heard.text) >= self.max_repetition or is_said_again(heard.text)
+
+    def _is_too_fast(self, heard: DecodedWindow) -> bool:
+        return len(heard.text) > self.max_chars_per_s * max(heard.voice_s, 1.0)
 
     def says_too_little(self, text: str, voiced_s: float) -> bool:
         """Whether a text must lack most of what was said in ``voiced_s`` seconds of voice."""
