@@ -60,6 +60,7 @@ TYPES: dict[str, Any] = {
     "channel": "i4",
     "language": "s",
     "language_probability": "f4",
+    "language_heard": "s",
     "avg_logprob": "f4",
     "no_speech_prob": "f4",
     "compression_ratio": "f4",

@@ -31,6 +31,7 @@ __all__ = [
     "move_recipe",
     "read_recipe",
     "read_state",
+    "recipe_moved",
     "sink_state",
 ]
 
@@ -178,13 +179,18 @@ def move_recipe(store: Store, old: str, recipe: Recipe) -> None:
         if state["recipe"] == recipe.id:
             return None
         if state["recipe"] != old:
-            raise RecipeChangedError(
-                f"what makes the rows of {store.url} was changed by another command meanwhile: "
-                "run this one again"
-            )
+            raise recipe_moved(store)
         return json.dumps({**state, "recipe": recipe.id}, indent=2, ensure_ascii=False).encode()
 
     update(store, SOURCE_KEY, change)
+
+
+def recipe_moved(store: Store) -> RecipeChangedError:
+    """Say that another command has changed what makes the rows, while this one was at work."""
+    return RecipeChangedError(
+        f"what makes the rows of {store.url} was changed by another command meanwhile: "
+        "run this one again"
+    )
 
 
 def _keep_recipe(store: Store, recipe: Recipe) -> None:

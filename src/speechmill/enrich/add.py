@@ -23,7 +23,7 @@ from speechmill.dataset.measured import check_measures
 from speechmill.dataset.reader import list_parts, stored_schema
 from speechmill.dataset.run_log import RunLog, new_run_id
 from speechmill.dataset.schema import to_parquet
-from speechmill.dataset.state import current_recipe, read_recipe, sink_state
+from speechmill.dataset.state import current_recipe, read_recipe, recipe_moved, sink_state
 from speechmill.dataset.swap import update
 from speechmill.enrich.additions import open_measure_additions, open_token_addition, refuse_another
 from speechmill.enrich.audio import decoded_by
@@ -295,6 +295,8 @@ class _Run:
             if self.is_whole:
                 self.in_hand.forget()
             if not self._staged():
+                if current_recipe(self.sink) not in (self.recipe.id, self.report.recipe):
+                    raise recipe_moved(self.sink)  # a rebuild has taken the rows from under us
                 break
             for addition in self.additions:
                 addition.before_merging(self.sink)
