@@ -160,7 +160,7 @@ def hearing(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Transcribe what was joined with each system, and print what each lost and doubled."""
-    parser = command("repeated", __doc__, "../shared/data/speech --count 8")
+    parser = command("repeated", __doc__, "--count 8 --half 1 ~/vctk")
     parser.add_argument(
         "corpus", nargs="*", type=Path, help="folders; see benchmarks.transcription"
     )

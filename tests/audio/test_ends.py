@@ -330,7 +330,7 @@ def test_a_late_start_hides_no_lost_end() -> None:
 def test_sound_that_starts_behind_the_pictures_of_a_webm_keeps_its_times(late_s: float) -> None:
     data = mp4_with_video(2.0, container="matroska", late_s=late_s)
     decoded = decode(data)
-    assert decoded.flags == (("late_start",) if late_s == 1.0 else ())
+    assert set(decoded.flags) - {"several_tracks"} == ({"late_start"} if late_s == 1.0 else set())
     first = int(np.flatnonzero(np.abs(decoded.waveform.samples) > 0.01)[0])
     expected = late_s if late_s == 1.0 else 0.0
     assert first / decoded.sample_rate == pytest.approx(expected, abs=0.1)

@@ -3,6 +3,7 @@ build."""
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable
 
 import pytest
@@ -30,12 +31,13 @@ def _profile(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def source(bucket: Bucket) -> Place:
-    return bucket.fill("faults", FILES)
+    # A name of its own each time: the store dates what is put again anew.
+    return bucket.fill(f"faults-{secrets.token_hex(4)}", FILES)
 
 
 @pytest.fixture(scope="module")
 def undisturbed(bucket: Bucket, source: Place) -> Place:
-    sink = bucket.place("s3://dst/faults/undisturbed")
+    sink = bucket.place(source.url.replace("s3://src/", "s3://dst/") + "/undisturbed")
     assert Build(source.url, sink.url, env=bucket.env).finish().code == 0
     return sink
 
