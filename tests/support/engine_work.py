@@ -105,14 +105,14 @@ def die_of_one(task: Task, *, stop: Callable[[], bool] = never) -> ShardReport:
 
 
 @contextmanager
-def deadly(file_name: str) -> Iterator[None]:
+def deadly(file_name: str, by: signal.Signals = signal.SIGSEGV) -> Iterator[None]:
     """A row of this recording ends the process that measures it, as a fault in native code
     would."""
     measure_rows = vars(measures)["measure_rows"]
 
     def rough(measure: Measure, rows: Sequence[ReadyRow], *more: Any) -> list[Values]:
         if any(row.owner.recording.file_name == file_name for row in rows):
-            os.kill(os.getpid(), signal.SIGSEGV)
+            os.kill(os.getpid(), by)
         made: list[Values] = measure_rows(measure, rows, *more)
         return made
 
@@ -123,7 +123,7 @@ def deadly(file_name: str) -> Iterator[None]:
 def die_of_a_row(task: Task, *, stop: Callable[[], bool] = never) -> ShardReport:
     """Do a task of an enrichment; be ended by a row of ``DEADLY``."""
     _note(task, "begun")
-    with deadly(DEADLY):
+    with deadly(DEADLY, signal.SIGKILL):  # Ray's workers catch the other one, and go on
         report = run_task(task)
     _note(task, "ended")
     return report
