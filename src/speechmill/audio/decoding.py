@@ -59,9 +59,8 @@ class Decoded:
 
     ``waveform`` is mono, at the source's rate. ``sample_rate`` (Hz) and ``channels`` are the
     source's, at its start. ``flags`` are sorted and name what is suspicious; docs/audio.md lists
-    them. The samples of a long recording are
-    read-only. ``overlaps`` are where two channels that were mixed hold voices of their own at the
-    same time: (start_s, end_s), in order.
+    them. The samples of a long recording are read-only. ``overlaps`` are where two channels that
+    were mixed hold voices of their own at the same time: (start_s, end_s), in order.
     """
 
     waveform: Waveform

@@ -51,7 +51,7 @@ MAX_NO_SPEECH_PROB: Final = 0.6
 """Whisper's own threshold, above which it takes a window for silence. It keeps words there if it is
 sure of them; chimes and jingles show that it may be sure of "you"."""
 
-_LAST_LETTER: Final = "\u0590"
+_VOWELS_BELOW: Final = "\u0590"
 """The scripts before it, Latin, Greek, Cyrillic and Armenian, write vowels as letters."""
 
 _SYLLABIC: Final = re.compile(
@@ -149,7 +149,7 @@ def is_slow(text: str, voiced_s: float | None) -> bool:
 def _spoken_length(character: str) -> int:
     if character.isdecimal() or _SYLLABIC.match(character):
         return 4
-    return 1 if character < _LAST_LETTER or not character.isalpha() else 2
+    return 1 if character < _VOWELS_BELOW or not character.isalpha() else 2
 
 
 def doubts(
